@@ -1,0 +1,34 @@
+"""Invertible maps with tractable log-determinants, one file for each family."""
+
+from arflows.core.bijections.base import Bijection, Chain, Inverse
+from arflows.core.bijections.coupling import Coupling
+from arflows.core.bijections.elementwise import Affine, Elementwise, Pointwise, TanhAffine
+from arflows.core.bijections.linear import InvertibleConv1x1, Permutation, Squeeze
+from arflows.core.bijections.logit import Logit
+from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, Mask
+from arflows.core.bijections.multiscale import Multiscale
+from arflows.core.bijections.normalization import ActNorm, BatchNorm, initialize
+from arflows.core.bijections.spline import RationalQuadraticSpline
+
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "BatchNorm",
+    "Bijection",
+    "Chain",
+    "ChannelMask",
+    "CheckerboardMask",
+    "Coupling",
+    "Elementwise",
+    "Inverse",
+    "InvertibleConv1x1",
+    "Logit",
+    "Mask",
+    "Multiscale",
+    "Permutation",
+    "Pointwise",
+    "RationalQuadraticSpline",
+    "Squeeze",
+    "TanhAffine",
+    "initialize",
+]

@@ -1,0 +1,117 @@
+"""Maps of single numbers whose parameters come from elsewhere.
+
+An `Elementwise` map knows no networks: it takes the parameters of every element as a tensor with one more axis, which a
+conditioner produces (`Coupling`) or which are learned freely (`Pointwise`). All-zero parameters make each of them the
+identity, so a conditioner whose last layer starts at zero makes a new flow the identity.
+"""
+
+from abc import ABC, abstractmethod
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from arflows.core.bijections.base import Bijection, sum_event
+
+
+class Elementwise(nn.Module, ABC):
+    """A monotone map of each element, with ``parameter_count`` parameters for an element.
+
+    Both directions take ``values`` (batch, *event) and ``parameters`` (batch, *event, parameter_count) and return the
+    mapped values and the log-derivative of the direction called, element by element: (batch, *event).
+    """
+
+    parameter_count: int
+
+    @abstractmethod
+    def forward(
+        self, values: Float[Tensor, "batch *event"], parameters: Float[Tensor, "batch *event parameters"]
+    ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch *event"]]:
+        """Data → latent."""
+
+    @abstractmethod
+    def inverse(
+        self, values: Float[Tensor, "batch *event"], parameters: Float[Tensor, "batch *event parameters"]
+    ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch *event"]]:
+        """Latent → data."""
+
+
+class Affine(Elementwise):
+    """z = x · exp(s) + t with the log-scale held within (−bound, bound) by s = bound · tanh(raw / bound).
+
+    The bound keeps a badly extrapolating conditioner from sending samples to infinity; near zero s equals its raw
+    parameter. Parameters: (t, raw).
+    """
+
+    parameter_count = 2
+
+    def __init__(self, bound: float = 5.0) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def log_scale(self, raw: Tensor) -> Tensor:
+        """The bounded log-scale s of an unbounded parameter."""
+        return self.bound * torch.tanh(raw / self.bound)
+
+    def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        shift, raw = parameters.unbind(-1)
+        log_scale = self.log_scale(raw)
+        return torch.addcmul(shift, values, log_scale.exp()), log_scale
+
+    def inverse(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        shift, raw = parameters.unbind(-1)
+        log_scale = self.log_scale(raw).neg()
+        return (values - shift) * log_scale.exp(), log_scale
+
+
+class TanhAffine(Affine):
+    """RealNVP's affine map: s = factor · tanh(raw) with one learned factor for the whole layer.
+
+    Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", 2017 (arXiv:1605.08803), section 4.1: tanh with
+    a learned scale. Parameters: (t, raw).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def log_scale(self, raw: Tensor) -> Tensor:
+        """The log-scale s, at most |factor|."""
+        return self.factor * torch.tanh(raw)
+
+
+class Pointwise(Bijection):
+    """An elementwise map whose parameters are learned freely, one set for each element of the event.
+
+    Args:
+        elementwise: the map.
+        event_shape: shape of an example, without the batch dimension.
+    """
+
+    def __init__(self, elementwise: Elementwise, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.elementwise = elementwise
+        self.event_shape = tuple(event_shape)
+        self.parameters_of_elements = nn.Parameter(torch.zeros(*event_shape, elementwise.parameter_count))
+
+    def _parameters_for(self, values: Tensor) -> Tensor:
+        if values.shape[1:] != self.event_shape:
+            raise ValueError(f"expected examples of shape {self.event_shape}, got {tuple(values.shape[1:])}")
+        return self.parameters_of_elements.expand(values.shape[0], *self.parameters_of_elements.shape)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        z, log_det = self.elementwise(x, self._parameters_for(x))
+        return z, sum_event(log_det)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        x, log_det = self.elementwise.inverse(z, self._parameters_for(z))
+        return x, sum_event(log_det)
+
+    def extra_repr(self) -> str:
+        """Shown when the module is printed."""
+        return f"event_shape={self.event_shape}, elements={prod(self.event_shape)}"

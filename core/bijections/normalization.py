@@ -1,0 +1,138 @@
+"""Normalisation layers as bijections, and initialisation from data."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from arflows.core.bijections.base import Bijection, no_volume
+
+
+class ActNorm(Bijection):
+    """A learned scale and shift for each channel that starts by normalising a batch of data.
+
+    Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 3.1: z = x · exp(s) + b. It is the identity until
+    `initialize` sets it so that every channel of the given batch has zero mean and unit variance.
+
+    Args:
+        channels: size of the first event dimension.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    @torch.no_grad()
+    def initialize_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
+        """Sets scale and shift to normalise ``x``; a channel without spread keeps its scale."""
+        mean, variance = channel_statistics(x)
+        scale = torch.where(variance > 0, variance.clamp_min(torch.finfo(x.dtype).tiny).rsqrt(), 1.0)
+        self.log_scale.copy_(scale.log())
+        self.shift.copy_(-mean * scale)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        scale = along_channels(self.log_scale.exp(), x)
+        z = torch.addcmul(along_channels(self.shift, x), x, scale)
+        return z, no_volume(x) + sites(x) * self.log_scale.sum()
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        scale = along_channels((-self.log_scale).exp(), z)
+        return (z - along_channels(self.shift, z)) * scale, no_volume(z) - sites(z) * self.log_scale.sum()
+
+
+class BatchNorm(Bijection):
+    """RealNVP's batch normalisation: z = (x − μ̃) / sqrt(σ̃² + ε) with running averages, also while training.
+
+    Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section 3.7 and appendix E. In training mode the forward
+    pass first moves the averages towards the batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂, and normalises with the result; gradients
+    flow through the batch's statistics alone. What training sees is therefore what evaluation sees, which keeps the
+    likelihood of held-out data from falling apart. The inverse, and evaluation mode, use the averages as they stand.
+
+    During the first 1 / (1 − ρ) batches the averages are plain means of all batches so far.
+
+    Args:
+        channels: size of the first event dimension.
+        momentum: weight ρ of the past.
+        epsilon: ε, added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.9, epsilon: float = 1e-4) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        mean, variance = self._updated_averages(x) if self.training else (self.mean, self.variance)
+        log_scale = -0.5 * (variance + self.epsilon).log()
+        z = (x - along_channels(mean, x)) * along_channels(log_scale.exp(), x)
+        return z, no_volume(x) + sites(x) * log_scale.sum()
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent → data, with the averages as they stand."""
+        log_scale = 0.5 * (self.variance + self.epsilon).log()
+        x = z * along_channels(log_scale.exp(), z) + along_channels(self.mean, z)
+        return x, no_volume(z) + sites(z) * log_scale.sum()
+
+    def _updated_averages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        batch_mean, batch_variance = channel_statistics(x)
+        self.batches.add_(1)
+        weight = (1 / self.batches).clamp_min(1 - self.momentum).to(x.dtype)
+        mean = torch.lerp(self.mean, batch_mean, weight)
+        variance = torch.lerp(self.variance, batch_variance, weight)
+        self.mean.copy_(mean.detach())
+        self.variance.copy_(variance.detach())
+        return mean, variance
+
+
+def initialize(module: nn.Module, run: Callable[[], object]) -> None:
+    """Initialises every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
+
+    A layer that starts from data has a method ``initialize_from(x)``; it is called with the layer's first input, just
+    before the layer itself runs, so each layer sees data that those before it have already normalised.
+
+    Args:
+        module: a flow or bijection; nothing happens where no layer of it starts from data.
+        run: passes data through the module in the direction data → latent, such as ``lambda: flow.log_prob(x)``.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, ActNorm)]
+    if not layers:
+        return
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs: layer.initialize_from(inputs[0])) for layer in layers
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def channel_statistics(
+    x: Float[Tensor, "batch channels *space"],
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Mean and (biased) variance of each channel over the batch and all positions."""
+    variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+    return mean, variance
+
+
+def along_channels(values: Float[Tensor, " channels"], x: Tensor) -> Tensor:
+    """Shapes one value a channel so that it broadcasts over ``x`` (batch, channels, *space)."""
+    return values.view(1, -1, *[1] * (x.ndim - 2))
+
+
+def sites(x: Tensor) -> int:
+    """Number of positions that share a channel's parameters."""
+    return x[0, 0].numel() if x.ndim > 2 else 1

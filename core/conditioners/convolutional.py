@@ -1,0 +1,196 @@
+"""Convolutional networks that produce the parameters of a coupling on images.
+
+All of them take (batch, in_channels, height, width), optionally a context (batch, context_features), and return
+(batch, out_channels, height, width). The last layer starts at zero, so a coupling starts as the identity. They work in
+the channels-last memory format, in which convolutions run fastest on CPUs and on tensor cores.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+
+class ImageConditioner(nn.Module):
+    """What the networks of this file share: the memory format and the injection of context.
+
+    Args:
+        width: channels of the hidden layers.
+        context_features: size of the context; 0 for none.
+        injections: number of places at which the context is added to hidden features.
+    """
+
+    def __init__(self, width: int, context_features: int, injections: int) -> None:
+        super().__init__()
+        self.context_features = context_features
+        self.context_shifts = nn.ModuleList(
+            nn.Linear(context_features, width) for _ in range(injections if context_features else 0)
+        )
+
+    def with_context(self, hidden: Tensor, context: Tensor | None, place: int) -> Tensor:
+        """Adds a linear function of the context to every pixel."""
+        if not self.context_features:
+            return hidden
+        if context is None or context.shape[-1] != self.context_features:
+            got = "none" if context is None else f"one with {context.shape[-1]}"
+            raise ValueError(f"the conditioner needs a context with {self.context_features} features, got {got}")
+        return hidden + self.context_shifts[place](context)[:, :, None, None]
+
+    @staticmethod
+    def channels_last(x: Tensor) -> Tensor:
+        """The same values, laid out with channels next to each other."""
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+class ResidualCNN(ImageConditioner):
+    """RealNVP's residual network with batch normalisation, weight normalisation and skip connections.
+
+    Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section 3.7 and appendix D: the input is batch-normalised
+    and given with both signs, every pre-activation block has two 3×3 convolutions, a 1×1 convolution takes each block's
+    output to the network's end, where the contributions add up.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the parameters returned.
+        width: channels of the hidden layers.
+        blocks: number of residual blocks.
+        context_features: size of the context; 0 for none.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, width: int, blocks: int, context_features: int = 0) -> None:
+        super().__init__(width, context_features, blocks)
+        self.normalize_input = nn.BatchNorm2d(in_channels, eps=1e-4)
+        self.enter = weight_norm(nn.Conv2d(2 * in_channels, width, 3, padding=1))
+        self.blocks = nn.ModuleList(_ResidualBlock(width) for _ in range(blocks))
+        self.skips = nn.ModuleList(weight_norm(nn.Conv2d(width, width, 1)) for _ in range(blocks + 1))
+        self.normalize_output = nn.BatchNorm2d(width, eps=1e-4)
+        self.leave = weight_norm(nn.Conv2d(width, out_channels, 1))
+        _start_at_zero(self.leave)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """Computes the parameters."""
+        hidden = self.normalize_input(self.channels_last(x))
+        hidden = self.enter(torch.cat([hidden, -hidden], 1).relu_())
+        collected = self.skips[0](hidden)
+        for number, block in enumerate(self.blocks):
+            hidden = block(self.with_context(hidden, context, number))
+            collected = collected + self.skips[number + 1](hidden)
+        return self.leave(F.relu(self.normalize_output(collected)))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.normalize_in = nn.BatchNorm2d(width, eps=1e-4)
+        self.conv_in = weight_norm(nn.Conv2d(width, width, 3, padding=1, bias=False))
+        self.normalize_out = nn.BatchNorm2d(width, eps=1e-4)
+        self.conv_out = weight_norm(nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv_in(F.relu(self.normalize_in(x)))
+        return x + self.conv_out(F.relu(self.normalize_out(hidden)))
+
+
+class GatedResidualCNN(ImageConditioner):
+    """Residual network of gated convolutions with layer normalisation: no statistics of the batch.
+
+    After the gated blocks of Ho, Chen, Srinivas, Duan & Abbeel, "Flow++", 2019 (arXiv:1902.00275), appendix B: a 3×3
+    convolution, a 1×1 convolution to twice the width whose halves multiply as a · sigmoid(b), and a layer norm over the
+    channels of each pixel after the residual addition.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the parameters returned.
+        width: channels of the hidden layers.
+        blocks: number of residual blocks.
+        context_features: size of the context; 0 for none.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, width: int, blocks: int, context_features: int = 0) -> None:
+        super().__init__(width, context_features, blocks)
+        self.enter = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(2 * width, width, 3, padding=1) for _ in range(blocks))
+        self.gates = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 1) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.leave = nn.Conv2d(width, out_channels, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """Computes the parameters."""
+        hidden = self.enter(self.channels_last(x))
+        for number, (conv, gate, norm) in enumerate(zip(self.convs, self.gates, self.norms, strict=True)):
+            update = self.with_context(conv(_both_signs_elu(hidden)), context, number)
+            hidden = hidden + F.glu(gate(_both_signs_elu(update)), 1)
+            hidden = norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.leave(hidden)
+
+
+class ShallowCNN(ImageConditioner):
+    """Glow's three convolutions: 3×3, 1×1, 3×3 with ReLUs between.
+
+    Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 4.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the parameters returned.
+        width: channels of the two hidden layers.
+        context_features: size of the context; 0 for none.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, width: int, context_features: int = 0) -> None:
+        super().__init__(width, context_features, 1)
+        self.enter = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.middle = nn.Conv2d(width, width, 1)
+        self.leave = nn.Conv2d(width, out_channels, 3, padding=1)
+        for conv in (self.enter, self.middle):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """Computes the parameters."""
+        hidden = self.with_context(self.enter(self.channels_last(x)), context, 0).relu_()
+        return self.leave(self.middle(hidden).relu_())
+
+
+class ZeroConv(ImageConditioner):
+    """One 3×3 convolution that starts at zero: Glow's conditioner of a split prior."""
+
+    def __init__(self, in_channels: int, out_channels: int, context_features: int = 0) -> None:
+        super().__init__(out_channels, context_features, 1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        for shift in self.context_shifts:
+            nn.init.zeros_(shift.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(shift.bias)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """Computes the parameters."""
+        return self.with_context(self.conv(self.channels_last(x)), context, 0)
+
+
+def _start_at_zero(conv: nn.Module) -> None:
+    """Zeroes a weight-normalised convolution through its magnitudes, so that its directions stay random."""
+    with torch.no_grad():
+        conv.parametrizations.weight.original0.zero_()  # type: ignore[union-attr, index]
+        conv.bias.zero_()  # type: ignore[union-attr, operator]
+
+
+def _both_signs_elu(x: Tensor) -> Tensor:
+    return F.elu(torch.cat([x, -x], 1))

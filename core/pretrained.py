@@ -1,0 +1,158 @@
+"""Models as folders: ``config.json`` and ``model.safetensors``, nothing that can run code."""
+
+import inspect
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from arflows.core.errors import UserError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT_VERSION = 1
+
+
+class Pretrained(nn.Module):
+    """Gives a module `save_pretrained`, `from_pretrained` and `push_to_hub`.
+
+    The config holds the arguments the module was constructed with, which therefore must be plain JSON values, and the
+    name of its class. `from_pretrained` of a class loads folders of this class and of its subclasses, no others.
+    """
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remembers the arguments of the constructor."""
+        instance = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
+        bound.apply_defaults()
+        _, *arguments = bound.arguments.items()
+        instance.__dict__["_arguments"] = dict(arguments)
+        return instance
+
+    def config(self) -> dict[str, Any]:
+        """What `from_pretrained` needs to build the module anew, without its weights."""
+        return {"format_version": FORMAT_VERSION, "class": type(self).__name__, "arguments": self._arguments}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the model into ``folder``, which is made where it does not exist.
+
+        Both files are written under temporary names and then renamed, so that an interrupted save leaves the older
+        model readable.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        _write(folder / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
+        _write(folder / CONFIG_FILE, (json.dumps(self.config(), indent=2) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Reads a model from a folder, or from the Hugging Face Hub by its name there; returned in evaluation mode.
+
+        Args:
+            source: folder written by `save_pretrained`, or ``owner/name`` on the Hub.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            UserError: if there is no such folder, a file of it is missing or damaged, it holds a model of another
+                class, or it was written by a newer version of arflows.
+        """
+        folder = _local_folder(source, revision)
+        config = _read_config(folder / CONFIG_FILE)
+        model_class = cls._named(config["class"], folder)
+        try:
+            model = model_class(**config["arguments"])
+        except TypeError as error:
+            raise UserError(f"{folder / CONFIG_FILE}: arguments do not fit {config['class']}: {error}") from error
+        weights = folder / WEIGHTS_FILE
+        if not weights.is_file():
+            raise UserError(f"{weights} is missing: copy the model folder again, whole")
+        try:
+            state = load_file(weights)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{weights} is damaged or truncated ({error}): copy the model folder again") from error
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            details = " ".join(str(error).split())
+            raise UserError(f"{weights} does not fit {CONFIG_FILE} beside it: {details}") from error
+        return model.eval()
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads the model to the Hugging Face Hub as ``owner/name`` and returns the address of the commit."""
+        api = HfApi(token=token)
+        api.create_repo(name, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+    @classmethod
+    def _named(cls, name: str, folder: Path) -> type[Self]:
+        """This class or a subclass, by its name; nothing else is ever constructed."""
+        known: dict[str, type[Self]] = {}
+        pending = [cls]
+        while pending:
+            candidate = pending.pop()
+            known[candidate.__name__] = candidate
+            pending.extend(candidate.__subclasses__())
+        if name not in known:
+            raise UserError(f"{folder} holds a model of class {name!r}, not {' or '.join(sorted(known))}")
+        return known[name]
+
+
+def _local_folder(source: str | Path, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{folder} is a file: give the model folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    looks_like_hub_name = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    if not looks_like_hub_name or folder.parent.is_dir():
+        raise UserError(f"no model folder {folder}: check the path, or train one first")
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (OSError, HFValidationError) as error:
+        raise UserError(
+            f"no folder {source}, and no model of that name could be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}): check the path, the name or the connection"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {path.parent} is not a model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): copy the model folder again") from error
+    expected = {"format_version": int, "class": str, "arguments": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in expected.items()):
+        raise UserError(f"{path} is no arflows config: it needs {', '.join(expected)}")
+    if config["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
+            "upgrade arflows (pip install --upgrade arflows)"
+        )
+    return config
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
