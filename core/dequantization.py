@@ -1,6 +1,7 @@
 """From integers to densities and back."""
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -17,22 +18,25 @@ class UniformDequantizer(nn.Module):
         levels: number of integer values; 256 for 8-bit pixels.
     """
 
-    likelihood = "bound"
+    likelihood: Literal["exact", "density", "bound"] = "bound"
+    origin: Tensor
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
         self.levels = levels
+        # Carries the dtype in which to dequantise, that of the flow.
+        self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def forward(
         self, x: Integer[Tensor, "batch *event"], generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch *event"], float]:
         """Integers → points of their cells in [0, 1], and the log-volume of an example's cell in nats."""
-        noise = torch.rand(x.shape, generator=generator, device=x.device)
+        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=self.origin.dtype)
         return (x + noise) / self.levels, self._log_cell(x)
 
     def midpoint(self, x: Integer[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """Integers → the middles of their cells in [0, 1], without randomness."""
-        return (x + 0.5) / self.levels
+        return (x.to(self.origin.dtype) + 0.5) / self.levels
 
     def quantize(self, y: Float[Tensor, "batch *event"]) -> Integer[Tensor, "batch *event"]:
         """Points → the integers whose cells they lie in; points outside [0, 1] go to the nearest end."""

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +9,11 @@ from typing import Any, Self
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from arflows.core.errors import UserError
+from arflows.core.files import replacing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -49,10 +49,11 @@ class Pretrained(nn.Module):
         model readable.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        _write(folder / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
-        _write(folder / CONFIG_FILE, (json.dumps(self.config(), indent=2) + "\n").encode())
+        with replacing(folder / WEIGHTS_FILE) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
+        with replacing(folder / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
@@ -143,16 +144,3 @@ def _read_config(path: Path) -> dict[str, Any]:
             "upgrade arflows (pip install --upgrade arflows)"
         )
     return config
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

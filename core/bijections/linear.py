@@ -46,11 +46,13 @@ class Squeeze(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
-        return F.pixel_unshuffle(x, 2), no_volume(x)
+        blocks = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, i, columns, j)
+        return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3), no_volume(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
-        return F.pixel_shuffle(z, 2), no_volume(z)
+        blocks = z.unflatten(1, (-1, 2, 2))  # (batch, channels, i, j, rows, columns)
+        return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3), no_volume(z)
 
     def latent_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Four times the channels at half the resolution.

@@ -1,6 +1,7 @@
 """Normalisation layers as bijections, and initialisation from data."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -135,4 +136,4 @@ def along_channels(values: Float[Tensor, " channels"], x: Tensor) -> Tensor:
 
 def sites(x: Tensor) -> int:
     """Number of positions that share a channel's parameters."""
-    return x[0, 0].numel() if x.ndim > 2 else 1
+    return prod(x.shape[2:])

@@ -1,0 +1,177 @@
+"""Every bijection of the core, ready to be tested: a new one is tested by being added to `CASES`.
+
+A case that covers a class is also one that contains it: couplings cover masks, elementwise maps and conditioners.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from arflows.core.bijections import (
+    ActNorm,
+    Affine,
+    BatchNorm,
+    Bijection,
+    Chain,
+    ChannelMask,
+    CheckerboardMask,
+    Coupling,
+    Inverse,
+    InvertibleConv1x1,
+    Logit,
+    Multiscale,
+    Permutation,
+    Pointwise,
+    RationalQuadraticSpline,
+    Squeeze,
+    TanhAffine,
+)
+from arflows.core.conditioners import GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to build a bijection, and what is promised of it.
+
+    Attributes:
+        build: makes a new, untrained bijection.
+        event_shape: shape of an example it takes.
+        context_features: size of the context it takes; 0 for none.
+        unit: its data lie in [0, 1] rather than on the whole line.
+        identity: it promises to start as the identity.
+    """
+
+    build: Callable[[], Bijection]
+    event_shape: tuple[int, ...]
+    context_features: int = 0
+    unit: bool = False
+    identity: bool = False
+
+    def randomized(self, dtype: torch.dtype, scale: float = 0.3, seed: int = 0) -> Bijection:
+        """The bijection in evaluation mode, with noise on every parameter and running statistic."""
+        torch.manual_seed(seed)
+        bijection = self.build().to(dtype).eval()
+        with torch.no_grad():
+            for parameter in bijection.parameters():
+                parameter.add_(scale * torch.randn_like(parameter))
+            for name, buffer in bijection.named_buffers():
+                if name.endswith("mean"):
+                    buffer.add_(scale * torch.randn_like(buffer))
+                elif name.endswith(("var", "variance")):
+                    buffer.mul_(torch.exp(scale * torch.randn_like(buffer)))
+        return bijection
+
+    def data(self, batch: int, dtype: torch.dtype, seed: int = 1) -> Tensor:
+        """Random examples."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.rand if self.unit else torch.randn
+        return noise(batch, *self.event_shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def extreme_data(self, dtype: torch.dtype) -> Tensor:
+        """Examples at the ends of the domain and far out on the line, both alone and side by side."""
+        ends = [0.0, 1e-12, 0.5, 1 - 1e-7, 1.0] if self.unit else [-1e6, -50.0, -3.0, 0.0, 3.0, 50.0, 1e6]
+        uniform = torch.stack([torch.full(self.event_shape, end, dtype=dtype) for end in ends])
+        generator = torch.Generator().manual_seed(2)
+        mixed = torch.tensor(ends, dtype=dtype)[torch.randint(len(ends), (4, *self.event_shape), generator=generator)]
+        return torch.cat([uniform, mixed])
+
+    def context(self, batch: int, dtype: torch.dtype, seed: int = 3) -> Tensor | None:
+        """A random context, or None."""
+        if not self.context_features:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, self.context_features, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class Dense(nn.Module):
+    """A small network for couplings on vectors; starts at zero as conditioners do."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Linear(inputs, 16), nn.Linear(16, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Two layers."""
+        return self.last(torch.tanh(self.hidden(x)))
+
+
+def vector_coupling(features: int, elementwise: Callable[[], nn.Module], swap: bool = False) -> Coupling:
+    """A coupling on vectors."""
+    mask, elementwise = ChannelMask(features, swap), elementwise()
+    return Coupling(mask, elementwise, Dense(mask.input_channels, elementwise.parameter_count * mask.changed_channels))
+
+
+def image_coupling(mask, elementwise, network, context_features: int = 0) -> Coupling:
+    """A coupling on images."""
+    outputs = elementwise.parameter_count * mask.changed_channels
+    return Coupling(mask, elementwise, network(mask.input_channels, outputs, context_features))
+
+
+def residual(inputs: int, outputs: int, context_features: int) -> ResidualCNN:
+    """A small RealNVP network."""
+    return ResidualCNN(inputs, outputs, width=8, blocks=2, context_features=context_features)
+
+
+def gated(inputs: int, outputs: int, context_features: int) -> GatedResidualCNN:
+    """A small gated network."""
+    return GatedResidualCNN(inputs, outputs, width=8, blocks=2, context_features=context_features)
+
+
+def shallow(inputs: int, outputs: int, context_features: int) -> ShallowCNN:
+    """A small Glow network."""
+    return ShallowCNN(inputs, outputs, width=8, context_features=context_features)
+
+
+def multiscale(context_features: int) -> Multiscale:
+    """Two levels, the first with a split prior that depends on the kept half."""
+    prior = image_coupling(ChannelMask(4), Affine(), ZeroConv, context_features)
+    return Multiscale([Chain(Squeeze(), InvertibleConv1x1(4), prior), Chain(Squeeze(), ActNorm(8))], (1, 4, 4))
+
+
+CASES: dict[str, Case] = {
+    "affine": Case(lambda: Pointwise(Affine(), (3, 2)), (3, 2), identity=True),
+    "tanh_affine": Case(lambda: Pointwise(TanhAffine(), (3, 2)), (3, 2), identity=True),
+    "spline": Case(lambda: Pointwise(RationalQuadraticSpline(), (3, 2)), (3, 2), identity=True),
+    "spline_two_bins": Case(lambda: Pointwise(RationalQuadraticSpline(bins=2, bound=1.0), (2,)), (2,), identity=True),
+    "logit": Case(lambda: Logit(), (2, 3), unit=True),
+    "logit_narrow": Case(lambda: Logit(alpha=1e-4), (2, 3), unit=True),
+    "inverse": Case(lambda: Inverse(Pointwise(Affine(), (4,))), (4,), identity=True),
+    "chain": Case(lambda: Chain(Pointwise(Affine(), (4,)), Permutation(torch.tensor([2, 0, 3, 1]))), (4,)),
+    "empty_chain": Case(lambda: Chain(), (4,), identity=True),
+    "permutation_vector": Case(lambda: Permutation(torch.tensor([2, 0, 3, 1])), (4,)),
+    "permutation_image": Case(lambda: Permutation(torch.tensor([2, 0, 1])), (3, 2, 4)),
+    "squeeze": Case(lambda: Squeeze(), (2, 4, 6)),
+    "invertible_conv": Case(lambda: InvertibleConv1x1(4), (4, 3, 2)),
+    "actnorm_image": Case(lambda: ActNorm(3), (3, 4, 2), identity=True),
+    "actnorm_vector": Case(lambda: ActNorm(5), (5,), identity=True),
+    "batch_norm_image": Case(lambda: BatchNorm(3), (3, 4, 2)),
+    "batch_norm_vector": Case(lambda: BatchNorm(5), (5,)),
+    "coupling_vector": Case(lambda: vector_coupling(5, Affine), (5,), identity=True),
+    "coupling_vector_swapped": Case(lambda: vector_coupling(5, Affine, swap=True), (5,), identity=True),
+    "coupling_vector_spline": Case(lambda: vector_coupling(4, RationalQuadraticSpline), (4,), identity=True),
+    "coupling_channels": Case(lambda: image_coupling(ChannelMask(5), Affine(), shallow), (5, 4, 3), identity=True),
+    "coupling_channels_context": Case(
+        lambda: image_coupling(ChannelMask(4, swap=True), TanhAffine(), shallow, 6), (4, 4, 3), 6, identity=True
+    ),
+    "coupling_checkerboard": Case(
+        lambda: image_coupling(CheckerboardMask(2, 4, 4), TanhAffine(), residual), (2, 4, 4), identity=True
+    ),
+    "coupling_checkerboard_context": Case(
+        lambda: image_coupling(CheckerboardMask(2, 3, 4, swap=True), TanhAffine(), residual, 6),
+        (2, 3, 4),
+        6,
+        identity=True,
+    ),
+    "coupling_checkerboard_spline": Case(
+        lambda: image_coupling(CheckerboardMask(1, 4, 4), RationalQuadraticSpline(4), gated, 6),
+        (1, 4, 4),
+        6,
+        identity=True,
+    ),
+    "multiscale": Case(lambda: multiscale(0), (1, 4, 4)),
+    "multiscale_context": Case(lambda: multiscale(6), (1, 4, 4), 6),
+}

@@ -1,0 +1,215 @@
+"""What holds for every bijection in the registry; `bijection_cases` says which there are."""
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch.func import jacrev, vmap
+
+import arflows.core.bijections
+import arflows.core.conditioners
+from arflows.core.bijections import Bijection, Chain, Elementwise, Mask
+
+from .bijection_cases import CASES, Case
+
+every_case = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+# In float32 the parameters are those of a trained model in size; in float64 larger, which is harder.
+both_dtypes = pytest.mark.parametrize(
+    ("dtype", "scale", "tolerance"),
+    [(torch.float64, 0.3, 1e-9), (torch.float32, 0.1, 1e-5)],
+    ids=["float64", "float32"],
+)
+
+
+def test_every_class_is_registered():
+    """A bijection, elementwise map, mask or conditioner that no case contains would go untested."""
+    covered = {type(module) for case in CASES.values() for module in case.build().modules()}
+    public = [getattr(arflows.core.bijections, name) for name in arflows.core.bijections.__all__]
+    public += [getattr(arflows.core.conditioners, name) for name in arflows.core.conditioners.__all__]
+    concrete = {item for item in public if isinstance(item, type)} - {Bijection, Elementwise, Mask}
+    assert concrete <= covered, f"add to CASES: {[item.__name__ for item in concrete - covered]}"
+
+
+def test_every_subclass_is_public():
+    """Nothing that is a bijection hides from the registry by being left out of the package's names."""
+
+    def subclasses(kind: type) -> set[type]:
+        return {kind}.union(*(subclasses(child) for child in kind.__subclasses__()))
+
+    found = {
+        item.__name__
+        for kind in (Bijection, Elementwise, Mask)
+        for item in subclasses(kind)
+        if item.__module__.startswith("arflows.core")
+    }
+    assert found <= set(arflows.core.bijections.__all__)
+
+
+@every_case
+@both_dtypes
+def test_round_trip(case: Case, dtype: torch.dtype, scale: float, tolerance: float):
+    bijection, x, context = case.randomized(dtype, scale), case.data(5, dtype), case.context(5, dtype)
+    z, log_det = bijection(x, context)
+    back, inverse_log_det = bijection.inverse(z, context)
+    assert z.dtype == back.dtype == log_det.dtype == dtype
+    assert log_det.shape == inverse_log_det.shape == (5,)
+    torch.testing.assert_close(back, x, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(inverse_log_det, -log_det, atol=10 * tolerance, rtol=10 * tolerance)
+    assert z.shape[1:] == bijection.latent_shape(case.event_shape)
+
+
+@every_case
+def test_log_det_is_that_of_the_jacobian_in_both_directions(case: Case):
+    bijection, x, context = case.randomized(torch.float64), case.data(3, torch.float64), case.context(3, torch.float64)
+    z, log_det = bijection(x, context)
+    _, inverse_log_det = bijection.inverse(z, context)
+    for index in range(3):
+        row = None if context is None else context[index : index + 1]
+        forward = torch.autograd.functional.jacobian(lambda v, row=row: bijection(v[None], row)[0][0], x[index])
+        inverse = torch.autograd.functional.jacobian(lambda v, row=row: bijection.inverse(v[None], row)[0][0], z[index])
+        size = x[index].numel()
+        torch.testing.assert_close(forward.reshape(size, size).slogdet().logabsdet, log_det[index], atol=1e-8, rtol=0)
+        torch.testing.assert_close(
+            inverse.reshape(size, size).slogdet().logabsdet, inverse_log_det[index], atol=1e-8, rtol=0
+        )
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_extreme_inputs_have_finite_values_and_gradients(case: Case, dtype: torch.dtype, direction: str):
+    bijection, values = case.randomized(dtype, scale=1.0), case.extreme_data(dtype)
+    if direction == "inverse":
+        values = 200 * (values - 0.5) if case.unit else values
+        values = values.reshape(-1, *bijection.latent_shape(case.event_shape))
+    values.requires_grad_()
+    output, log_det = getattr(bijection, direction)(values, case.context(len(values), dtype))
+    assert output.isfinite().all()
+    assert log_det.isfinite().all()
+    # Bounded weights: the product with a huge output must not overflow by the test's own doing.
+    objective = output.mean() * 1e-3 + log_det.mean()
+    for gradient in torch.autograd.grad(objective, [values, *bijection.parameters()], allow_unused=True):
+        assert gradient is None or gradient.isfinite().all()
+
+
+@every_case
+def test_extreme_inputs_come_back(case: Case):
+    """At the ends and far out, the round trip holds relative to the size of the values."""
+    bijection, x = case.randomized(torch.float64), case.extreme_data(torch.float64)
+    context = case.context(len(x), torch.float64)
+    z, _ = bijection(x, context)
+    back, _ = bijection.inverse(z, context)
+    scale = x.abs().flatten(1).amax(1).clamp_min(1).view(-1, *[1] * len(case.event_shape))
+    assert ((back - x).abs() / scale).max() <= 1e-9
+
+
+@every_case
+def test_every_parameter_gets_a_gradient(case: Case):
+    bijection, x, context = case.randomized(torch.float64), case.data(5, torch.float64), case.context(5, torch.float64)
+    z, log_det = bijection(x.requires_grad_(), context)
+    weights = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(5))
+    ((weights * z).sum() + (log_det * torch.arange(1.0, 6.0, dtype=z.dtype)).sum()).backward()
+    for name, parameter in bijection.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items() if case.identity])
+def test_starts_as_the_identity(case: Case):
+    torch.manual_seed(0)
+    bijection = case.build().double().eval()
+    x, context = case.data(4, torch.float64), case.context(4, torch.float64)
+    z, log_det = bijection(x, context)
+    torch.testing.assert_close(z, x, atol=1e-12, rtol=0)
+    torch.testing.assert_close(log_det, torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@every_case
+def test_examples_do_not_see_each_other(case: Case):
+    bijection, x, context = case.randomized(torch.float64), case.data(4, torch.float64), case.context(4, torch.float64)
+    z, log_det = bijection(x, context)
+    for index in range(4):
+        row = None if context is None else context[index : index + 1]
+        alone, alone_log_det = bijection(x[index : index + 1], row)
+        torch.testing.assert_close(alone[0], z[index], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(alone_log_det[0], log_det[index], atol=1e-12, rtol=1e-12)
+
+
+@every_case
+def test_empty_batch(case: Case):
+    bijection, x, context = case.randomized(torch.float32), case.data(0, torch.float32), case.context(0, torch.float32)
+    z, log_det = bijection(x, context)
+    back, _ = bijection.inverse(z, context)
+    assert back.shape == x.shape
+    assert log_det.shape == (0,)
+
+
+@every_case
+def test_compiles_to_one_graph(case: Case):
+    """Both directions, values and gradients; the backend that only traces, since one graph is what is promised."""
+    bijection, x = case.randomized(torch.float32, scale=0.1), case.data(3, torch.float32).requires_grad_()
+    context = case.context(3, torch.float32)
+    torch._dynamo.reset()
+    z, log_det = torch.compile(bijection, fullgraph=True, backend="aot_eager")(x, context)
+    expected, expected_log_det = bijection(x, context)
+    torch.testing.assert_close(z, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(log_det, expected_log_det, atol=1e-5, rtol=1e-5)
+    (z.sum() + log_det.sum()).backward()
+    back, _ = torch.compile(bijection.inverse, fullgraph=True, backend="aot_eager")(z.detach(), context)
+    torch.testing.assert_close(back, x, atol=1e-4, rtol=1e-4)
+
+
+@every_case
+def test_saves_and_loads(case: Case):
+    bijection, x, context = case.randomized(torch.float32), case.data(3, torch.float32), case.context(3, torch.float32)
+    torch.manual_seed(99)
+    restored = case.build().eval()
+    restored.load_state_dict(load(save({k: v.contiguous() for k, v in bijection.state_dict().items()})))
+    for expected, got in zip(bijection(x, context), restored(x, context), strict=True):
+        assert torch.equal(expected, got)
+
+
+@every_case
+def test_half_precision_networks_leave_the_state_in_float32(case: Case):
+    bijection, x = case.randomized(torch.float32, scale=0.1), case.data(3, torch.float32)
+    context = case.context(3, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, log_det = bijection(x, context)
+        back, inverse_log_det = bijection.inverse(z, context)
+    assert z.dtype == back.dtype == log_det.dtype == inverse_log_det.dtype == torch.float32
+    # The same half-precision parameters in both directions: the round trip stays that of float32.
+    torch.testing.assert_close(back, x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items() if case.context_features])
+def test_context_reaches_the_output_and_is_asked_for(case: Case):
+    bijection, x = case.randomized(torch.float64), case.data(3, torch.float64)
+    one, other = case.context(3, torch.float64, seed=3), case.context(3, torch.float64, seed=4)
+    assert not torch.equal(bijection(x, one)[0], bijection(x, other)[0])
+    with pytest.raises(ValueError, match=f"context with {case.context_features} features, got none"):
+        bijection(x)
+    with pytest.raises(ValueError, match=f"context with {case.context_features} features, got one with 2"):
+        bijection(x, torch.zeros(3, 2, dtype=torch.float64))
+
+
+@pytest.mark.gpu
+@every_case
+def test_cpu_and_cuda_agree(case: Case):
+    bijection, x, context = case.randomized(torch.float32), case.data(5, torch.float32), case.context(5, torch.float32)
+    expected = [*bijection(x, context), *bijection.inverse(bijection(x, context)[0], context)]
+    moved, x = bijection.cuda(), x.cuda()
+    context = None if context is None else context.cuda()
+    got = [*moved(x, context), *moved.inverse(moved(x, context)[0], context)]
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-4)
+
+
+def test_vmap_and_jacrev_work_through_a_chain():
+    """Users differentiate flows with torch.func too."""
+    case = CASES["coupling_vector"]
+    bijection, x = (
+        Chain(case.randomized(torch.float64), case.randomized(torch.float64, seed=7)),
+        case.data(3, torch.float64),
+    )
+    jacobians = vmap(jacrev(lambda v: bijection(v[None])[0][0]))(x)
+    torch.testing.assert_close(jacobians.slogdet().logabsdet, bijection(x)[1], atol=1e-8, rtol=0)

@@ -1,0 +1,95 @@
+"""Layers that learn from batches: batch normalisation in training, initialisation from data."""
+
+import pytest
+import torch
+from torch import nn
+
+from arflows.core.bijections import ActNorm, BatchNorm, Chain, InvertibleConv1x1, Permutation, initialize
+
+
+def spread_out(batch: int = 64) -> torch.Tensor:
+    torch.manual_seed(0)
+    return 5 + torch.tensor([0.1, 1.0, 30.0])[:, None, None] * torch.randn(batch, 3, 4, 4)
+
+
+def test_initialisation_normalises_each_layer_in_turn():
+    torch.manual_seed(1)
+    chain = Chain(ActNorm(3), InvertibleConv1x1(3), ActNorm(3))
+    x = spread_out()
+    initialize(chain, lambda: chain(x))
+    for values in (chain.bijections[0](x)[0], chain(x)[0]):
+        torch.testing.assert_close(values.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+        torch.testing.assert_close(values.std((0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
+    before = [parameter.clone() for parameter in chain.parameters()]
+    chain(3 * x)
+    assert all(torch.equal(a, b) for a, b in zip(before, chain.parameters(), strict=True)), "it happens once"
+    assert not chain.bijections[0]._forward_pre_hooks
+
+
+def test_initialisation_survives_constant_channels():
+    layer, x = ActNorm(2), torch.stack([torch.full((8, 3, 3), 7.0), torch.randn(8, 3, 3)], 1)
+    initialize(layer, lambda: layer(x))
+    z, log_det = layer(x)
+    assert z.isfinite().all()
+    assert log_det.isfinite().all()
+
+
+def test_initialisation_without_such_layers_runs_nothing():
+    initialize(Permutation(torch.arange(3)), lambda: pytest.fail("nothing to initialise, so nothing to run"))
+
+
+def test_training_sees_what_evaluation_sees():
+    layer, x = BatchNorm(3).train(), spread_out()
+    for _ in range(3):
+        z, log_det = layer(x)
+    again, log_det_again = layer.eval()(x)
+    torch.testing.assert_close(again, z)
+    torch.testing.assert_close(log_det_again, log_det)
+
+
+def test_first_batches_count_equally_and_later_ones_by_the_momentum():
+    layer, batches = BatchNorm(3, momentum=0.9).train(), [spread_out() + shift for shift in range(30)]
+    means = [batch.mean((0, 2, 3)) for batch in batches]
+    for number, batch in enumerate(batches):
+        before = layer.mean.clone()
+        layer(batch)
+        if number < 10:
+            torch.testing.assert_close(layer.mean, torch.stack(means[: number + 1]).mean(0), atol=1e-4, rtol=1e-4)
+        else:
+            torch.testing.assert_close(layer.mean, 0.9 * before + 0.1 * means[number], atol=1e-4, rtol=1e-4)
+
+
+def test_inverse_in_training_undoes_the_forward_pass_before_it():
+    layer, x = BatchNorm(3).train(), spread_out()
+    layer(x + 2)
+    z, log_det = layer(x)
+    back, inverse_log_det = layer.inverse(z)
+    torch.testing.assert_close(back, x, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(inverse_log_det, -log_det)
+
+
+def test_gradient_flows_through_the_batch_but_not_through_the_past():
+    layer, x = BatchNorm(3).double().train(), spread_out(4).double()
+    layer(x)
+    layer(x)
+    past_mean, past_variance = layer.mean.clone(), layer.variance.clone()
+    x.requires_grad_()
+    weights = torch.randn_like(x)
+    z, log_det = layer(x)
+    (gradient,) = torch.autograd.grad((weights * z).sum() + log_det.sum(), x)
+
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    mean, variance = (2 * past_mean + mean) / 3, (2 * past_variance + variance) / 3
+    scale = (variance + layer.epsilon).rsqrt()
+    reference = (x - mean[:, None, None]) * scale[:, None, None]
+    objective = (weights * reference).sum() + len(x) * 16 * scale.log().sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(objective, x)[0])
+
+
+def test_compiles_in_training_mode():
+    layer, x = nn.Sequential(BatchNorm(3)).train()[0], spread_out()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    z, _ = compiled(x)
+    assert layer.batches == 1
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
