@@ -1,0 +1,103 @@
+"""What all benchmarks share: measuring, and writing down what was measured on which machine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from arflows.core import machine
+
+OUT = Path(__file__).parent / "out"
+
+
+class Timing(NamedTuple):
+    """Seconds that one call took."""
+
+    median: float
+    min: float
+    max: float
+
+
+def measure(function: Callable[[], Any], *, warmup: int = 1, repeats: int = 5) -> Timing:
+    """Time a call, with the GPU's work finished before each look at the clock.
+
+    Args:
+        function: What to call.
+        warmup: Calls beforehand that are not timed.
+        repeats: Calls that are.
+    """
+    for _ in range(warmup):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        _synchronize()
+        start = time.perf_counter()
+        function()
+        _synchronize()
+        seconds.append(time.perf_counter() - start)
+    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+
+
+def hardware() -> dict[str, Any]:
+    """Say what the figures are measured on: processor, its cores, GPU if there is one, torch threads."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return machine.hardware(device) | {"cores": os.cpu_count()}
+
+
+def write(name: str, rows: Sequence[dict[str, Any]], *, folder: Path = OUT, **facts: Any) -> Path:
+    """Write results to ``<folder>/<name>.json``, with hardware, versions, commit and date beside them.
+
+    Args:
+        name: Of the benchmark.
+        rows: The results.
+        folder: Where the file goes; made if it is not there.
+        facts: More about the run, such as goals and settings.
+
+    Returns:
+        The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    result = {
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "software": machine.software(),
+        **facts,
+        "rows": list(rows),
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay rows out in columns, headed by the keys of the first; numbers to the right, with four digits."""
+    columns = list(rows[0])
+    texts = [[_text(row[column]) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    right = [not isinstance(rows[0][column], str) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = zip(cells, widths, right, strict=True)
+        return "  ".join(cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in aligned)
+
+    return "\n".join([line(columns), line(["-" * width for width in widths]), *map(line, texts)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

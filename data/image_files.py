@@ -1,0 +1,179 @@
+"""A user's own images: an ``.npz`` file, a folder of image files, or a folder with a part for each split."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from arflows.data.errors import DataError
+from arflows.data.image_sources import ArrayExamples, Examples, FileExamples, ImageSource, printable
+
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+CLASS_LIMIT = 65536
+
+
+def read_path(path: Path, test: Path | None = None) -> ImageSource:
+    """Read images from a path.
+
+    Args:
+        path: An ``.npz`` file (see `read_npz`), a folder of images (see `read_folder`), or a folder that holds
+            ``train`` and possibly ``val`` and ``test``, each an ``.npz`` file or a folder.
+        test: Where the images of the split ``test`` are, if not inside ``path``.
+
+    Raises:
+        DataError: There is nothing usable; the sentence names the path and the mend.
+    """
+    parts = {"train": path}
+    if path.is_dir():
+        found = {
+            split: part
+            for split, names in SPLIT_NAMES.items()
+            for name in names
+            for part in (path / name, path / f"{name}.npz")
+            if part.exists()
+        }
+        if "train" in found:
+            parts = found
+    if test is not None:
+        if "test" in parts:
+            raise DataError(f"{path} has test images of its own: leave out test={test}, or give only the train part.")
+        parts["test"] = test
+    return ImageSource(str(path), {split: _read_part(part) for split, part in parts.items()})
+
+
+def _read_part(path: Path) -> Examples:
+    if path.is_dir():
+        return read_folder(path)
+    if path.suffix == ".npz" and path.is_file():
+        return read_npz(path)
+    if not path.exists():
+        raise DataError(f"there is no {path}: give a folder of images, an .npz file, or the name of a built-in source.")
+    raise DataError(f"{path} is neither a folder of images nor an .npz file: give one of these.")
+
+
+def read_folder(folder: Path) -> FileExamples:
+    """Find every file below a folder; hidden ones are passed over.
+
+    Subfolders are classes if they are so uniformly: there are at least two of them, and no file lies beside them. The
+    class is then the name of the first folder below ``folder``, and classes are numbered in the order of their names.
+
+    Raises:
+        DataError: There is no file.
+    """
+    paths = sorted(_walk(folder))
+    if not paths:
+        raise DataError(f"{folder} holds no files: give a folder with images in it.")
+    tops = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
+    if len(tops) < 2 or any("/" not in path for path in paths):
+        return FileExamples(folder, paths)
+    number = {top: index for index, top in enumerate(tops)}
+    labels = np.array([number[path.split("/", 1)[0]] for path in paths], np.int64)
+    return FileExamples(folder, paths, labels, tuple(map(printable, tops)))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    seen = set()
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link that leads back up
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                yield (Path(parent) / name).relative_to(folder).as_posix()
+
+
+def read_npz(path: Path) -> ArrayExamples:
+    """Read ``images`` and, where there, ``labels`` from an ``.npz`` file; other arrays in it are left alone.
+
+    Images may be (n, height, width), (n, height, width, channels) or (n, channels, height, width) with 1 or 3 channels,
+    of whole numbers 0…255 or of floats 0…1 (which become round(255 × value)). Labels are class numbers from 0, (n,).
+
+    Raises:
+        DataError: The file is damaged or its arrays are not as above; the sentence says in what.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = list(arrays)
+            if "images" not in names:
+                raise DataError(
+                    f"{path} has no array 'images' (it has {', '.join(names) or 'none'}): save it with "
+                    "np.savez(path, images=…, labels=…)."
+                )
+            images, labels = arrays["images"], arrays["labels"] if "labels" in names else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
+        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
+            raise DataError(
+                f"{path} holds arrays of Python objects, which are refused: save arrays of numbers."
+            ) from error
+        raise DataError(f"{path} cannot be read as an .npz file ({error}): save or copy it again.") from error
+    return array_examples(images, labels, where=str(path))
+
+
+def array_examples(
+    images: np.ndarray, labels: np.ndarray | None, where: str, classes: tuple[str, ...] | None = None
+) -> ArrayExamples:
+    """Bring arrays of images to 8 bits and channels last, and check the labels.
+
+    Args:
+        images: As described in `read_npz`.
+        labels: As described in `read_npz`.
+        where: What a message calls them.
+        classes: Names of the classes; their numbers if None.
+
+    Raises:
+        DataError: The arrays are of another shape, type or range.
+    """
+    pixels = _eight_bits(_channels_last(images, where), where)
+    if labels is None:
+        return ArrayExamples(pixels)
+    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: labels are {labels.dtype} of shape {labels.shape}; give one whole number for each of the "
+            f"{len(pixels):,} images, or leave them out."
+        )
+    if labels.min() < 0 or labels.max() >= CLASS_LIMIT:
+        raise DataError(f"{where}: labels run from {labels.min()} to {labels.max()}; number the classes from 0 up.")
+    return ArrayExamples(pixels, labels.astype(np.int64), classes or tuple(map(str, range(int(labels.max()) + 1))))
+
+
+def _channels_last(images: np.ndarray, where: str) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    elif images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            f"{where}: images of shape {images.shape} cannot be used; give (n, height, width), (n, height, width, "
+            "channels) or (n, channels, height, width) with 1 or 3 channels."
+        )
+    if images.size == 0:
+        raise DataError(f"{where} holds no images: its shape is {images.shape}.")
+    return images
+
+
+def _eight_bits(images: np.ndarray, where: str) -> UInt8[np.ndarray, "examples height width channels"]:
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind not in "iuf":
+        raise DataError(f"{where}: images of type {images.dtype} cannot be used; save them as uint8.")
+    if images.dtype.kind == "f" and (bad := images.size - np.count_nonzero(np.isfinite(images))):
+        raise DataError(
+            f"{where}: {bad:,} of {images.size:,} pixels are NaN or infinite; mend or leave out these images."
+        )
+    lowest, highest = images.min(), images.max()
+    top = 1 if images.dtype.kind == "f" else 255
+    if lowest < 0 or highest > top:
+        raise DataError(
+            f"{where}: {images.dtype} pixels run from {lowest:g} to {highest:g}, outside 0…{top}; save uint8, or "
+            "floats from 0 to 1."
+        )
+    return np.rint(images * (255 // top)).astype(np.uint8)

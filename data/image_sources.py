@@ -1,0 +1,237 @@
+"""Sources of images: splits of examples, still in their own sizes and kinds, and their way to uniform batches."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from arflows.data.errors import DataError
+from arflows.data.images import GREY_MODES, SkippedImage, convert, open_image
+
+BATCH = 256  # images converted and written together
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a split's images are by themselves: the sizes that occur (height, width), and 1 or 3 channels."""
+
+    sizes: frozenset[tuple[int, int]]
+    channels: int
+
+    def __or__(self, other: Form) -> Form:
+        return Form(self.sizes | other.sizes, max(self.channels, other.channels))
+
+
+class Examples(Protocol):
+    """The images of one split, each read when it is asked for.
+
+    Attributes:
+        labels: The class number of each image, or None.
+        classes: What the class numbers stand for, or None.
+    """
+
+    labels: Int64[np.ndarray, " examples"] | None
+    classes: tuple[str, ...] | None
+    crop: tuple[int, int, int, int] | None
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Say which image this is, in a message."""
+
+    def open(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width channels"]:
+        """Return one image; raise `SkippedImage` where it cannot be opened."""
+
+    def form(self) -> Form:
+        """Find out which sizes and channels occur."""
+
+
+@dataclass
+class ArrayExamples:
+    """Images that are in memory."""
+
+    images: UInt8[np.ndarray, "examples height width channels"]
+    labels: Int64[np.ndarray, " examples"] | None = None
+    classes: tuple[str, ...] | None = None
+    crop: None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """Say which image this is."""
+        return f"image {index}"
+
+    def open(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+        """Return the pixels of one image."""
+        return self.images[index]
+
+    def form(self) -> Form:
+        """Return the one size and number of channels."""
+        _, height, width, channels = self.images.shape
+        return Form(frozenset({(height, width)}), channels)
+
+
+@dataclass
+class FileExamples:
+    """Images in files of their own, below one folder."""
+
+    folder: Path
+    paths: Sequence[str]  # relative to the folder
+    labels: Int64[np.ndarray, " examples"] | None = None
+    classes: tuple[str, ...] | None = None
+    crop: tuple[int, int, int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """Return the file's path below the folder."""
+        return printable(self.paths[index])
+
+    def open(self, index: int) -> Image.Image:
+        """Open one file, without decoding it."""
+        return open_image(self.folder / self.paths[index])
+
+    def form(self) -> Form:
+        """Read the header of every file; those that cannot be opened have no say."""
+        sizes, channels = set(), 1
+        for index in tqdm(
+            range(len(self)), f"reading sizes in {self.folder.name}", unit=" files", leave=False, disable=None
+        ):
+            try:
+                with self.open(index) as image:
+                    sizes.add((image.height, image.width))
+                    channels = channels if image.mode in GREY_MODES else 3
+            except SkippedImage:
+                pass
+        return Form(frozenset(sizes), channels)
+
+
+def printable(path: str) -> str:
+    """Return a path in a form that can be printed and stored, even where the file system's encoding was broken."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+@dataclass
+class ImageSource:
+    """A set of images with its splits.
+
+    Labels are kept if every split has them. Class numbers of all splits are brought to those of ``train``.
+
+    Attributes:
+        name: The name or path a user gave.
+        splits: ``train`` and, where the source itself has them, ``val`` and ``test``.
+        notes: Facts about the source that belong into the provenance.
+    """
+
+    name: str
+    splits: Mapping[str, Examples]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        labelled = [split for split, examples in self.splits.items() if examples.labels is not None]
+        if len(labelled) < len(self.splits):
+            if labelled:
+                self.notes["labels"] = f"left out: only {', '.join(labelled)} has them"
+            for examples in self.splits.values():
+                examples.labels = examples.classes = None
+            return
+        classes = self.classes
+        assert classes is not None
+        number = {name: index for index, name in enumerate(classes)}
+        for split, examples in self.splits.items():
+            assert examples.classes is not None
+            if unknown := [name for name in examples.classes if name not in number]:
+                raise DataError(
+                    f"{self.name}: the split {split!r} has the class {unknown[0]!r}, which the split 'train' has not; "
+                    "give both the same classes."
+                )
+            examples.labels = np.array([number[name] for name in examples.classes], np.int64)[examples.labels]
+            examples.classes = classes
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """What the class numbers stand for, or None where there are no labels."""
+        return self.splits["train"].classes
+
+    def form(self) -> Form:
+        """Find out which sizes and channels occur in all splits; for files this reads their headers."""
+        return functools.reduce(operator.or_, (examples.form() for examples in self.splits.values()))
+
+
+@dataclass
+class Tally:
+    """What became of the images of one split."""
+
+    read: int = 0
+    written: int = 0
+    converted: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def reasons(self) -> str:
+        """Say in one line how many images were skipped, why, and which (the first three of each reason)."""
+        return ", ".join(
+            f"{len(names):,} {reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for reason, names in self.skipped.items()
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts, and the name of every skipped image under its reason, for the provenance."""
+        return {
+            "read": self.read,
+            "written": self.written,
+            "converted": dict(self.converted),
+            "skipped": dict(self.skipped),
+        }
+
+
+def uniform_batches(
+    examples: Examples, indices: Sequence[int] | np.ndarray, size: int, channels: int, tally: Tally
+) -> Iterator[tuple[UInt8[np.ndarray, "batch channels size size"], Int64[np.ndarray, " batch"] | None]]:
+    """Convert images and yield them in batches, in order, with their labels; count what was converted and skipped.
+
+    Args:
+        examples: The images.
+        indices: Which of them.
+        size: Height and width to convert to (see `arflows.data.images`).
+        channels: 1 or 3.
+        tally: Counts; added to.
+    """
+
+    def load(index: int) -> tuple[np.ndarray, list[str]] | SkippedImage:
+        try:
+            opened = examples.open(index)
+            with opened if isinstance(opened, Image.Image) else nullcontext():
+                return convert(opened, size, channels, examples.crop)
+        except SkippedImage as reason:
+            return reason
+
+    with ThreadPoolExecutor() as threads:  # Pillow decodes and resizes outside the interpreter lock
+        for start in range(0, len(indices), BATCH):
+            chosen = np.asarray(indices[start : start + BATCH])
+            images, kept = [], []
+            for index, result in zip(chosen, threads.map(load, chosen), strict=True):
+                tally.read += 1
+                if isinstance(result, SkippedImage):
+                    tally.skipped[str(result)].append(examples.name(index))
+                    continue
+                images.append(result[0])
+                kept.append(index)
+                tally.converted.update(result[1])
+            tally.written += len(kept)
+            if kept:
+                batch = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+                yield batch, None if examples.labels is None else examples.labels[kept]

@@ -1,0 +1,248 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arflows.core.errors import UserError
+from arflows.data.errors import DataError
+from arflows.data.store import Store
+from arflows.vision.prepare import prepare
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out" / "data.h5"
+
+
+@pytest.fixture
+def npz(tmp_path):
+    np.savez(tmp_path / "images.npz", images=PIXELS, labels=np.arange(40) % 4)
+    return tmp_path / "images.npz"
+
+
+def rows(store, *splits):
+    return sorted(image.tobytes() for split in splits for image in store.array(split, "images"))
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "counts"),
+    [
+        ("digits", {"height": 8, "width": 8, "channels": 1, "bits": 8}, [1437, 180, 180]),
+        ("patches", {"height": 32, "width": 32, "channels": 3, "bits": 8}, [4096, 512, 512]),
+    ],
+)
+def test_builtin(out, name, spec, counts, capsys):
+    prepare(name, out)
+    store = Store(out, expect_domain="vision")
+    store.verify()
+    assert store.spec == spec
+    assert list(store.splits.items()) == list(zip(("train", "val", "test"), counts, strict=True))
+    assert store.provenance["source"] == name
+    assert f"{counts[0]:,}" in capsys.readouterr().out
+
+
+def test_npz_with_validation_set_aside(npz, out):
+    prepare(str(npz), out, test=npz, val_fraction=0.25)
+    store = Store(out)
+    assert store.splits == {"train": 30, "val": 10, "test": 40}
+    assert store.categories == {"labels": ["0", "1", "2", "3"]}
+    everything = sorted(image.tobytes() for image in PIXELS.transpose(0, 3, 1, 2))
+    assert rows(store, "train", "val") == everything
+    assert rows(store, "test") == everything
+    np.testing.assert_array_equal(store.array("test", "labels"), np.arange(40) % 4)
+    by_image = {image.transpose(2, 0, 1).tobytes(): index % 4 for index, image in enumerate(PIXELS)}
+    for split in ("train", "val"):
+        for image, label in zip(store.array(split, "images"), store.array(split, "labels"), strict=True):
+            assert by_image[image.tobytes()] == label
+
+
+def test_seed_decides_what_is_set_aside(npz, out):
+    def validation(seed):
+        prepare(str(npz), out, seed=seed, val_fraction=0.25)
+        return rows(Store(out), "val")
+
+    assert validation(0) == validation(0)
+    assert validation(0) != validation(1)
+
+
+def test_without_validation(npz, out):
+    prepare(str(npz), out, val_fraction=0)
+    assert Store(out).splits == {"train": 40}
+
+
+def test_own_validation_split_is_kept(tmp_path, out):
+    for name, count in (("train", 20), ("val", 5), ("test", 7)):
+        np.savez(tmp_path / f"{name}.npz", images=PIXELS[:count])
+    prepare(str(tmp_path), out, val_fraction=0.5)
+    assert Store(out).splits == {"train": 20, "val": 5, "test": 7}
+
+
+def test_limit(npz, out):
+    prepare(str(npz), out, test=npz, limit=20, val_fraction=0.1)
+    store = Store(out)
+    assert store.splits == {"train": 18, "val": 2, "test": 20}
+    assert store.provenance["available"] == {"train": 40, "test": 40}
+    assert len(np.unique(store.array("test", "labels"))) == 4
+
+
+def test_size_and_channels(npz, out, capsys):
+    prepare(str(npz), out, image_size=4, channels=1)
+    store = Store(out)
+    assert store.spec == {"height": 4, "width": 4, "channels": 1, "bits": 8}
+    assert store.array("train", "images").shape == (38, 1, 4, 4)
+    assert store.provenance["splits"]["train"]["converted"] == {"reduced": 38, "colour to grey": 38}
+    assert "38 of them converted: reduced" in capsys.readouterr().out
+
+
+def test_folder_with_all_kinds_of_files(tmp_path, out, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(5):
+        Image.fromarray(PIXELS[index]).resize((20 + index, 30)).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:100])
+    (folder / "notes.txt").write_text("no image")
+    Image.new("RGB", (4, 4)).save(folder / "small.png")
+    prepare(str(folder), out, image_size=16, val_fraction=0)
+    store = Store(out)
+    assert store.splits == {"train": 5}
+    tally = store.provenance["splits"]["train"]
+    assert tally["read"] == 8
+    assert tally["skipped"] == {
+        "broken or truncated": ["broken.png"],
+        "not an image": ["notes.txt"],
+        "smaller than 16×16": ["small.png"],
+    }
+    printed = capsys.readouterr().out
+    assert "3 skipped" in printed
+    for name in ("broken.png", "notes.txt", "small.png"):
+        assert name in printed
+
+
+def test_grey_folder_gives_grey_store(tmp_path, out):
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for index in range(3):
+        Image.fromarray(PIXELS[index, ..., 0]).save(folder / f"{index}.png")
+    prepare(str(folder), out, val_fraction=0)
+    assert Store(out).spec["channels"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "available"),
+    [
+        ("cifar10", {"height": 32, "width": 32, "channels": 3, "bits": 8}, {"train": 49920, "test": 9977}),
+        ("mnist", {"height": 28, "width": 28, "channels": 1, "bits": 8}, {"train": 60000, "test": 10000}),
+    ],
+)
+def test_real_sets(out, name, spec, available):
+    folder = Path(os.environ.get("ARFLOWS_DATA", "")) / name
+    if not (folder / "train.npz").is_file():
+        pytest.skip("set ARFLOWS_DATA to a folder with cifar10 and mnist, each as train.npz and test.npz")
+    prepare(str(folder), out, limit=2000)
+    store = Store(out)
+    store.verify()
+    assert store.spec == spec
+    assert store.provenance["available"] == available
+    assert store.splits == {"train": 1900, "val": 100, "test": 2000}
+    assert len(store.categories["labels"]) == 10
+    images, labels = (np.load(folder / "test.npz")[field] for field in ("images", "labels"))
+    known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    for image, label in zip(store.array("test", "images"), store.array("test", "labels"), strict=True):
+        assert known[image.transpose(1, 2, 0).tobytes()] == label
+
+
+def test_interrupt_leaves_nothing(tmp_path, out):
+    """Ctrl-C in the middle: exit code 130, no store and no scratch folder."""
+    np.savez(tmp_path / "many.npz", images=np.zeros((300_000, 4, 4), np.uint8))
+    command = [
+        sys.executable,
+        "-m",
+        "arflows.vision.prepare",
+        "--source",
+        str(tmp_path / "many.npz"),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen([*command, "--image_size", "2"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.rglob("train.images")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert not any(out.parent.iterdir())
+
+
+class TestBadInput:
+    def refused(self, out, message, source, error=UserError, **options):
+        with pytest.raises(error, match=message):
+            prepare(str(source), out, **options)
+        assert not out.exists()
+        assert not out.parent.exists() or not any(out.parent.iterdir())
+
+    def test_wrong_path(self, tmp_path, out):
+        self.refused(out, "no source '.*missing'.*digits, patches, cifar10", tmp_path / "missing")
+
+    def test_empty_folder(self, tmp_path, out):
+        (tmp_path / "empty").mkdir()
+        self.refused(out, "holds no files", tmp_path / "empty", DataError)
+
+    def test_folder_without_images(self, tmp_path, out):
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / "a.txt").write_text("x")
+        self.refused(out, "holds no image that can be read", tmp_path / "texts")
+        self.refused(out, r"1 not an image \(a.txt\)", tmp_path / "texts", image_size=8, channels=3, val_fraction=0)
+
+    def test_all_too_small(self, npz, out):
+        self.refused(out, r"none of the images .* 38 smaller than 16×16 \(image 0, image 1", npz, image_size=16)
+
+    def test_sizes_differ(self, tmp_path, out):
+        (tmp_path / "mixed").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "mixed" / "a.png")
+        Image.new("RGB", (9, 12)).save(tmp_path / "mixed" / "b.png")
+        self.refused(out, "8×8 to 12×9, not squares of one size: add --image_size", tmp_path / "mixed")
+
+    def test_not_square(self, tmp_path, out):
+        np.savez(tmp_path / "a.npz", images=np.zeros((5, 8, 10), np.uint8))
+        self.refused(out, "8×10, not squares", tmp_path / "a.npz")
+
+    @pytest.mark.parametrize("pixels", [np.nan, np.inf, -1.0, 300.0])
+    def test_pixels_out_of_range(self, tmp_path, out, pixels):
+        np.savez(tmp_path / "a.npz", images=np.full((5, 8, 8), pixels))
+        self.refused(out, "NaN or infinite|outside 0…1", tmp_path / "a.npz", DataError)
+
+    @pytest.mark.parametrize(
+        "options", [{"val_fraction": 1.0}, {"val_fraction": -0.1}, {"image_size": 0}, {"limit": 0}], ids=str
+    )
+    def test_settings_out_of_range(self, npz, out, options):
+        self.refused(out, f"{next(iter(options))} is .*: give a number", npz, **options)
+
+    def test_one_image_cannot_be_split(self, npz, out):
+        self.refused(out, "only 1 training image", npz, limit=1)
+
+    def test_test_images_twice(self, npz, out):
+        self.refused(out, "leave out --test", "digits", test=npz)
+
+    def test_set_that_is_not_there(self, tmp_path, out):
+        self.refused(out, "cifar10 is not.*--download", "cifar10", DataError, root=tmp_path / "cache")
+
+    def test_source_is_not_overwritten(self, npz):
+        before = npz.read_bytes()
+        with pytest.raises(DataError, match=r"images\.npz"):
+            prepare(str(npz), npz)
+        assert npz.read_bytes() == before
+
+    def test_failure_leaves_the_old_store(self, npz, out):
+        prepare(str(npz), out)
+        before = out.read_bytes()
+        with pytest.raises(UserError, match="none of the images"):
+            prepare(str(npz), out, image_size=16)
+        assert out.read_bytes() == before

@@ -1,0 +1,161 @@
+"""From any source of images to a store: ``arflows vision prepare --source digits --out digits.h5``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from arflows.core.errors import UserError
+from arflows.data import builtin
+from arflows.data.image_files import read_path
+from arflows.data.image_sources import ImageSource, Tally, uniform_batches
+from arflows.data.store import StoreWriter
+from arflows.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
+from arflows.vision.representation import ImageSpec
+
+BUILTIN = {"digits": builtin.digits, "patches": builtin.patches}
+
+
+def prepare(
+    source: str,
+    out: Path,
+    test: Path | None = None,
+    image_size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    val_fraction: float = 0.05,
+    limit: int | None = None,
+    root: Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> None:
+    """Make a store of images that `train`, `score` and `evaluate` read.
+
+    A folder may hold image files of any kind; its subfolders are classes if there are at least two and no file lies
+    beside them. A folder that holds train and test (and val), as folders or .npz files, brings its own splits. Files
+    that are broken, no images, or too small are left out, and the store says which.
+
+    Args:
+        source: digits, patches (both built in), cifar10, cifar100, mnist, fashion_mnist, svhn, celeba, or the path of a
+            folder or of an .npz file with the arrays images and, if wanted, labels.
+        out: The store to write, such as cifar10.h5.
+        test: A folder or .npz file with the test images, if the source has none of its own.
+        image_size: Crop the images to a central square and reduce them to this height and width; without it they must
+            all be squares of one size already.
+        channels: 1 for grey, 3 for colour; without it as the images are.
+        val_fraction: The part of the training images set aside for validation, if the source sets none aside.
+        limit: Use at most so many images of each split of the source, chosen at random.
+        root: Where the downloadable sets are kept; ~/.cache/arflows if not given.
+        download: Fetch a downloadable set that is not there.
+        seed: Decides which images are set aside or chosen.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}: give a number from 0 up to, not including, 1.")
+    for name, value in (("image_size", image_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}: give a number from 1 up.")
+    images = _open(source, test, root, download)
+    spec = _spec(images, image_size, channels)
+    chosen = _choose(images, val_fraction, limit, np.random.default_rng(seed))
+    tallies = {split: Tally() for split in chosen}
+    classes = images.classes
+    with StoreWriter(
+        out,
+        domain="vision",
+        spec=spec.as_dict(),
+        categories=None if classes is None else {"labels": classes},
+        provenance={
+            "source": images.name,
+            **images.notes,
+            "available": {split: len(examples) for split, examples in images.splits.items()},
+            "options": {"val_fraction": val_fraction, "limit": limit, "seed": seed},
+        },
+    ) as writer:
+        for split, (origin, indices) in chosen.items():
+            with tqdm(total=len(indices), desc=f"preparing {split}", leave=False, disable=None) as progress:
+                for batch, labels in uniform_batches(
+                    images.splits[origin], indices, spec.height, spec.channels, tallies[split]
+                ):
+                    writer.append(split, {"images": batch} | ({} if labels is None else {"labels": labels}))
+                    progress.update(tallies[split].read - progress.n)
+            if not tallies[split].written:
+                raise UserError(
+                    f"{images.name}: none of the images for {split} can be used: {tallies[split].reasons()}."
+                )
+        writer.provenance["splits"] = {split: tally.as_dict() for split, tally in tallies.items()}
+    _report(out, images, spec, tallies)
+
+
+def _open(source: str, test: Path | None, root: Path | None, download: bool) -> ImageSource:
+    if test is not None and (source in BUILTIN or source in TORCHVISION_SETS):
+        raise UserError(f"{source} has test images of its own: leave out --test.")
+    if source in BUILTIN:
+        return BUILTIN[source]()
+    if source in TORCHVISION_SETS:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return torchvision_set(source, root or cache / "arflows", download)
+    if not Path(source).exists():
+        names = ", ".join([*BUILTIN, *TORCHVISION_SETS])
+        raise UserError(f"there is no source {source!r}: give the path of a folder or .npz file, or one of {names}.")
+    return read_path(Path(source), test)
+
+
+def _spec(images: ImageSource, image_size: int | None, channels: int | None) -> ImageSpec:
+    """Complete the settings the user left open by those of the images themselves."""
+    if image_size is None or channels is None:
+        form = images.form()
+        if not form.sizes:
+            raise UserError(f"{images.name} holds no image that can be read: give a folder of images or an .npz file.")
+        channels = channels or form.channels
+        if image_size is None:
+            smallest, largest = min(form.sizes), max(form.sizes)
+            if len(form.sizes) > 1 or smallest[0] != smallest[1]:
+                what = "×".join(map(str, smallest))
+                what += f" to {'×'.join(map(str, largest))}" if len(form.sizes) > 1 else ""
+                raise UserError(f"the images in {images.name} are {what}, not squares of one size: add --image_size.")
+            image_size = smallest[0]
+    return ImageSpec(image_size, image_size, channels)
+
+
+def _choose(
+    images: ImageSource, val_fraction: float, limit: int | None, generator: np.random.Generator
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Say for each split of the store which images, of which split of the source, go into it."""
+    chosen = {}
+    for split, examples in images.splits.items():
+        chosen[split] = split, np.sort(generator.permutation(len(examples))[:limit])
+    if "val" not in chosen and val_fraction:
+        _, indices = chosen["train"]
+        aside = np.zeros(len(indices), bool)
+        aside[generator.permutation(len(indices))[: max(1, round(val_fraction * len(indices)))]] = True
+        if aside.all():
+            raise UserError(f"{images.name} has only {len(indices)} training image: nothing is left with val_fraction.")
+        chosen = {"train": ("train", indices[~aside]), "val": ("train", indices[aside])} | {
+            split: choice for split, choice in chosen.items() if split != "train"
+        }
+    return chosen
+
+
+def _report(out: Path, images: ImageSource, spec: ImageSpec, tallies: dict[str, Tally]) -> None:
+    classes = f"{len(images.classes)} classes" if images.classes else "no labels"
+    print(f"{out}: {spec.height}×{spec.width}×{spec.channels}, {classes}, from {images.name}")
+    for split, tally in tallies.items():
+        print(f"  {split:<5} {tally.written:>9,} images")
+        for step, count in sorted(tally.converted.items()):
+            print(f"        {count:>9,} of them converted: {step}")
+        if tally.skipped:
+            print(f"        {sum(map(len, tally.skipped.values())):>9,} skipped: {tally.reasons()}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    from arflows.core.cli import run
+
+    run(prepare, args, prog="arflows vision prepare")
+
+
+if __name__ == "__main__":
+    main()
