@@ -34,16 +34,30 @@ def measure(function: Callable[[], Any], *, warmup: int = 1, repeats: int = 5) -
         warmup: Calls beforehand that are not timed.
         repeats: Calls that are.
     """
-    for _ in range(warmup):
-        function()
-    seconds = []
-    for _ in range(repeats):
-        _synchronize()
-        start = time.perf_counter()
-        function()
-        _synchronize()
-        seconds.append(time.perf_counter() - start)
-    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+    return measure_in_turn(function, warmup=warmup, repeats=repeats)[0]
+
+
+def measure_in_turn(*functions: Callable[[], Any], warmup: int = 1, repeats: int = 5) -> list[Timing]:
+    """Time several calls in turn, A B A B …, so that a machine whose speed drifts is as slow for one as for the other.
+
+    Args:
+        functions: What to call.
+        warmup: Rounds beforehand that are not timed.
+        repeats: Rounds that are.
+
+    Returns:
+        The timing of each function.
+    """
+    seconds: list[list[float]] = [[] for _ in functions]
+    for round_number in range(warmup + repeats):
+        for times, function in zip(seconds, functions, strict=True):
+            _synchronize()
+            start = time.perf_counter()
+            function()
+            _synchronize()
+            if round_number >= warmup:
+                times.append(time.perf_counter() - start)
+    return [Timing(statistics.median(times), min(times), max(times)) for times in seconds]
 
 
 def hardware() -> dict[str, Any]:

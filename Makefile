@@ -1,0 +1,58 @@
+# make demo    two commands from a clone to trained flows: everything is installed into .venv and nowhere else
+# make test    what the continuous integration runs
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := core data vision audio molecules
+CODE := $(PACKAGES) tests benchmarks
+
+INSTALLED := $(VENV)/.installed
+INSTALLING := $(VENV)/.installing
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint install bench clean
+.DELETE_ON_ERROR:
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## train, sample and score a small flow of every domain, then write report.html
+	$(BIN)/arflows demo
+
+test: lint ## lint, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# mypy does not see through an editable install, so it checks a plain one. That one also proves that a wheel is whole.
+lint: $(INSTALLED) ## formatting, style, types
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	@rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+		$(PACKAGES:%=-p arflows.%)
+
+install: $(INSTALLED) ## install the package and its tools, in the versions of constraints.txt, into .venv
+
+bench: $(INSTALLED) ## measure speed side by side with other libraries
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	@for script in benchmarks/[!_]*.py; do \
+		case $$script in */common.py) continue;; esac; \
+		echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
+	done
+
+# The mark $(INSTALLING) stays behind where an installation was interrupted; the next one then begins from nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "arflows needs Python 3.11 or newer, and '$(PYTHON)' is none: install one, or name it as in" \
+			"'make install PYTHON=python3.12'." >&2; exit 2; }
+	@if [ -e $(INSTALLING) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m venv --clear $(VENV); fi
+	@touch $(INSTALLING)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f $(INSTALLING)
+	@touch $@
+
+clean: ## remove what was built or cached here; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

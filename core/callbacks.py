@@ -1,0 +1,236 @@
+"""What watches over training: steps that must not count, averaged weights, speed, Ctrl-C."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.optim import Optimizer
+
+from arflows.core.errors import UserError
+
+
+class NonFiniteGuard(Callback):
+    """Skips optimizer steps whose gradient is not finite, so that they leave no trace.
+
+    The gradient is looked at after it has been averaged over all processes, so these agree. Parameters and optimizer
+    state stay as they were because the step sees no gradient at all; buffers (running statistics) go back to what they
+    were before the step. `FlowTraining` makes the gradient of a non-finite loss non-finite.
+
+    Args:
+        patience: Training stops with a `UserError` after this many skipped steps in a row.
+    """
+
+    def __init__(self, patience: int = 10) -> None:
+        self.patience = patience
+        self.skipped = False
+        self.skipped_in_a_row = 0
+        self.skipped_in_all = 0
+        self._buffers: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remembers the buffers at the start of every optimizer step."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Takes the gradient away if it is not finite; logs its norm if it is."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.skipped = not bool(norm.isfinite())
+        if not self.skipped:
+            self.skipped_in_a_row = 0
+            pl_module.log("train/gradient_norm", norm)
+            return
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
+                buffer.copy_(before)
+        self.skipped_in_a_row += 1
+        self.skipped_in_all += 1
+        place = f"batch {trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}"
+        rank_zero_info(f"{place}: the loss or its gradient is not finite; step skipped ({self.skipped_in_all} in all).")
+        if self.skipped_in_a_row >= self.patience:
+            raise UserError(
+                f"training stopped at {place}: {self.skipped_in_a_row} steps in a row had a loss or gradient that is "
+                "not finite; lower model.learning_rate or set trainer.gradient_clip_val. "
+                f"{_last_checkpoint(trainer)}"
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs how many steps were skipped since training began."""
+        pl_module.log("train/skipped_steps", float(self.skipped_in_all))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"skipped_in_all": self.skipped_in_all}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting where the interrupted run left off."""
+        self.skipped_in_all = state_dict["skipped_in_all"]
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.save_on_exception:
+            return f"The last good state is saved as {callback.format_checkpoint_name({})}."
+    return "No checkpoint was asked for."
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """Keeps an exponential moving average of the weights, validates with it, and saves it as the model.
+
+    What it adds to Lightning's own averaging: the decay warms up, ``min(decay, (1 + t) / (10 + t))`` after t updates,
+    so that short runs do not drag their initial weights along; running statistics are averaged like weights, while
+    integer and boolean buffers (permutations, counters) are copied, not averaged; skipped steps do not count; Ctrl-C
+    in the midst of validation, when the average stands in for the weights, saves each in its own place.
+
+    Args:
+        decay: Decay of the average, in (0, 1).
+        guard: Says which steps were skipped.
+    """
+
+    def __init__(self, decay: float, guard: NonFiniteGuard) -> None:
+        def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            if averaged[0].is_floating_point():
+                torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(count)) / (10 + float(count))))
+            else:
+                torch._foreach_copy_(averaged, current)
+
+        super().__init__(use_buffers=True, multi_avg_fn=torch.no_grad()(update))
+        self._guard = guard
+        self._swapped = False
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every optimizer step that was not skipped."""
+        return step_idx is not None and not self._guard.skipped
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends a validation that broke off, before the last state is saved."""
+        if self._swapped:
+            self._swap_models(pl_module)
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+
+class Stopwatch(Callback):
+    """Logs training examples a second over all processes, and sums up how long a run has trained.
+
+    The speed includes the loading of data, and leaves out validation and saving.
+
+    Attributes:
+        seconds: Duration of training, validation included, over all times the run was resumed.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._last = 0.0
+        self._stretch: float | None = None
+        self._examples = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of the whole run."""
+        self._last = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Starts the clock of the speed at the first batch of an epoch, or after validation."""
+        if self._stretch is None:
+            self._stretch, self._examples = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the speed."""
+        assert self._stretch is not None
+        self._tick()
+        self._examples += len(batch["x"]) * trainer.world_size
+        pl_module.log("train/examples_per_second", self._examples / (self._last - self._stretch))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock of the speed."""
+        self._stretch = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock of the speed."""
+        self._tick()
+        self._stretch = None
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from where the interrupted run left off."""
+        self.seconds = state_dict["seconds"]
+
+
+class OrderlyInterrupt(Callback):
+    """Ctrl-C takes effect when the step (or validation) at hand is done, so that the state saved then is whole.
+
+    A second Ctrl-C stops at once and saves nothing more.
+    """
+
+    def __init__(self) -> None:
+        self._interrupted = False
+        self._process = os.getpid()
+        self._previous_handler: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the interrupt signal, where signals can be handled."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != self._process:
+                return  # a data-loading worker, which inherits this handler: the main process ends it
+            if self._interrupted:
+                for callback in trainer.checkpoint_callbacks:
+                    if isinstance(callback, ModelCheckpoint):
+                        callback.save_on_exception = False
+                raise KeyboardInterrupt
+            self._interrupted = True
+            rank_zero_info("\nInterrupted: stopping after this step. Ctrl-C again stops at once, without saving.")
+
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, on_signal)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops after a step."""
+        self._stop_if_interrupted(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops after the validation that ended the epoch before."""
+        self._stop_if_interrupted(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops after the last validation."""
+        self._stop_if_interrupted(trainer)
+
+    def _stop_if_interrupted(self, trainer: Trainer) -> None:
+        """Stops all processes at the same place, if any of them was interrupted."""
+        if trainer.world_size > 1:
+            self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signal back."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None

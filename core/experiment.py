@@ -1,0 +1,335 @@
+"""One training run in one folder: options, logs, checkpoints, resuming, and the model at the end.
+
+A run's folder holds::
+
+    config.yaml          every option as it was resolved
+    logs/                TensorBoard events, and metrics.csv in version_0, version_1, … for each time it was resumed
+    checkpoints/         last.ckpt to resume from, best.ckpt with the lowest validation loss
+    model/               the trained model: config.json, model.safetensors, and training.json with how it came about
+"""
+
+import json
+import logging
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
+
+from arflows.core.cli import ShortErrors, guarded, resolve_configs
+from arflows.core.errors import UserError
+from arflows.core.files import replacing
+from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.machine import hardware, software
+from arflows.core.training import FlowTraining
+
+REFERENCE_SIZE = 2000
+"""Training examples whose scores are kept with the model."""
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint of fixed name in the run's folder, which may be moved between a run and its resumption."""
+
+    def __init__(self, folder: Path, name: str, **options: Any) -> None:
+        super().__init__(folder, name, enable_version_counter=False, **options)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Reads the state as if it had been saved in the folder as it is called now."""
+        here = Path(str(self.dirpath))
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class _Parser(ShortErrors, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one sentence."""
+
+
+class Experiment(LightningCLI):
+    """The ``train`` verb of a domain: options from the signatures of model, datamodule and Trainer, and one run.
+
+    Args:
+        model_class: What trains; its ``flow`` argument's type restricts which models a config may name.
+        datamodule_class: Where the batches come from.
+        words: The command line.
+        prog: What the user typed to get here.
+        callbacks: What the domain adds to training, such as pictures of samples.
+    """
+
+    def __init__(
+        self,
+        model_class: type[FlowTraining],
+        datamodule_class: type[LightningDataModule],
+        words: Sequence[str],
+        prog: str,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.domain_callbacks = list(callbacks)
+        super().__init__(
+            model_class,
+            datamodule_class,
+            save_config_callback=None,
+            trainer_defaults={
+                "max_epochs": 100,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 1,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={"prog": prog, "description": "Train a flow by maximum likelihood."},
+            parser_class=_Parser,
+            args=list(words),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # ------------------------------------------------------------------------------------------ options
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to the run as a whole."""
+        parser.add_argument("--out", type=Path, required=True, help="Folder of the run.")
+        parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, data order and noise.")
+        parser.add_argument("--resume", action="store_true", help="Go on with the run in --out where it stopped.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Makes one seed of two."""
+        parser.link_arguments("seed", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the words given, and these alone."""
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        seed_everything(self.config.seed, workers=True, verbose=False)
+
+    # ------------------------------------------------------------------------------------------ the run's folder
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.out)
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the state to resume from is."""
+        return self.out / "checkpoints" / "last.ckpt"
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the trained model goes."""
+        return self.out / "model"
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses to overwrite a run, or to resume what is none.
+
+        Only the main process looks: it may already have written when others of a distributed run come to look.
+        """
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self._resume_or_refuse()
+
+    def after_instantiate_classes(self) -> None:
+        """Lets the domain check that model and data fit."""
+        self.check()
+
+    def check(self) -> None:
+        """What a domain overrides to raise `UserError` where ``self.model`` and ``self.datamodule`` do not fit."""
+
+    def data_facts(self) -> dict[str, Any]:
+        """What a domain overrides to say, in JSON values, which data the model was trained on."""
+        return {}
+
+    def _resume_or_refuse(self) -> None:
+        started, finished = self.last_checkpoint.is_file(), (self.model_folder / "training.json").is_file()
+        if not self.config.resume:
+            if started or finished:
+                state = "a finished run" if finished else "a run that was interrupted"
+                raise UserError(f"{self.out} holds {state}: choose another --out, or go on with it by --resume.")
+            return
+        if not started:
+            raise UserError(
+                f"{self.out} holds nothing to resume, for {self.last_checkpoint} is missing: leave out --resume."
+            )
+        saved = self.out / "config.yaml"
+        differences = _differences(self._options()["model"], yaml.safe_load(saved.read_text())["model"], "model")
+        if differences:
+            raise UserError(
+                f"{self.out} was started with other settings, now ≠ then: {'; '.join(differences)}; give the same, "
+                f"or --config {saved}, or another --out."
+            )
+        if finished and self.config.trainer.max_epochs is not None and self.config.trainer.max_steps == -1:
+            epochs = json.loads((self.model_folder / "training.json").read_text())["epochs"]
+            if 0 <= self.config.trainer.max_epochs <= epochs:
+                raise UserError(
+                    f"{self.out} is finished after {epochs} epochs: to train on, raise --trainer.max_epochs above that."
+                )
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return options
+
+    def _save_options(self) -> None:
+        with replacing(self.out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump({**self._options(), "resume": False}, sort_keys=False))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with the run's loggers and checkpoints."""
+        folder = self.out / "checkpoints"
+        monitor = f"val/{self.model.unit}"
+        self.trainer_defaults["callbacks"] = [
+            *self.domain_callbacks,
+            RunCheckpoint(folder, "best", monitor=monitor, mode="min"),
+            RunCheckpoint(folder, "last", save_on_exception=True),
+        ]
+        if self.config.trainer.logger in (None, True):
+            logs = self.out / "logs"
+            kwargs["logger"] = [TensorBoardLogger(logs, name="", version=""), CSVLogger(logs, name="")]
+        return super().instantiate_trainer(default_root_dir=self.out, **kwargs)
+
+    # ------------------------------------------------------------------------------------------ the run itself
+
+    def fit(self) -> None:
+        """Trains, then exports the best weights.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C, with the last state saved.
+            UserError: If training cannot go on, or the Trainer's options do not fit together.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        if self.trainer.is_global_zero:
+            self._save_options()
+            print(
+                f"training {self._describe_model()} on {self.trainer.strategy.root_device}; everything is in {self.out}"
+            )
+        try:
+            self.trainer.fit(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path=self.last_checkpoint if self.config.resume else None,
+                weights_only=True,
+            )
+        except OSError as error:  # Lightning's writers do not say what they were writing
+            error.filename = error.filename or str(self.out)
+            raise
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except SystemExit as ending:  # what Lightning makes of Ctrl-C
+            signal.signal(signal.SIGINT, handler)
+            if self.trainer.is_global_zero and self.last_checkpoint.is_file():
+                print(f"{self.last_checkpoint} is saved; add --resume to go on from it.", file=sys.stderr)
+            raise KeyboardInterrupt from ending
+        if self.trainer.is_global_zero:
+            self._export()
+
+    def _describe_model(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.flow.parameters())
+        return f"{type(self.model.flow).__name__} with {parameters:,} parameters"
+
+    def _export(self) -> None:
+        """Writes the best weights (their moving average, if one is kept) as a model folder, and how they came about."""
+        checkpoints = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)]
+        path = next((c.best_model_path for c in checkpoints if c.best_model_path), None)
+        if path is None:  # a trial run by --trainer.fast_dev_run
+            return
+        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        flow = self.model.flow
+        flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
+        device = self.trainer.strategy.root_device
+        flow.to(device)
+        figure = self._validation_figure()
+        facts = {
+            "val": figure.as_dict() if figure else None,
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+            "skipped_steps": self.model.skipped_steps,
+            "seconds": round(self.model.seconds, 1),
+            "seed": self.config.seed,
+            "data": self.data_facts(),
+            "software": software(),
+            "hardware": {**hardware(device), "processes": self.trainer.world_size},
+            "train_scores": self._reference().as_dict(),
+        }
+        flow.cpu().save_pretrained(self.model_folder)
+        with replacing(self.model_folder / "training.json") as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        print(f"{self.model_folder} is the trained model" + (f": {figure} of the validation split." if figure else "."))
+
+    def _validation_figure(self) -> Figure | None:
+        flow = self.model.flow
+        scores = log_probs(flow, tqdm(self.datamodule.val_dataloader(), "validating", leave=False, disable=None))
+        dims = flow.dims if self.model.unit == "bits_per_dim" else None
+        return Figure.of(scores, dims, flow.likelihood, dequantization(flow)) if len(scores) else None
+
+    def _reference(self) -> Reference:
+        """Scores of a random sample of the training data."""
+        flow = self.model.flow
+        with fixed_noise(self.config.seed, torch.device("cpu")):
+            batches = tqdm(self.datamodule.train_dataloader(), "scoring training data", leave=False, disable=None)
+            scores = log_probs(flow, up_to(batches, REFERENCE_SIZE))
+        return Reference.of(bits_per_dim(scores, flow.dims) if self.model.unit == "bits_per_dim" else -scores)
+
+
+def train(experiment: Callable[[list[str]], Experiment], args: Sequence[str] | None, package: str) -> None:
+    """Runs a domain's ``train`` verb.
+
+    Args:
+        experiment: Makes the experiment from the words of the command line.
+        args: These words; by default those of the process.
+        package: The domain's package, whose recipes ``--config`` may name.
+
+    Raises:
+        SystemExit: With code 2 for what the user can mend, 130 after Ctrl-C.
+    """
+    with guarded(args) as words:
+        _quiet_lightning()
+        try:
+            experiment(resolve_configs(words, package)).fit()
+        except MisconfigurationException as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+
+def _differences(now: Any, then: Any, name: str) -> list[str]:
+    """Names each setting that two nested dictionaries do not share, with both values."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        keys = [*now, *(key for key in then if key not in now)]
+        return [line for key in keys for line in _differences(now.get(key), then.get(key), f"{name}.{key}")]
+    return [] if now == then else [f"{name} {now} ≠ {then}"]
+
+
+def up_to(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Yields batches until they hold ``count`` examples; the last one is cut."""
+    for batch in batches:
+        yield {name: tensor[:count] for name, tensor in batch.items()}
+        count -= len(batch["x"])
+        if count <= 0:
+            return
+
+
+def _quiet_lightning() -> None:
+    """Hides Lightning's advertisements, and its remarks on what this module takes care of itself."""
+    hidden = re.compile(r"💡|[GTH]PU available|Found current_model_state|An .* was raised with message")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not hidden.match(record.getMessage())
+    )
+    for remark in (
+        "Checkpoint directory .* exists",
+        "The .* does not have many workers",
+        ".*treespec, LeafSpec",
+        "Grad strides do not match bucket view strides",
+    ):
+        warnings.filterwarnings("ignore", remark)

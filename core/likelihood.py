@@ -1,0 +1,227 @@
+"""Likelihoods as the field reports them: bits per dimension, its standard error, what kind of figure it is, typicality.
+
+Models of discrete data see integers ``x`` made continuous by noise ``u`` (dequantisation). What a flow computes then is
+``E_u[log p(x + u) - log q(u | x)] <= log P(x)`` (Theis et al. 2016, eq. 3; Ho et al. 2019, eq. 6): a **lower bound** on
+the log-probability, hence an upper bound on bits per dimension. Figures say so; see `Figure`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arflows.core.errors import UserError
+from arflows.core.flow import Flow
+
+Batch: TypeAlias = dict[str, Tensor]
+"""What a datamodule yields: ``{"x": examples, "context": what they are conditioned on}``; "context" may be absent."""
+
+Kind: TypeAlias = Literal["exact", "density", "bound"]
+"""The log-probability itself, a density of continuous data, or a lower bound on the log-probability."""
+
+
+def bits_per_dim(log_prob: Float[Tensor, "*shape"], dims: int) -> Float[Tensor, "*shape"]:
+    """Turns log-probabilities into bits per dimension, ``-log p / (dims ln 2)``.
+
+    Args:
+        log_prob: Log-probabilities in nats.
+        dims: Dimensions of one example: height × width × channels of an image.
+
+    Returns:
+        Bits per dimension; lower is better. Negative values are right for densities of continuous data.
+    """
+    return -log_prob / (dims * math.log(2))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over examples with all that is needed to compare it honestly.
+
+    Attributes:
+        value: The mean over examples.
+        standard_error: Standard deviation over examples / sqrt(count): how far another test set of this size may lie.
+        unit: "bits/dim" or "nats" (here: negative log-likelihood; lower is better in both).
+        kind: "exact", "density" or "bound"; of a bound, the true value is at most ``value``.
+        count: The number of examples.
+        protocol: How the data were made continuous, e.g. "uniform dequantisation, 1 draw"; empty for continuous data.
+    """
+
+    value: float
+    standard_error: float
+    unit: Literal["bits/dim", "nats"]
+    kind: Kind
+    count: int
+    protocol: str = ""
+
+    @classmethod
+    def of(cls, log_prob: Float[Tensor, "count"], dims: int | None, kind: Kind, protocol: str = "") -> "Figure":
+        """Averages log-probabilities of examples.
+
+        Args:
+            log_prob: Log-probabilities in nats, one an example.
+            dims: Dimensions of one example, for bits/dim; None for nats.
+            kind: What the log-probabilities are.
+            protocol: How the data were made continuous.
+
+        Returns:
+            The figure, computed in float64.
+
+        Raises:
+            UserError: If there is no example.
+        """
+        if len(log_prob) == 0:
+            raise UserError("no example to average over: the data set or split is empty; prepare one with examples.")
+        values = log_prob.detach().double().cpu()
+        values = -values if dims is None else bits_per_dim(values, dims)
+        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        unit: Literal["bits/dim", "nats"] = "nats" if dims is None else "bits/dim"
+        return cls(values.mean().item(), error, unit, kind, len(values), protocol)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figure as plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        meaning = {"exact": "exact", "density": "density of continuous data", "bound": "upper bound"}[self.kind]
+        by = f" by {self.protocol}" if self.protocol else ""
+        spread = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f} (s.e.)"
+        return f"{self.value:.4f}{spread} {self.unit}, {meaning}{by}, over {self.count:,} {'example' if self.count == 1 else 'examples'}"
+
+
+def dequantization(flow: Flow, draws: int = 1) -> str:
+    """How a flow's integers were made continuous, as `Figure.protocol` has it; empty for continuous data."""
+    if flow.dequantizer is None:
+        return ""
+    return f"uniform dequantisation, {draws} {'draw' if draws == 1 else 'draws'}"
+
+
+@contextmanager
+def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
+    """Makes random draws inside follow from a seed; outside, the generators go on as though nothing had been drawn.
+
+    Args:
+        seed: The seed.
+        device: The device drawn on, beside the CPU.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Float[Tensor, "count"]:
+    """Log-probability of every example, by one or several draws of dequantisation noise.
+
+    With ``draws`` K > 1 this is the importance-weighted bound ``log 1/K sum_k p(x + u_k) / q(u_k | x)`` (Burda et al.
+    2016, eq. 8; Ho et al. 2019, section 3.2). It is still a lower bound, in expectation never looser than with fewer
+    draws, and tends to the log-probability as K grows. Compare figures only at equal K.
+
+    The noise depends on the seed, the batch's place and its size alone, so that a run can be repeated.
+
+    Args:
+        flow: The flow, on the device to compute on. It is put into evaluation mode, and back.
+        batches: Batches of examples, on any device.
+        draws: K, the number of dequantisation draws; more than one only makes sense for a bound.
+        seed: Seed of the dequantisation noise.
+
+    Returns:
+        Log-probabilities in nats, float64, on the CPU, in the order of the examples.
+
+    Raises:
+        UserError: If ``draws`` is not positive, or is more than one where there is no noise to draw.
+    """
+    if draws < 1:
+        raise UserError(f"draws is {draws}: give the number of dequantisation draws, 1 or more.")
+    if draws > 1 and flow.likelihood != "bound":
+        raise UserError(f"draws is {draws}, but this model's likelihood is not a bound: leave draws at 1.")
+    device = flow.base.origin.device
+    was_training = flow.training
+    flow.eval()
+    results: list[Tensor] = []
+    try:
+        for index, batch in enumerate(batches):
+            x = batch["x"].to(device, non_blocking=True)
+            context = batch["context"].to(device, non_blocking=True) if "context" in batch else None
+            with fixed_noise(seed * 1_000_003 + index, device):
+                total = flow.log_prob(x, context).double()
+                for _ in range(draws - 1):
+                    total = torch.logaddexp(total, flow.log_prob(x, context).double())
+            results.append((total - math.log(draws)).cpu())
+    finally:
+        flow.train(was_training)
+    return torch.cat(results) if results else torch.empty(0, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How a model scores its training data, kept so that new examples can be judged without that data.
+
+    Attributes:
+        scores: Sorted scores (bits/dim or nats, lower is likelier) of a sample of training examples.
+        mean: Their mean: an estimate of the model's entropy in the same unit, if the model fits its data.
+    """
+
+    scores: np.ndarray
+    mean: float
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, "count"]) -> "Reference":
+        """Keeps the scores of a sample of training examples."""
+        values = np.sort(scores.double().cpu().numpy())
+        return cls(values, float(values.mean()))
+
+    @classmethod
+    def load(cls, path: Path) -> "Reference | None":
+        """Reads the reference from a model folder's ``training.json``; None if the folder has none.
+
+        Raises:
+            UserError: If the file is there but cannot be read.
+        """
+        if not path.is_file():
+            return None
+        try:
+            scores = json.loads(path.read_text())["train_scores"]
+            return cls(np.asarray(scores["sample"], dtype=np.float64), float(scores["mean"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} does not hold the training scores it should ({error}): export the model again."
+            ) from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """The reference as plain values, for JSON; six digits are kept."""
+        return {"mean": self.mean, "sample": [float(f"{score:.6g}") for score in self.scores]}
+
+    def percentile(self, scores: np.ndarray) -> np.ndarray:
+        """The share in percent of training examples that are likelier than each score (ties count half).
+
+        Args:
+            scores: Scores of new examples, any shape.
+
+        Returns:
+            Percentiles in [0, 100], same shape: near 100 means less likely than almost all training examples.
+        """
+        below = np.searchsorted(self.scores, scores, side="left")
+        up_to = np.searchsorted(self.scores, scores, side="right")
+        return 50.0 * (below + up_to) / len(self.scores)
+
+    def typicality(self, scores: np.ndarray) -> np.ndarray:
+        """Distance of groups of examples from the typical set (Nalisnick et al. 2019, eq. 4).
+
+        ``|1/M sum_m score_m - mean|``. Out-of-distribution inputs may be *likelier* than the training data, as SVHN is
+        under a CIFAR-10 flow; they are then not typical. The larger the group, the sharper the test.
+
+        Args:
+            scores: Scores of shape (..., M); M = 1 judges single examples.
+
+        Returns:
+            The statistic in the scores' unit, shape (...); 0 is perfectly typical.
+        """
+        return np.abs(scores.mean(-1) - self.mean)

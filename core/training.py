@@ -1,0 +1,189 @@
+"""Maximum-likelihood training of any flow, as a LightningModule."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from arflows.core.callbacks import ExponentialMovingAverage, NonFiniteGuard, OrderlyInterrupt, Stopwatch
+from arflows.core.errors import UserError
+from arflows.core.flow import Flow
+from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
+
+VALIDATION_NOISE = 20_17
+"""Seed of the dequantisation noise in validation, the same every time, so that epochs can be compared."""
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+
+
+class FlowTraining(LightningModule):
+    """Minimises the negative log-likelihood of a flow, in bits per dimension.
+
+    Batches are ``{"x": examples, "context": conditions}``; "context" may be absent. The datamodule may offer
+    ``initialization_batch() -> Batch``, by which layers such as ActNorm are initialised once, before the first step.
+
+    Logged: ``train/bits_per_dim`` and ``val/bits_per_dim`` (or ``…/nats``), ``train/gradient_norm`` (before clipping),
+    ``train/learning_rate``, ``train/examples_per_second``, ``train/skipped_steps``.
+
+    Clipping, accumulation, precision and devices are the Trainer's options.
+
+    Args:
+        flow: The flow to train.
+        unit: "bits_per_dim", or "nats" for examples whose number of dimensions varies.
+        optimizer: "adam", "adamw" or "adamax".
+        learning_rate: The highest learning rate.
+        betas: Decay of the optimizer's averages of the gradient and of its square (its maximum, for adamax).
+        weight_decay: L2 penalty (adam, adamax) or decoupled decay (adamw).
+        decay_only_scales: Apply ``weight_decay`` to the scales of weight-normalised layers alone, as RealNVP does
+            (Dinh et al. 2017, section 4.1: 5e-5).
+        warmup_steps: Steps over which the learning rate rises linearly from zero.
+        schedule: After warm-up the learning rate stays ("constant"), or falls to ``final_fraction`` of its highest
+            value at the end of the run, along a half cosine ("cosine") or exponentially ("exponential").
+        final_fraction: See ``schedule``.
+        ema_decay: Decay of the average of the weights that is validated and exported; 0 for none.
+        patience: Steps in a row with a non-finite loss or gradient after which training stops; fewer are skipped.
+        compile: Compile the log-probability by `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        unit: Literal["bits_per_dim", "nats"] = "bits_per_dim",
+        optimizer: Literal["adam", "adamw", "adamax"] = "adam",
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        decay_only_scales: bool = False,
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "cosine", "exponential"] = "constant",
+        final_fraction: float = 0.01,
+        ema_decay: float = 0.999,
+        patience: int = 10,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= ema_decay < 1:
+            raise UserError(
+                f"model.ema_decay is {ema_decay}: give a number from 0 (no averaging) up to, not including, 1."
+            )
+        if not 0 < final_fraction <= 1:
+            raise UserError(f"model.final_fraction is {final_fraction}: give a number above 0 and at most 1.")
+        self.flow = flow
+        self.unit = unit
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.betas = betas
+        self.weight_decay = weight_decay
+        self.decay_only_scales = decay_only_scales
+        self.warmup_steps = warmup_steps
+        self.schedule = schedule
+        self.final_fraction = final_fraction
+        self.ema_decay = ema_decay
+        self.compile_log_prob = compile
+        self._guard = NonFiniteGuard(patience)
+        self._stopwatch = Stopwatch()
+        self._log_prob: Callable[[Tensor, Tensor | None], Tensor] = flow.log_prob
+        self._random_state: dict[str, Tensor] | None = None
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps skipped since training began, for a loss or gradient that was not finite."""
+        return self._guard.skipped_in_all
+
+    @property
+    def seconds(self) -> float:
+        """Duration of training so far, validation included."""
+        return self._stopwatch.seconds
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What training relies on: the guard first, the interrupt last, after the averages are up to date."""
+        averaging = [ExponentialMovingAverage(self.ema_decay, self._guard)] if self.ema_decay > 0 else []
+        return [self._guard, *averaging, self._stopwatch, OrderlyInterrupt()]
+
+    def setup(self, stage: str) -> None:
+        """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded."""
+        batch_for = getattr(getattr(self.trainer, "datamodule", None), "initialization_batch", None)
+        if stage == "fit" and batch_for is not None:
+            device = self.trainer.strategy.root_device
+            batch = {name: tensor.to(device) for name, tensor in batch_for().items()}
+            self.flow.to(device).initialize(batch["x"], batch.get("context"))
+        if self.compile_log_prob:
+            self._log_prob = torch.compile(self.flow.log_prob)
+
+    def on_fit_start(self) -> None:
+        """Puts the random generators where the checkpoint left them; gives each process noise of its own."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"])
+            if self.device.type == "cuda" and "cuda" in self._random_state:
+                torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
+        if self.trainer.world_size > 1:
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
+        loss = self._losses(batch).mean()
+        return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs the loss of steps that counted."""
+        if not self._guard.skipped:
+            loss = outputs["loss"] * self.trainer.accumulate_grad_batches
+            self.log(f"train/{self.unit}", loss, prog_bar=True)
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs the mean loss over the validation split, with the same dequantisation noise every time."""
+        with fixed_noise(VALIDATION_NOISE + batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            losses = self._losses(batch)
+        self.log(f"val/{self.unit}", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
+
+    def _losses(self, batch: Batch) -> Float[Tensor, "batch"]:
+        log_prob = self._log_prob(batch["x"], batch.get("context"))
+        return -log_prob if self.unit == "nats" else bits_per_dim(log_prob, self.flow.dims)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and its schedule, stepped after every optimizer step."""
+        scales = [p for name, p in self.flow.named_parameters() if self._decays(name)]
+        others = [p for name, p in self.flow.named_parameters() if not self._decays(name)]
+        groups = [{"params": scales, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer: Optimizer = _OPTIMIZERS[self.optimizer](
+            [group for group in groups if group["params"]], lr=self.learning_rate, betas=self.betas
+        )
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _decays(self, name: str) -> bool:
+        """Whether weight decay applies; torch's weight_norm keeps its scales as ``original0``."""
+        return not self.decay_only_scales or name.endswith("parametrizations.weight.original0")
+
+    def _learning_rate_factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError(
+                f"model.schedule {self.schedule} needs an end: set trainer.max_epochs or trainer.max_steps."
+            )
+        progress = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+        if self.schedule == "exponential":
+            return self.final_fraction**progress
+        return self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * progress)) / 2
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the state of the random generators."""
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the state of the random generators for when training starts."""
+        self._random_state = checkpoint["random_state"]

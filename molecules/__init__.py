@@ -1,0 +1,1 @@
+"""The place of the molecules domain: autoregressive flows over molecular graphs. There is nothing in it yet."""

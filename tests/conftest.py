@@ -1,0 +1,19 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported; the tests run in as many processes
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("ARFLOWS_DEBUG", None)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of downloaded data sets, which few machines have: tests that ask for it are skipped elsewhere."""
+    folder = os.environ.get("ARFLOWS_DATA")
+    if not folder:
+        pytest.skip("ARFLOWS_DATA names no folder of data sets")
+    return Path(folder)

@@ -1,0 +1,418 @@
+import errno
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import types
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from arflows.core import cli, domains
+from arflows.core.domains import Domain
+from arflows.core.errors import UserError
+
+
+def draw(data: Path, *, count: int = 3, kind: Literal["grid", "single"] = "grid", scale: float | None = None) -> dict:
+    """Draw something
+    from the data.
+
+    Not a part of the help.
+
+    Args:
+        data: where it comes from.
+        count: how many.
+        kind: what is drawn.
+        scale: how large.
+    """
+    return {"data": data, "count": count, "kind": kind, "scale": scale}
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a call that must end the process with an exit code and one line on standard error, which it returns."""
+
+    def call(code, function, *args):
+        with pytest.raises(SystemExit) as ending:
+            function(*args)
+        output = capsys.readouterr()
+        assert ending.value.code == code
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        return output.err
+
+    return call
+
+
+@pytest.fixture
+def spare(monkeypatch):
+    """The only domain, with a verb that keeps what it was called with."""
+    calls = []
+    domain = Domain("spare", "a domain of the tests", "spare_domain", {"draw": "draw something"})
+    verb = types.ModuleType("spare_domain.draw")
+    verb.main = calls.append
+    monkeypatch.setitem(sys.modules, "spare_domain", types.ModuleType("spare_domain"))
+    monkeypatch.setitem(sys.modules, "spare_domain.draw", verb)
+    point = types.SimpleNamespace(name="spare", dist=None, module="spare_domain", load=lambda: domain)
+    monkeypatch.setattr(domains, "entry_points", lambda group: [point])
+    return calls
+
+
+class TestDispatch:
+    def test_a_verb_gets_the_words_after_it(self, spare):
+        cli.main(["spare", "draw", "--count", "3"])
+        assert spare == [["--count", "3"]]
+
+    @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])
+    def test_help_lists_domains_and_commands(self, spare, capsys, words):
+        cli.main(words)
+        output = capsys.readouterr().out
+        assert "spare        a domain of the tests" in output
+        assert "demo " in output
+
+    def test_help_of_a_domain_lists_its_verbs(self, spare, capsys):
+        cli.main(["spare", "--help"])
+        assert "draw         draw something" in capsys.readouterr().out
+        assert spare == []
+
+    @pytest.mark.parametrize("words", [[], ["spare"]])
+    def test_without_a_verb_the_help_is_an_error(self, spare, capsys, words):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(words)
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("usage: ")
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["sprae"], "error: There is no domain or command 'sprae'. Did you mean spare? There is: spare, demo."),
+            (["dmeo"], "error: There is no domain or command 'dmeo'. Did you mean demo? There is: spare, demo."),
+            (["spare", "drwa"], "error: There is no verb of spare 'drwa'. Did you mean draw? There is: draw."),
+            (["--versoin"], "error: There is no option --versoin before a domain; see `arflows --help`."),
+            (["spare", "--count=3"], "error: There is no option --count before a verb; see `arflows spare --help`."),
+        ],
+    )
+    def test_wrong_words_are_one_sentence(self, spare, fails, words, sentence):
+        assert fails(2, cli.main, words).startswith(sentence)
+
+    def test_version_is_that_of_the_package(self, capsys):
+        cli.main(["--version"])
+        assert capsys.readouterr().out == f"arflows {importlib.metadata.version('arflows')}\n"
+
+    def test_error_of_a_verb_is_handled_once(self, spare, fails, monkeypatch):
+        def draw():
+            raise UserError("Mend this.")
+
+        monkeypatch.setattr(sys.modules["spare_domain.draw"], "main", lambda args: cli.run(draw, args))
+        assert fails(2, cli.main, ["spare", "draw"]) == "error: Mend this.\n"
+
+    def test_every_command_of_the_list_exists(self):
+        for command in cli.COMMANDS:
+            assert callable(importlib.import_module(f"arflows.core.{command}").main)
+
+
+class TestRun:
+    def test_options_come_from_the_signature(self):
+        result = cli.run(draw, ["--data", "a.h5", "--kind=single", "--scale", "2"])
+        assert result == {"data": Path("a.h5"), "count": 3, "kind": "single", "scale": 2.0}
+
+    def test_words_of_the_process_are_the_default(self, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["draw", "--data=a.h5", "--debug"])
+        assert cli.run(draw)["data"] == Path("a.h5")
+
+    def test_command_line_takes_precedence_over_the_config(self, tmp_path):
+        config = tmp_path / "draw.yaml"
+        config.write_text("data: a.h5\ncount: 5\nscale: 1\n")
+        result = cli.run(draw, ["--config", str(config), "--count", "7"])
+        assert result == {"data": Path("a.h5"), "count": 7, "kind": "grid", "scale": 1.0}
+
+    def test_printed_config_can_be_read_again(self, tmp_path, capsys):
+        words = ["--data=a.h5", "--count=9", "--kind=single"]
+        with pytest.raises(SystemExit, match="0"):
+            cli.run(draw, [*words, "--print_config"])
+        config = tmp_path / "draw.yaml"
+        config.write_text(capsys.readouterr().out)
+        assert cli.run(draw, ["--config", str(config)]) == cli.run(draw, words)
+
+    def test_help_is_made_of_the_docstring(self, capsys):
+        with pytest.raises(SystemExit, match="0"):
+            cli.run(draw, ["--help"])
+        output = " ".join(capsys.readouterr().out.split())
+        assert "usage: tests core test_cli [-h]" in output or "usage: tests core test_cli [--config" in output
+        assert "Draw something from the data." in output
+        assert "--data DATA where it comes from. (required, type: Path)" in output
+        assert "Not a part of the help" not in output
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["--data=a", "--count=many"], "--count takes int, not 'many'."),
+            (["--data=a", "--scale=wide"], "--scale takes float or null, not 'wide'."),
+            (["--data=a", "--kind=heap"], "--kind takes 'grid' or 'single', not 'heap'."),
+            ([], "Missing --data. `draw --help` lists the options."),
+            (["--data"], "argument --data: expected one argument. `draw --help` lists the options."),
+            (["--data=a", "--cuont=3"], "There is no option '--cuont'. Did you mean --count? `draw --help` lists"),
+            (["--data=a", "--coun=3"], "There is no option '--coun'. Did you mean --count? `draw --help` lists"),
+            (["a.h5"], "Unexpected 'a.h5': options are written as --name value. `draw --help` lists the options."),
+            (["--config=missing.yaml"], "--config: File does not exist:"),
+        ],
+    )
+    def test_wrong_option_is_one_sentence(self, fails, words, sentence):
+        assert fails(2, cli.run, draw, words, "draw").startswith(f"error: {sentence}")
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("data: a\ncount: many\n", "{config}: --count takes int, not 'many'."),
+            ("data: a\ncuont: 3\n", "There is no option '--cuont'. Did you mean --count?"),
+            ("data: [a\n", "{config}: Problems parsing config"),
+            ("\x00", "{config}: "),
+        ],
+    )
+    def test_wrong_config_is_one_sentence(self, fails, tmp_path, text, sentence):
+        config = tmp_path / "draw.yaml"
+        config.write_text(text)
+        message = fails(2, cli.run, draw, [f"--config={config}"], "draw")
+        assert message.startswith(f"error: {sentence.format(config=config)}")
+
+
+class Mendable(Exception):
+    mendable = True
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as PyTorch's."""
+
+
+def os_error(code, name=None):
+    return OSError(code, os.strerror(code), name)
+
+
+class TestGuarded:
+    @pytest.mark.parametrize(
+        ("error", "code", "sentence"),
+        [
+            (UserError("Mend this."), 2, "error: Mend this."),
+            (Mendable("Mend that."), 2, "error: Mend that."),
+            (os_error(errno.ENOENT, "a.h5"), 2, "error: a.h5 does not exist: check the path."),
+            (os_error(errno.ENOENT, b"a.h5"), 2, "error: a.h5 does not exist: check the path."),
+            (os_error(errno.EACCES, Path("a.h5")), 2, "error: a.h5 may not be read or written by you: change its"),
+            (os_error(errno.EROFS, "a.h5"), 2, "error: a.h5 may not be read or written by you: change its"),
+            (os_error(errno.EISDIR, "runs"), 2, "error: runs is a folder: name a file."),
+            (os_error(errno.ENOTDIR, "a/b"), 2, "error: a/b is not in a folder"),
+            (os_error(errno.EEXIST, "runs"), 2, "error: runs exists already: remove it or choose another path."),
+            (os_error(errno.EIO, "a.h5"), 2, "error: a.h5: Input/output error."),
+            (os_error(errno.ENOSPC, "a.h5"), 2, "error: No space is left while writing a.h5: free some, or"),
+            (os_error(errno.ENOSPC), 2, "error: No space is left: free some, or write to another disk."),
+            (RuntimeError("I/O: No space left on device (os error 28)"), 2, "error: No space is left: free some"),
+            (ConnectionError("no network"), 2, "error: no network"),
+            (TimeoutError(), 2, "error: TimeoutError"),
+            (BrokenPipeError(errno.EPIPE, "a worker died"), 2, "error: [Errno 32] a worker died"),
+            (OutOfMemoryError("CUDA out of memory.\nTried much."), 2, "error: The memory does not suffice; choose"),
+            (MemoryError(), 2, "error: The memory does not suffice; choose a smaller batch or model."),
+            (RuntimeError("alloc: can't allocate memory: 9 bytes"), 2, "error: The memory does not suffice; choose"),
+            (KeyboardInterrupt(), 130, "interrupted"),
+            (ValueError("odd"), 1, "error: ValueError: odd (a fault of the program, not of your input; --debug shows"),
+        ],
+    )
+    def test_error_is_one_sentence(self, fails, error, code, sentence):
+        @cli.guarded([])
+        def command():
+            raise error
+
+        assert fails(code, command).startswith(sentence)
+
+    def test_debug_is_taken_from_anywhere_and_shows_the_traceback(self, capsys):
+        def command():
+            with cli.guarded(["a", "--debug", "b"]) as words:
+                assert words == ["a", "b"]
+                raise UserError("Mend this.")
+
+        with pytest.raises(SystemExit, match="2"):
+            command()
+        output = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in output
+        assert output.endswith("error: Mend this.\n")
+
+    @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+    def test_debug_by_the_environment(self, capsys, monkeypatch, value, shown):
+        monkeypatch.setenv("ARFLOWS_DEBUG", value)
+        with pytest.raises(SystemExit, match="1"), cli.guarded([]):
+            raise ValueError("odd")
+        assert ("Traceback" in capsys.readouterr().err) is shown
+
+    def test_inner_guard_leaves_errors_to_the_outer(self):
+        def inner():
+            with cli.guarded(["--debug"]) as words:
+                assert words == []
+                raise UserError("Mend this.")
+
+        with cli.guarded([]), pytest.raises(UserError):
+            inner()
+
+    def test_guard_ends_with_its_block(self, fails):
+        for _ in range(2):
+            with cli.guarded([]):
+                pass
+        assert fails(2, cli.run, draw, ["--count=many"]).startswith("error: --count")
+
+    @pytest.mark.parametrize("code", [0, 3])
+    def test_own_exit_codes_pass(self, code):
+        with pytest.raises(SystemExit) as ending, cli.guarded([]):
+            raise SystemExit(code)
+        assert ending.value.code == code
+
+    def test_exit_after_an_interrupt_is_an_interrupt(self, fails):
+        @cli.guarded([])
+        def as_lightning_does():
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                sys.exit(1)
+
+        assert fails(130, as_lightning_does) == "interrupted\n"
+
+
+class TestRecipes:
+    @pytest.fixture
+    def package(self, tmp_path, monkeypatch):
+        recipes = tmp_path / "spare_package" / "recipes"
+        recipes.mkdir(parents=True)
+        (recipes.parent / "__init__.py").touch()
+        (recipes / "small.yaml").touch()
+        (recipes / "large.yaml").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        yield "spare_package"
+        sys.modules.pop("spare_package", None)
+
+    def test_recipe_by_name(self, package, tmp_path):
+        assert cli.resolve_recipe("small", package) == tmp_path / "spare_package/recipes/small.yaml"
+
+    def test_file_goes_before_recipe(self, package, tmp_path):
+        (tmp_path / "small").touch()
+        assert cli.resolve_recipe("small", package) == Path("small")
+
+    @pytest.mark.parametrize("name", ["smal", "smal.yaml", "elsewhere/small.yaml"])
+    def test_wrong_name_lists_the_recipes(self, package, name):
+        with pytest.raises(UserError, match=f"no file or recipe '{name}'.*There is: large, small"):
+            cli.resolve_recipe(name, package)
+
+    @pytest.mark.parametrize("words", [["--config", "small"], ["-c", "small"], ["--config=small"]])
+    def test_configs_of_a_command_line(self, package, tmp_path, words):
+        resolved = cli.resolve_configs(["--a", "small", *words, "--config", "large", "small"], package)
+        assert " ".join(resolved).replace("=", " ").split()[2:] == [
+            words[0].partition("=")[0],
+            f"{tmp_path}/spare_package/recipes/small.yaml",
+            "--config",
+            f"{tmp_path}/spare_package/recipes/large.yaml",
+            "small",
+        ]
+
+    def test_config_without_a_value_is_left_to_the_parser(self, package):
+        assert cli.resolve_configs(["--config"], package) == ["--config"]
+
+
+def test_lightning_cli_has_the_same_manners(fails, monkeypatch):
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    class Parser(cli.ShortErrors, LightningArgumentParser):
+        pass
+
+    def train(words):
+        with cli.guarded(words) as words:
+            LightningCLI(BoringModel, parser_class=Parser, args=words, run=False, save_config_callback=None)
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    assert fails(2, train, ["--trainer.max_epochs=x"]) == "error: --trainer.max_epochs takes int or null, not 'x'.\n"
+    assert "Did you mean --trainer.max_epochs?" in fails(2, train, ["--trainer.max_epoch=1"])
+
+
+ARFLOWS = Path(sys.executable).with_name("arflows")
+
+
+def process(script, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_console_script():
+    done = subprocess.run([ARFLOWS, "visoin"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no domain or command 'visoin'. Did you mean vision?")
+
+
+def test_module_name_under_python_m(tmp_path):
+    (tmp_path / "spare").mkdir()
+    (tmp_path / "spare/draw.py").write_text(
+        "from arflows.core.cli import run\ndef draw(n: int): ...\nif __name__ == '__main__': run(draw)\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "spare.draw"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "error: Missing --n. `spare draw --help` lists the options.\n"
+
+
+def test_a_reader_that_has_gone_ends_us_silently():
+    running = process(
+        """
+        from arflows.core.cli import guarded
+        with guarded([]):
+            input()
+            print("nobody reads this")
+        """,
+        stdin=subprocess.PIPE,
+    )
+    running.stdout.close()
+    running.stdin.write("\n")
+    running.stdin.close()
+    assert running.wait(60) == 141
+    assert running.stderr.read() == ""
+
+
+def test_ctrl_c_ends_us_with_130(tmp_path):
+    running = process(
+        """
+        import time
+        from arflows.core.cli import guarded
+        with guarded([]):
+            print("ready", flush=True)
+            time.sleep(60)
+        """
+    )
+    assert running.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    assert running.communicate(timeout=60) == ("", "interrupted\n")
+    assert running.returncode == 130
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_full_disk_names_the_file(tmp_path, fails):
+    from arflows.core.files import replacing
+
+    def write():
+        with replacing("/dev/full/figures.csv"):
+            raise AssertionError("never reached")
+
+    @cli.guarded([])
+    def command():
+        with replacing(tmp_path / "figures.csv") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_text("figures")
+
+    message = fails(2, command)
+    assert (
+        message
+        == f"error: No space is left while writing {tmp_path}/figures.csv: free some, or write to another disk.\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,197 @@
+"""What the verbs are given: a trained model, and images to look at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from arflows.core.errors import UserError
+from arflows.core.likelihood import Batch
+from arflows.core.machine import pick_device
+from arflows.data.image_files import read_folder, read_npz
+from arflows.data.image_sources import ArrayExamples, FileExamples, Tally, uniform_batches
+from arflows.data.images import SkippedImage, open_image
+from arflows.data.images import convert as convert_image
+from arflows.data.store import Store
+from arflows.vision.datamodule import ImageDataset
+from arflows.vision.model import ImageFlow
+from arflows.vision.representation import ImageSpec
+
+LARGEST_BATCH = 256
+
+
+def model_folder(model: str) -> str:
+    """The folder of a model: as given, or ``model`` inside the folder of a training run."""
+    inside = Path(model) / "model"
+    return str(inside) if (inside / "config.json").is_file() else model
+
+
+def load_model(model: str, device: str = "auto") -> ImageFlow:
+    """Loads a trained model, ready to use.
+
+    Args:
+        model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
+        device: Where to compute, as `pick_device` takes it.
+
+    Raises:
+        UserError: If there is no such model or device, or the model's files are damaged.
+    """
+    return ImageFlow.from_pretrained(model_folder(model)).to(pick_device(device)).eval()
+
+
+class ImageInput:
+    """Images for a trained model: from a store, an .npz file, a folder of image files, or one image file.
+
+    Attributes:
+        count: How many there are, before any are skipped.
+        names: What those read so far are called: paths below a folder, else places in the file.
+        skipped: The names of those that could not be used, by the reason.
+    """
+
+    def __init__(
+        self, source: Path, flow: ImageFlow, *, split: str = "test", label: int | None = None, convert: bool = False
+    ) -> None:
+        """Finds the images and makes sure that they fit the model.
+
+        Args:
+            source: Where the images are.
+            flow: The model; one conditional on classes needs labels: a store's, an .npz file's, or subfolders.
+            split: Which part of a store.
+            label: The class of all images, instead.
+            convert: Crop and reduce image files to the model's size, and turn colour into grey or grey into colour, as
+                `arflows vision prepare` does, instead of refusing files of another kind.
+
+        Raises:
+            UserError: If there are no images, or they do not fit the model.
+            DataError: If a file is damaged.
+        """
+        if label is not None:
+            flow.labels_for(1, label)
+        self._flow = flow
+        self._label = label
+        self._tally = Tally()
+        self.names: list[str] = []
+        self._source: ImageDataset | ArrayExamples | FileExamples
+        if source.is_file() and h5py.is_hdf5(source):
+            store = Store(source, expect_domain="vision")
+            _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
+            self._source = ImageDataset(store, split, labels=flow.classes > 0)
+            labels = store.array(split, "labels") if self._source.labels else None
+        else:
+            self._source = _read_examples(source)
+            if not convert:
+                form = self._source.form()
+                for height, width in sorted(form.sizes):
+                    _check_fit(source, ImageSpec(height, width, form.channels), flow.spec)
+            if flow.spec.height != flow.spec.width:
+                raise UserError(f"{source}: a model of {flow.spec.height}×{flow.spec.width} images reads stores alone.")
+            labels = self._source.labels
+        if flow.classes and labels is None and label is None:
+            raise UserError(
+                f"the model is conditional on {flow.classes} classes, but {source} has no labels: use a store or .npz "
+                "file with labels, a folder with a subfolder for each class, or --label."
+            )
+        if label is None and labels is not None and len(labels) and flow.classes and int(labels.max()) >= flow.classes:
+            raise UserError(
+                f"{source} has labels up to {int(labels.max())}, but the model's classes end at {flow.classes - 1}: "
+                "use images of the classes it was trained on."
+            )
+        self.count = len(self._source)
+
+    @property
+    def skipped(self) -> dict[str, list[str]]:
+        """Names of images that could not be used so far, by the reason."""
+        return dict(self._tally.skipped)
+
+    def batches(self, batch_size: int, *, limit: int | None = None, progress: str | None = None) -> Iterator[Batch]:
+        """Reads the images in order, from the first.
+
+        Args:
+            batch_size: Images in a batch, at most 256.
+            limit: Stop after so many images.
+            progress: What the progress bar says; None for no bar.
+        """
+        self._tally, self.names = Tally(), []
+        batch_size = min(batch_size, LARGEST_BATCH)
+        indices = np.arange(self.count)[:limit]
+        with tqdm(total=len(indices), desc=progress, unit=" images", disable=None if progress else True) as bar:
+            for chosen in np.array_split(indices, range(batch_size, len(indices), batch_size)):
+                yield from self._read(chosen)
+                bar.update(len(chosen))
+
+    def _read(self, chosen: Int64[np.ndarray, " batch"]) -> Iterator[Batch]:
+        if isinstance(self._source, ImageDataset):
+            self.names += map(str, chosen)
+            yield self._labelled(self._source.__getitems__(chosen.tolist()))
+            return
+        spec = self._flow.spec
+        for images, labels in uniform_batches(self._source, chosen, spec.height, spec.channels, self._tally):
+            left_out = {name for names in self.skipped.values() for name in names}
+            kept = [index for index in chosen if self._source.name(index) not in left_out]
+            in_files = isinstance(self._source, FileExamples)
+            self.names += [self._source.name(index) if in_files else str(index) for index in kept]
+            batch = {"x": torch.from_numpy(images)}
+            if self._flow.classes and labels is not None:
+                batch["context"] = torch.from_numpy(labels)
+            yield self._labelled(batch)
+
+    def _labelled(self, batch: Batch) -> Batch:
+        if self._label is None:
+            return batch
+        return {**batch, "context": torch.full((len(batch["x"]),), self._label)}
+
+    def report(self) -> str:
+        """Says how many images were skipped, why, and which (the first few)."""
+        return "; ".join(
+            f"{len(names):,} {reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for reason, names in self.skipped.items()
+        )
+
+
+def read_image(path: Path, spec: ImageSpec) -> UInt8[Tensor, "channels height width"]:
+    """Reads one image file, cropped and reduced to a model's size as `arflows.data.images` describes.
+
+    Raises:
+        UserError: If it is no image, or smaller than the model's.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no image file {path}: check the path.")
+    if spec.height != spec.width:
+        raise UserError(
+            f"{path}: a model of {spec.height}×{spec.width} images, which are no squares, reads stores alone."
+        )
+    try:
+        with open_image(path) as image:
+            pixels, _ = convert_image(image, spec.height, spec.channels)
+    except SkippedImage as reason:
+        raise UserError(f"{path} cannot be used ({reason}): give another image.") from reason
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _read_examples(source: Path) -> ArrayExamples | FileExamples:
+    if source.is_dir():
+        return read_folder(source)
+    if not source.exists():
+        raise UserError(f"there is no {source}: give a store, an .npz file, a folder of images, or an image file.")
+    if source.suffix == ".npz":
+        return read_npz(source)
+    try:
+        open_image(source).close()
+    except SkippedImage as reason:
+        raise UserError(
+            f"{source} is {reason}, no store and no .npz file: give one of these, an image, or a folder of images."
+        ) from reason
+    return FileExamples(source.parent, [source.name])
+
+
+def _check_fit(source: Path, given: ImageSpec, wanted: ImageSpec) -> None:
+    if differences := wanted.differences(given):
+        raise UserError(
+            f"{source} does not fit the model, model ≠ images: {', '.join(differences)}; prepare the images with "
+            f"--image_size {wanted.height} --channels {wanted.channels}, or use a model trained on their kind."
+        )

@@ -1,0 +1,105 @@
+"""Rank images by how a trained flow sees them: ``arflows vision score``."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from arflows.core.errors import UserError
+from arflows.core.files import replacing
+from arflows.core.likelihood import Figure, Reference, bits_per_dim, dequantization, log_probs
+from arflows.vision.inputs import ImageInput, load_model, model_folder
+
+LISTED = 5
+
+
+def score(
+    model: str,
+    images: Path,
+    out: Path,
+    split: str = "test",
+    label: int | None = None,
+    convert: bool = False,
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Score images by a trained flow and write a CSV file, one line an image.
+
+    Columns: image (file, or place in the .npz file or split), bits_per_dim (an upper bound by uniform dequantisation),
+    percentile (the share in percent of training images that are likelier; near 100: unlike the training data) and
+    typicality (distance of bits_per_dim from its mean over training images, Nalisnick et al. 2019: large for images
+    that are too unlikely or, as simple images often are, too likely). Rank by typicality to find images from elsewhere.
+
+    Args:
+        model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
+        images: A folder of image files, an image file, an .npz file with the array images, or a store.
+        out: The CSV file to write; replaced if it exists.
+        split: Which part of a store.
+        label: The class of all images, for a class-conditional model and images without labels.
+        convert: Crop and reduce image files to the model's size instead of refusing those of another.
+        draws: Draws of dequantisation noise for each image; more tighten the bound (Burda et al. 2016) and take longer.
+            Percentile and typicality compare with the training images' scores at one draw.
+        seed: Seed of the noise.
+        batch_size: Images computed at a time, at most 256.
+        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
+    flow = load_model(model, device)
+    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    given = ImageInput(images, flow, split=split, label=label, convert=convert)
+    log_prob = log_probs(flow, given.batches(batch_size, progress="scoring"), draws=draws, seed=seed)
+    if not given.names:
+        raise UserError(f"{images} holds no image that can be scored: {given.report()}.")
+    bits = bits_per_dim(log_prob, flow.dims).numpy()
+    write_scores(out, given.names, bits, reference)
+    _summarize(
+        out, given.names, bits, reference, Figure.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
+    )
+    if given.skipped:
+        print(f"skipped: {given.report()}")
+
+
+def write_scores(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None) -> None:
+    """Writes the CSV file; without a reference the columns that need it stay empty.
+
+    Args:
+        out: The file.
+        names: What each image is called.
+        bits: Bits/dim of each image.
+        reference: How the model scores its training data.
+    """
+    columns: dict[str, list[str]] = {"image": names, "bits_per_dim": [f"{value:.6f}" for value in bits]}
+    columns["percentile"] = [f"{value:.2f}" for value in reference.percentile(bits)] if reference else [""] * len(bits)
+    typicality = reference.typicality(bits[:, None]) if reference else []
+    columns["typicality"] = [f"{value:.6f}" for value in typicality] if reference else [""] * len(bits)
+    with replacing(out) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None, figure: Figure) -> None:
+    print(f"{out}: {figure}")
+    if reference is None:
+        print("the model has no training.json: percentile and typicality are left empty")
+        return
+    typicality = reference.typicality(bits[:, None])
+    print(
+        f"training images: {reference.mean:.4f} bits/dim; all these together differ by {reference.typicality(bits):.4f}"
+    )
+    order = np.argsort(-typicality)[:LISTED]
+    print("least typical: " + ", ".join(f"{names[i]} ({bits[i]:.3f} bits/dim)" for i in order))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    from arflows.core.cli import run
+
+    run(score, args, prog="arflows vision score")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Train a flow on a store of images: ``arflows vision train --config recipe.yaml``.
+
+On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 -m arflows.vision.train …``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from arflows.core.errors import UserError
+from arflows.core.experiment import Experiment, train
+from arflows.core.training import FlowTraining
+from arflows.vision.datamodule import ImageDataModule
+from arflows.vision.metrics import data_facts
+from arflows.vision.model import ImageFlow
+from arflows.vision.render import grid, save_png
+
+
+class ImageFlowTraining(FlowTraining):
+    """Trains a flow of images; see `FlowTraining`.
+
+    Args:
+        flow: The flow, such as arflows.vision.RealNVP or arflows.vision.Glow, and its arguments.
+        **options: Those of `FlowTraining`.
+    """
+
+    def __init__(self, flow: ImageFlow, **options: Any) -> None:
+        super().__init__(flow, **options)
+
+
+class SampleGrid(Callback):
+    """Writes a grid of samples at each validation: samples/<step>.png in the run's folder, and to TensorBoard.
+
+    The latents are the same every time, so that one sees the same images develop.
+
+    Args:
+        count: Images in the grid.
+    """
+
+    def __init__(self, count: int = 64) -> None:
+        self.count = count
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws, while the averaged weights are in place."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        flow = pl_module.flow
+        assert isinstance(flow, ImageFlow)
+        image = grid(flow.sample(self.count, generator=torch.Generator().manual_seed(0)))
+        save_png(image, Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", image, trainer.global_step)
+
+
+class ImageExperiment(Experiment):
+    """Trains a flow on a store of images."""
+
+    model: ImageFlowTraining
+    datamodule: ImageDataModule
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(ImageFlowTraining, ImageDataModule, words, "arflows vision train", [SampleGrid()])
+
+    def before_instantiate_classes(self) -> None:
+        """Says how to make a store that is missing."""
+        super().before_instantiate_classes()
+        store = self.config.data.store
+        if not store.exists():
+            raise UserError(
+                f"there is no store {store}: make it by `arflows vision prepare --source <set, folder or .npz file> "
+                f"--out {store}`, or give another --data.store."
+            )
+
+    def check(self) -> None:
+        """Makes sure that the flow is one of such images, and of their classes.
+
+        Raises:
+            UserError: If it is not.
+        """
+        flow, data = self.model.flow, self.datamodule
+        assert isinstance(flow, ImageFlow)
+        if differences := flow.spec.differences(data.spec):
+            raise UserError(
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set image_size "
+                "and channels of model.flow.init_args accordingly, or prepare another store."
+            )
+        if flow.classes and flow.classes != data.class_count:
+            raise UserError(
+                f"the model has {flow.classes} classes, {data.store.path} has {data.class_count}: set "
+                f"model.flow.init_args.classes to {data.class_count}, or to 0 for a model without classes."
+            )
+        data.labels = flow.classes > 0
+
+    def data_facts(self) -> dict[str, Any]:
+        """Which store the model was trained on, and how much of it."""
+        return {**data_facts(self.datamodule.store), "limit": self.datamodule.limit}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    train(ImageExperiment, args, package="arflows.vision")
+
+
+if __name__ == "__main__":
+    main()
