@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := core data vision audio molecules
-CODE := $(PACKAGES) tests benchmarks
+CODE := $(PACKAGES) tests benchmarks results
 
 INSTALLED := $(VENV)/.installed
 INSTALLING := $(VENV)/.installing

@@ -229,6 +229,10 @@ class OrderlyInterrupt(Callback):
         if self._interrupted:
             raise KeyboardInterrupt
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """From now on acts at once: Lightning, which restores signals after this, leaves our handler in place."""
+        self._interrupted = True
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signal back."""
         if self._previous_handler is not None:

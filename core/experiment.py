@@ -6,6 +6,9 @@ A run's folder holds::
     logs/                TensorBoard events, and metrics.csv in version_0, version_1, … for each time it was resumed
     checkpoints/         last.ckpt to resume from, best.ckpt with the lowest validation loss
     model/               the trained model: config.json, model.safetensors, and training.json with how it came about
+
+A run that is resumed at the end of an epoch goes on exactly as it would have. One that was interrupted within an epoch
+takes the remaining steps of that epoch, beginning with the epoch's first batches again.
 """
 
 import json
@@ -199,7 +202,10 @@ class Experiment(LightningCLI):
         if self.config.trainer.logger in (None, True):
             logs = self.out / "logs"
             kwargs["logger"] = [TensorBoardLogger(logs, name="", version=""), CSVLogger(logs, name="")]
-        return super().instantiate_trainer(default_root_dir=self.out, **kwargs)
+        try:
+            return super().instantiate_trainer(default_root_dir=self.out, **kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(" ".join(str(error).split())) from error
 
     # ------------------------------------------------------------------------------------------ the run itself
 
@@ -229,10 +235,11 @@ class Experiment(LightningCLI):
         except SIGTERMException:
             raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit as ending:  # what Lightning makes of Ctrl-C
-            signal.signal(signal.SIGINT, handler)
             if self.trainer.is_global_zero and self.last_checkpoint.is_file():
                 print(f"{self.last_checkpoint} is saved; add --resume to go on from it.", file=sys.stderr)
             raise KeyboardInterrupt from ending
+        finally:
+            signal.signal(signal.SIGINT, handler)
         if self.trainer.is_global_zero:
             self._export()
 
@@ -280,7 +287,7 @@ class Experiment(LightningCLI):
         flow = self.model.flow
         with fixed_noise(self.config.seed, torch.device("cpu")):
             batches = tqdm(self.datamodule.train_dataloader(), "scoring training data", leave=False, disable=None)
-            scores = log_probs(flow, up_to(batches, REFERENCE_SIZE))
+            scores = log_probs(flow, _up_to(batches, REFERENCE_SIZE))
         return Reference.of(bits_per_dim(scores, flow.dims) if self.model.unit == "bits_per_dim" else -scores)
 
 
@@ -311,7 +318,7 @@ def _differences(now: Any, then: Any, name: str) -> list[str]:
     return [] if now == then else [f"{name} {now} ≠ {then}"]
 
 
-def up_to(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+def _up_to(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """Yields batches until they hold ``count`` examples; the last one is cut."""
     for batch in batches:
         yield {name: tensor[:count] for name, tensor in batch.items()}
@@ -330,6 +337,9 @@ def _quiet_lightning() -> None:
         "Checkpoint directory .* exists",
         "The .* does not have many workers",
         ".*treespec, LeafSpec",
+        "You're resuming from a checkpoint that ended before the epoch ended",
+        "Total length of `list` across ranks is zero",
+        "The number of training batches .* is smaller than the logging interval",
         "Grad strides do not match bucket view strides",
     ):
         warnings.filterwarnings("ignore", remark)

@@ -1,8 +1,9 @@
 """Likelihoods as the field reports them: bits per dimension, its standard error, what kind of figure it is, typicality.
 
-Models of discrete data see integers ``x`` made continuous by noise ``u`` (dequantisation). What a flow computes then is
-``E_u[log p(x + u) - log q(u | x)] <= log P(x)`` (Theis et al. 2016, eq. 3; Ho et al. 2019, eq. 6): a **lower bound** on
-the log-probability, hence an upper bound on bits per dimension. Figures say so; see `Figure`.
+Models of discrete data see integers ``x`` made continuous by noise ``u`` (dequantisation). What a flow computes then
+is ``E_u[log p(x + u) - log q(u | x)] <= log P(x)`` (Theis et al. 2016, arXiv:1511.01844; Ho et al. 2019,
+arXiv:1902.00275): a **lower bound** on the log-probability, hence an upper bound on bits per dimension. Figures say so;
+see `Figure`.
 """
 
 import json
@@ -62,7 +63,7 @@ class Figure:
     protocol: str = ""
 
     @classmethod
-    def of(cls, log_prob: Float[Tensor, "count"], dims: int | None, kind: Kind, protocol: str = "") -> "Figure":
+    def of(cls, log_prob: Float[Tensor, " count"], dims: int | None, kind: Kind, protocol: str = "") -> "Figure":
         """Averages log-probabilities of examples.
 
         Args:
@@ -93,7 +94,8 @@ class Figure:
         meaning = {"exact": "exact", "density": "density of continuous data", "bound": "upper bound"}[self.kind]
         by = f" by {self.protocol}" if self.protocol else ""
         spread = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f} (s.e.)"
-        return f"{self.value:.4f}{spread} {self.unit}, {meaning}{by}, over {self.count:,} {'example' if self.count == 1 else 'examples'}"
+        examples = "1 example" if self.count == 1 else f"{self.count:,} examples"
+        return f"{self.value:.4f}{spread} {self.unit}, {meaning}{by}, over {examples}"
 
 
 def dequantization(flow: Flow, draws: int = 1) -> str:
@@ -117,12 +119,13 @@ def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Float[Tensor, "count"]:
+def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Float[Tensor, " count"]:
     """Log-probability of every example, by one or several draws of dequantisation noise.
 
     With ``draws`` K > 1 this is the importance-weighted bound ``log 1/K sum_k p(x + u_k) / q(u_k | x)`` (Burda et al.
-    2016, eq. 8; Ho et al. 2019, section 3.2). It is still a lower bound, in expectation never looser than with fewer
-    draws, and tends to the log-probability as K grows. Compare figures only at equal K.
+    2016, arXiv:1509.00519; for dequantisation Hoogeboom et al. 2020, arXiv:2001.11235). It is still a lower bound, in
+    expectation never looser than with fewer draws, and tends to the log-probability as K grows. Compare figures only
+    at equal K.
 
     The noise depends on the seed, the batch's place and its size alone, so that a run can be repeated.
 
@@ -173,7 +176,7 @@ class Reference:
     mean: float
 
     @classmethod
-    def of(cls, scores: Float[Tensor, "count"]) -> "Reference":
+    def of(cls, scores: Float[Tensor, " count"]) -> "Reference":
         """Keeps the scores of a sample of training examples."""
         values = np.sort(scores.double().cpu().numpy())
         return cls(values, float(values.mean()))
@@ -213,7 +216,7 @@ class Reference:
         return 50.0 * (below + up_to) / len(self.scores)
 
     def typicality(self, scores: np.ndarray) -> np.ndarray:
-        """Distance of groups of examples from the typical set (Nalisnick et al. 2019, eq. 4).
+        """Distance of groups of examples from the typical set (Nalisnick et al. 2019, arXiv:1906.02994).
 
         ``|1/M sum_m score_m - mean|``. Out-of-distribution inputs may be *likelier* than the training data, as SVHN is
         under a CIFAR-10 flow; they are then not typical. The larger the group, the sharper the test.

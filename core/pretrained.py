@@ -120,7 +120,7 @@ def _local_folder(source: str | Path, revision: str | None) -> Path:
     if not looks_like_hub_name or folder.parent.is_dir():
         raise UserError(f"no model folder {folder}: check the path, or train one first")
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except (OSError, HFValidationError) as error:
         raise UserError(
             f"no folder {source}, and no model of that name could be fetched from the Hugging Face Hub "

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jinja2
+import PIL.Image
 
 from arflows.core.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
-    from PIL.Image import Image as PillowImage
+    from torch import Tensor
 
-    Picture: TypeAlias = bytes | Path | PillowImage | MatplotlibFigure
-    """The bytes of a PNG file, its path, a Pillow image, or a matplotlib figure."""
+    Picture: TypeAlias = bytes | Path | PIL.Image.Image | MatplotlibFigure | Tensor
+    """The bytes of a PNG file, its path, a Pillow image, a matplotlib figure, or uint8 (channels, height, width)."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FIGURE_DPI = 150
@@ -176,6 +177,8 @@ def _png(picture: Any) -> bytes:
             raise ValueError("a picture of the report is not a PNG file")
         return picture
     stream = io.BytesIO()
+    if hasattr(picture, "numpy"):
+        picture = PIL.Image.fromarray((picture[0] if len(picture) == 1 else picture.movedim(0, -1)).numpy())
     if hasattr(picture, "savefig"):
         picture.savefig(stream, format="png", dpi=FIGURE_DPI, bbox_inches="tight")
     else:

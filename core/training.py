@@ -17,7 +17,7 @@ from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
 
-VALIDATION_NOISE = 20_17
+VALIDATION_NOISE = 2017
 """Seed of the dequantisation noise in validation, the same every time, so that epochs can be compared."""
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
@@ -144,7 +144,7 @@ class FlowTraining(LightningModule):
             losses = self._losses(batch)
         self.log(f"val/{self.unit}", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
 
-    def _losses(self, batch: Batch) -> Float[Tensor, "batch"]:
+    def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
         log_prob = self._log_prob(batch["x"], batch.get("context"))
         return -log_prob if self.unit == "nats" else bits_per_dim(log_prob, self.flow.dims)
 

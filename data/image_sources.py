@@ -65,7 +65,7 @@ class ArrayExamples:
     images: UInt8[np.ndarray, "examples height width channels"]
     labels: Int64[np.ndarray, " examples"] | None = None
     classes: tuple[str, ...] | None = None
-    crop: None = None
+    crop: tuple[int, int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -17,3 +17,19 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("ARFLOWS_DATA names no folder of data sets")
     return Path(folder)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a call that must end the process with an exit code and one line on standard error, which it returns."""
+
+    def call(code, function, *args):
+        with pytest.raises(SystemExit) as ending:
+            function(*args)
+        output = capsys.readouterr()
+        assert ending.value.code == code
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        return output.err
+
+    return call

@@ -79,6 +79,7 @@ class ImageInput:
         self._source: ImageDataset | ArrayExamples | FileExamples
         if source.is_file() and h5py.is_hdf5(source):
             store = Store(source, expect_domain="vision")
+            store.fields(split)  # or says which splits there are
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
             self._source = ImageDataset(store, split, labels=flow.classes > 0)
             labels = store.array(split, "labels") if self._source.labels else None

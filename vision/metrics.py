@@ -9,7 +9,7 @@ import torch
 from arflows.data.store import Store
 
 
-def images_per_second(work: Callable[[], object], images: int, device: torch.device, seconds: float = 2.0) -> float:
+def images_per_second(work: Callable[[], object], images: int, device: torch.device, seconds: float = 1.0) -> float:
     """Measures a speed: the median over calls, after one that does not count.
 
     Args:

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from arflows.core.bases import Base, DiagonalNormal, StandardNormal
 from arflows.core.bijections import (
-    ActNorm,
     Affine,
     BatchNorm,
     Bijection,
@@ -17,10 +16,10 @@ from arflows.core.bijections import (
     ChannelMask,
     CheckerboardMask,
     Coupling,
-    InvertibleConv1x1,
     Logit,
     Mask,
     Multiscale,
+    NormalizedConv1x1,
     Permutation,
     Squeeze,
     TanhAffine,
@@ -268,7 +267,7 @@ class Glow(ImageFlow):
 
         def step(channels: int) -> list[Bijection]:
             coupling = affine_coupling(channels, lambda i, o: ShallowCNN(i, o, width, context_features))
-            return [ActNorm(channels), InvertibleConv1x1(channels), coupling]
+            return [NormalizedConv1x1(channels), coupling]
 
         parts: list[Bijection] = []
         for level in range(levels):

@@ -148,7 +148,7 @@ def interpolate(
     return torch.cat([flow.decode(part, flow.labels_for(len(part), label)).cpu() for part in path.split(batch_size)])
 
 
-def spherical(first: Float[Tensor, "dims"], last: Float[Tensor, "dims"], count: int) -> Float[Tensor, "count dims"]:
+def spherical(first: Float[Tensor, " dims"], last: Float[Tensor, " dims"], count: int) -> Float[Tensor, "count dims"]:
     """Points evenly spaced in angle from one vector to another, whose lengths change evenly (Shoemake 1985).
 
     Vectors (almost) parallel are joined by a straight line.

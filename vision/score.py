@@ -73,8 +73,9 @@ def write_scores(out: Path, names: list[str], bits: np.ndarray, reference: Refer
     """
     columns: dict[str, list[str]] = {"image": names, "bits_per_dim": [f"{value:.6f}" for value in bits]}
     columns["percentile"] = [f"{value:.2f}" for value in reference.percentile(bits)] if reference else [""] * len(bits)
-    typicality = reference.typicality(bits[:, None]) if reference else []
-    columns["typicality"] = [f"{value:.6f}" for value in typicality] if reference else [""] * len(bits)
+    columns["typicality"] = (
+        [f"{value:.6f}" for value in reference.typicality(bits[:, None])] if reference else [""] * len(bits)
+    )
     with replacing(out) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

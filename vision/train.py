@@ -95,6 +95,7 @@ class ImageExperiment(Experiment):
                 f"model.flow.init_args.classes to {data.class_count}, or to 0 for a model without classes."
             )
         data.labels = flow.classes > 0
+        data.train_dataloader()  # refuses a store that has too few images for a batch
 
     def data_facts(self) -> dict[str, Any]:
         """Which store the model was trained on, and how much of it."""

@@ -57,7 +57,7 @@ class Chain(Bijection):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data: the parts' inverses in the opposite order."""
         log_det = no_volume(z)
-        for bijection in reversed(self.bijections):
+        for bijection in reversed(list(self)):
             z, part = bijection.inverse(z, context)
             log_det = log_det + part
         return z, log_det

@@ -1,5 +1,6 @@
 """Coupling layers: one part of an example decides how the other is mapped."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ class Coupling(Bijection):
         self, kept: Tensor, context: Tensor | None
     ) -> Float[Tensor, "batch changed *space parameters"]:
         raw = self.conditioner(self.mask.conditioner_input(kept), context)
-        # The conditioner may have run in half precision under autocast; the flow's state never does.
-        raw = raw.to(kept.dtype).unflatten(1, (self.elementwise.parameter_count, -1))
-        return raw.movedim(1, -1)
+        # The conditioner may have run in half precision under autocast; the flow's state never does. It may also have
+        # run channels-last, in which elementwise maths is several times slower than in the state's own layout.
+        raw = raw.to(kept.dtype, memory_format=torch.contiguous_format)
+        return raw.unflatten(1, (self.elementwise.parameter_count, -1)).movedim(1, -1)

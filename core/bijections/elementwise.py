@@ -38,7 +38,7 @@ class Elementwise(nn.Module, ABC):
 
 
 class Affine(Elementwise):
-    """z = x · exp(s) + t with the log-scale held within (−bound, bound) by s = bound · tanh(raw / bound).
+    """z = x · exp(s) + t with the log-scale held within (−bound, bound) by s = raw / (1 + |raw| / bound).
 
     The bound keeps a badly extrapolating conditioner from sending samples to infinity; near zero s equals its raw
     parameter. Parameters: (t, raw).
@@ -52,7 +52,7 @@ class Affine(Elementwise):
 
     def log_scale(self, raw: Tensor) -> Tensor:
         """The bounded log-scale s of an unbounded parameter."""
-        return self.bound * torch.tanh(raw / self.bound)
+        return raw / (1 + raw.abs() / self.bound)
 
     def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Data → latent."""

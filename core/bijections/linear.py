@@ -3,9 +3,9 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from arflows.core.bijections.base import Bijection, no_volume
+from arflows.core.bijections.normalization import ActNorm, sites
 
 
 class Permutation(Bijection):
@@ -110,18 +110,66 @@ class InvertibleConv1x1(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
-        return self._apply_matrix(x, inverse=False), self._log_det(x)
+        with full_precision(x):
+            return _mix_channels(self.weight(), x), no_volume(x) + sites(x) * self.log_scale.sum()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
-        return self._apply_matrix(z, inverse=True), -self._log_det(z)
+        with full_precision(z):
+            return _mix_channels(self.inverse_weight(), z), no_volume(z) - sites(z) * self.log_scale.sum()
 
-    def _apply_matrix(self, values: Tensor, inverse: bool) -> Tensor:
-        # Half precision here would cost the round trip its accuracy and save next to nothing.
-        with torch.autocast(values.device.type, enabled=False):
-            matrix = self.inverse_weight() if inverse else self.weight()
-            return F.conv2d(values, matrix[:, :, None, None])
+
+class NormalizedConv1x1(Bijection):
+    """Activation normalisation followed by an invertible 1×1 convolution, in one pass over the data.
+
+    Kingma & Dhariwal 2018 (arXiv:1807.03039), the first two parts of a step of flow (figure 2a): the same map as
+    ``Chain(ActNorm(channels), InvertibleConv1x1(channels))``, z = W · (x · exp(s) + b).
+
+    Args:
+        channels: number of channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ActNorm(channels)
+        self.conv = InvertibleConv1x1(channels)
+
+    def initialize_from(self, x: Float[Tensor, "batch channels height width"]) -> None:
+        """Sets scale and shift to normalise ``x``; see `ActNorm`."""
+        self.norm.initialize_from(x)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        with full_precision(x):
+            weight = self.conv.weight()
+            return _mix_channels(weight * self.norm.log_scale.exp(), x, weight @ self.norm.shift), self._log_det(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        with full_precision(z):
+            scale = (-self.norm.log_scale).exp()
+            weight = scale[:, None] * self.conv.inverse_weight()
+            return _mix_channels(weight, z, -scale * self.norm.shift), -self._log_det(z)
 
     def _log_det(self, values: Tensor) -> Tensor:
-        pixels = values.shape[-2] * values.shape[-1]
-        return no_volume(values) + pixels * self.log_scale.sum()
+        return no_volume(values) + sites(values) * (self.norm.log_scale.sum() + self.conv.log_scale.sum())
+
+
+def full_precision(values: Tensor) -> torch.autocast:
+    """Switches autocast off: half precision would cost a linear map its inverse, and save next to nothing."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
+def _mix_channels(
+    matrix: Float[Tensor, "channels channels"],
+    values: Float[Tensor, "batch channels height width"],
+    bias: Float[Tensor, " channels"] | None = None,
+) -> Float[Tensor, "batch channels height width"]:
+    """Multiplies the channels of every pixel by a matrix, and adds a bias.
+
+    As a batched matrix product, which for these few channels is several times faster than a convolution.
+    """
+    pixels = values.flatten(2)
+    if bias is None:
+        return torch.matmul(matrix, pixels).view(values.shape)
+    return torch.baddbmm(bias[:, None], matrix.expand(len(pixels), -1, -1), pixels).view(values.shape)

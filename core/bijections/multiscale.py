@@ -29,7 +29,7 @@ class Multiscale(Bijection):
 
     def __init__(self, levels: Sequence[Bijection], event_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(levels)
+        self.levels: Sequence[Bijection] = nn.ModuleList(levels)  # type: ignore[assignment]
         self.event_shape = tuple(event_shape)
         # Shapes of the latents' parts: what leaves at each level, then what remains at the end.
         self.part_shapes: list[tuple[int, ...]] = []

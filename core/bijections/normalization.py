@@ -107,7 +107,7 @@ def initialize(module: nn.Module, run: Callable[[], object]) -> None:
         module: a flow or bijection; nothing happens where no layer of it starts from data.
         run: passes data through the module in the direction data → latent, such as ``lambda: flow.log_prob(x)``.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, ActNorm)]
+    layers = [layer for layer in module.modules() if hasattr(layer, "initialize_from")]
     if not layers:
         return
     hooks = [

@@ -37,6 +37,10 @@ class ImageConditioner(nn.Module):
             raise ValueError(f"the conditioner needs a context with {self.context_features} features, got {got}")
         return hidden + self.context_shifts[place](context)[:, :, None, None]
 
+    def lay_out_channels_last(self) -> None:
+        """Lays all weights out as the convolutions want them; called at the end of construction."""
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     @staticmethod
     def channels_last(x: Tensor) -> Tensor:
         """The same values, laid out with channels next to each other."""
@@ -67,7 +71,7 @@ class ResidualCNN(ImageConditioner):
         self.normalize_output = nn.BatchNorm2d(width, eps=1e-4)
         self.leave = weight_norm(nn.Conv2d(width, out_channels, 1))
         _start_at_zero(self.leave)
-        self.to(memory_format=torch.channels_last)
+        self.lay_out_channels_last()
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
@@ -119,7 +123,7 @@ class GatedResidualCNN(ImageConditioner):
         self.leave = nn.Conv2d(width, out_channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
-        self.to(memory_format=torch.channels_last)
+        self.lay_out_channels_last()
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
@@ -155,7 +159,7 @@ class ShallowCNN(ImageConditioner):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
-        self.to(memory_format=torch.channels_last)
+        self.lay_out_channels_last()
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
@@ -176,7 +180,7 @@ class ZeroConv(ImageConditioner):
         for shift in self.context_shifts:
             nn.init.zeros_(shift.weight)  # type: ignore[arg-type]
             nn.init.zeros_(shift.bias)  # type: ignore[arg-type]
-        self.to(memory_format=torch.channels_last)
+        self.lay_out_channels_last()
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
@@ -185,11 +189,11 @@ class ZeroConv(ImageConditioner):
         return self.with_context(self.conv(self.channels_last(x)), context, 0)
 
 
-def _start_at_zero(conv: nn.Module) -> None:
+def _start_at_zero(conv: nn.Conv2d) -> None:
     """Zeroes a weight-normalised convolution through its magnitudes, so that its directions stay random."""
     with torch.no_grad():
-        conv.parametrizations.weight.original0.zero_()  # type: ignore[union-attr, index]
-        conv.bias.zero_()  # type: ignore[union-attr, operator]
+        conv.get_parameter("parametrizations.weight.original0").zero_()
+        conv.get_parameter("bias").zero_()
 
 
 def _both_signs_elu(x: Tensor) -> Tensor:

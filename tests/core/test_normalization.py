@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from arflows.core.bijections import ActNorm, BatchNorm, Chain, InvertibleConv1x1, Permutation, initialize
+from arflows.core.bijections import (
+    ActNorm,
+    BatchNorm,
+    Chain,
+    InvertibleConv1x1,
+    NormalizedConv1x1,
+    Permutation,
+    initialize,
+)
 
 
 def spread_out(batch: int = 64) -> torch.Tensor:
@@ -24,6 +32,15 @@ def test_initialisation_normalises_each_layer_in_turn():
     chain(3 * x)
     assert all(torch.equal(a, b) for a, b in zip(before, chain.parameters(), strict=True)), "it happens once"
     assert not chain.bijections[0]._forward_pre_hooks
+
+
+def test_normalized_convolution_is_the_chain_of_its_parts():
+    torch.manual_seed(1)
+    fused, x = NormalizedConv1x1(3), spread_out()
+    initialize(fused, lambda: fused(x))
+    chain = Chain(fused.norm, fused.conv)
+    torch.testing.assert_close(fused(x), chain(x), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(fused.norm(x)[0].std((0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
 
 
 def test_initialisation_survives_constant_channels():

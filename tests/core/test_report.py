@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from arflows.core import report
@@ -90,10 +91,14 @@ def test_page_loads_nothing(write, figure):
 def test_pictures_of_all_kinds_are_embedded(write, figure, tmp_path):
     path = tmp_path / "sample.png"
     path.write_bytes(png(9))
-    page = write(*[Figure(source, "A picture.", "something") for source in (figure, picture(8), path, png(7))])
+    colours = torch.arange(6, dtype=torch.uint8).view(3, 1, 2)
+    sources = [figure, picture(8), path, png(7), colours, colours[:1]]
+    page = write(*[Figure(source, "A picture.", "something") for source in sources])
     images = [decoded(image["src"]) for image in page.all("img")]
     assert images[0].width > 200
-    assert [image.getpixel((0, 0))[0] for image in images[1:]] == [8, 9, 7]
+    assert [image.getpixel((0, 0))[0] for image in images[1:4]] == [8, 9, 7]
+    assert [image.size for image in images[4:]] == [(2, 1), (2, 1)]
+    assert [image.getpixel((1, 0)) for image in images[4:]] == [(1, 3, 5), 1]
 
 
 def test_what_is_no_png_is_refused(write):

@@ -1,6 +1,9 @@
 import copy
 import math
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,8 +141,12 @@ def test_training_stops_after_too_many_skipped_steps_and_keeps_the_last_good_sta
     x = torch.randn(8 * 9, 4)
     x[8 * 3 :: 8] = math.nan  # from the fourth batch on
     module = FlowTraining(small_flow(), patience=4)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match=r"batch 6 of epoch 0: 4 steps in a row .*last\.ckpt"):
         trainer(tmp_path).fit(module, datamodule=Data(x))
+    with pytest.raises(KeyboardInterrupt):  # which waits for the end of a step only while there are steps
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, handler)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for weights in (saved["state_dict"], saved["current_model_state"]):
         assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -151,6 +158,41 @@ def test_single_bad_batches_do_not_add_up_to_a_stop():
     module = FlowTraining(small_flow(), patience=2)
     trainer().fit(module, datamodule=Data(x))
     assert module.skipped_steps == 6
+
+
+TWO_PROCESSES = """
+import math, sys, torch
+from lightning.pytorch import Callback, Trainer
+from tests.core.test_training import Data, FlowTraining, small_flow
+
+class Save(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        torch.save((pl_module.skipped_steps, pl_module.state_dict()), f"{sys.argv[1]}/{trainer.global_rank}.pt")
+
+torch.manual_seed(0)
+x = torch.randn(64, 4)
+x[9] = math.nan  # in the share of one process alone
+module = FlowTraining(small_flow(), ema_decay=0.0, learning_rate=0.1)
+Trainer(accelerator="cpu", devices=2, max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[Save()],
+        enable_progress_bar=False, enable_model_summary=False).fit(module, datamodule=Data(x))
+"""
+
+
+def test_all_processes_skip_the_step_that_is_bad_on_one(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    (skipped, first), (also_skipped, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert skipped == also_skipped == 1
+    parameters = [name for name, _ in FlowTraining(small_flow()).named_parameters()]
+    assert_same({name: first[name] for name in parameters}, {name: second[name] for name in parameters})
+    assert all(first[name].isfinite().all() for name in first)
+    assert all(second[name].isfinite().all() for name in second)
 
 
 # ---------------------------------------------------------------------------------------------- averaged weights
@@ -433,12 +475,13 @@ def test_half_precision_trains_and_keeps_likelihoods_in_full():
 
 @pytest.mark.slow
 def test_compiled_training_is_training(tmp_path):
-    x = torch.randn(64, 4)
+    x = 1 + torch.randn(64, 4)
 
     def losses(**options):
         torch.manual_seed(0)
         t = trainer(tmp_path / str(options), max_epochs=2)
-        t.fit(FlowTraining(small_flow(), learning_rate=0.05, **options), datamodule=Data(x))
+        flow = Flow(DiagonalNormal((4,)), ActNorm(4))
+        t.fit(FlowTraining(flow, learning_rate=0.05, **options), datamodule=Data(x))
         assert all(
             "_orig_mod" not in name for name in torch.load(t.checkpoint_callbacks[1].best_model_path)["state_dict"]
         )

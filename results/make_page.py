@@ -1,0 +1,121 @@
+"""Write docs/results.md from the measured runs and benchmarks: ``python results/make_page.py``.
+
+A run is ``results/<domain>/<recipe>-<date>.json``, as `arflows <domain> evaluate` writes it; a picture of samples
+beside it has the same name with .png. A benchmark is ``benchmarks/out/<name>.json``. Nothing on the page is typed by
+hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "results.md"
+
+HEAD = """# Results
+
+Made by `make results` from the files in `results/` and `benchmarks/out/`, which hold the resolved options, versions and
+hardware of each figure in full. Every figure below was measured; none is copied from a paper unless the text says so.
+"""
+
+
+def page(root: Path = ROOT) -> str:
+    """The whole page as Markdown."""
+    parts = [HEAD]
+    for domain in sorted(path for path in (root / "results").iterdir() if path.is_dir()):
+        runs = sorted(domain.glob("*.json"))
+        if runs:
+            parts.append(f"## {domain.name.capitalize()}\n")
+            parts += [run_section(run) for run in runs]
+    benchmarks = sorted((root / "benchmarks" / "out").glob("*.json"))
+    if benchmarks:
+        parts.append("## Benchmarks\n")
+        parts += [benchmark_section(path) for path in benchmarks]
+    return "\n".join(parts)
+
+
+def run_section(path: Path) -> str:
+    """One trained model: its figures and how they came about."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    training, data, bits = run["training"], run["data"], run["bits_per_dim"]
+    available = data["provenance"].get("available", {})
+    split = run["options"]["split"]
+    facts = {
+        "test bits/dim": f"**{bits['value']:.4f} ± {bits['standard_error']:.4f}** (s.e. over {bits['count']:,} images)",
+        "kind": f"{bits['kind']}: {bits['protocol']}",
+        "data": f"{data['source']}: {split} split, {available.get(split, bits['count']):,} images available, "
+        f"{bits['count']:,} scored; trained on {data['splits']['train']:,}, chosen by {data['splits'].get('val', 0):,}",
+        "model": f"{run['model']['class']}, {run['model']['parameters']:,} parameters",
+        "training": f"{duration(training['seconds'])}, {training['steps']:,} steps, {training['epochs']} epochs, "
+        f"{training['skipped_steps']} steps skipped, seed {training['seed']}",
+        "trained on": machine(training["hardware"]) + f", commit `{training['software']['commit']}`",
+        "round trip": f"{run['round_trip_error']['value']:.1e} ({run['round_trip_error']['unit']})",
+        "sampling": f"{run['samples_per_second']['value']:.1f} images/s, "
+        f"{run['samples_per_second']['batch_size']} at a time, on {machine(run['hardware'])}",
+    }
+    lines = [f"### {path.stem}\n", *table(["", ""], facts.items()), ""]
+    picture = path.with_suffix(".png")
+    if picture.is_file():
+        lines += [f"![samples of {path.stem}](../{picture.relative_to(ROOT)})\n"]
+    return "\n".join(lines)
+
+
+def benchmark_section(path: Path) -> str:
+    """One benchmark: its rows, its goals, the machine."""
+    benchmark = json.loads(path.read_text(encoding="utf-8"))
+    rows = benchmark["rows"]
+    facts = {
+        key: value
+        for key, value in benchmark.items()
+        if key not in ("benchmark", "rows", "hardware", "software", "date")
+        and isinstance(value, str | int | float | dict)
+    }
+    lines = [
+        f"### {benchmark['benchmark']}\n",
+        f"{machine(benchmark['hardware'])}; torch {benchmark['software']['torch']}; {benchmark['date'][:10]}; commit "
+        f"`{benchmark['software']['commit']}`.\n",
+        *table(list(rows[0]), ([text(value) for value in row.values()] for row in rows)),
+        "",
+        *(f"- {key}: {text(value)}" for key, value in facts.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Any) -> list[str]:
+    """Markdown lines of a table."""
+    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
+
+
+def line(cells: Sequence[str]) -> str:
+    """One row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def text(value: Any) -> str:
+    """A number with four digits, a dictionary as ``name value`` pairs, anything else as it is."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text(entry)}" for name, entry in value.items())
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def machine(hardware: dict[str, Any]) -> str:
+    """Device, processor and threads in words."""
+    device = "" if hardware["device"] == "cpu" else f"{hardware['device']}, "
+    return f"{device}{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as minutes, or hours and minutes."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE.relative_to(ROOT))

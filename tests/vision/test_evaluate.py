@@ -1,0 +1,101 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from arflows.data.store import write_store
+from arflows.vision import evaluate as evaluation
+from arflows.vision.evaluate import evaluate
+from arflows.vision.model import RealNVP
+from arflows.vision.representation import ImageSpec
+
+
+def test_measures_a_trained_model(run_folder, digits, tmp_path, capsys):
+    out = tmp_path / "deep" / "result.json"
+    evaluation.main(["--model", str(run_folder), "--store", str(digits), "--out", str(out)])
+    printed = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    trained = json.loads((run_folder / "model/training.json").read_text())["val"]["value"]
+    assert result["bits_per_dim"]["value"] == pytest.approx(trained, abs=0.2)
+    assert result["bits_per_dim"]["count"] == 160
+    assert result["bits_per_dim"]["kind"] == "bound"
+    assert result["round_trip_error"]["value"] < 1e-5
+    assert result["samples_per_second"]["value"] > 0
+    assert result["model"] == {"class": "RealNVP", "parameters": 2164}
+    assert result["data"]["fingerprint"] == ImageSpec(8, 8, 1).fingerprint()
+    assert result["options"]["split"] == "test"
+    assert {"commit", "torch"} <= result["software"].keys()
+    assert "upper bound by uniform dequantisation, 1 draw, over 160 examples" in printed
+    assert "a second" in printed
+
+
+def test_bits_per_dim_are_those_of_a_density_known_in_closed_form(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (50, 1, 4, 4), np.uint8)
+    write_store(
+        tmp_path / "s.h5", domain="vision", spec=ImageSpec(4, 4, 1).as_dict(), splits={"test": {"images": images}}
+    )
+    flow = RealNVP(4, 1, scales=1, blocks=1, width=4).eval()
+    flow.save_pretrained(tmp_path / "model")
+    result = evaluate(str(tmp_path / "model"), tmp_path / "s.h5", tmp_path / "r.json", draws=1)
+    # an untrained RealNVP is the identity after the logit: the density is known in closed form
+    middles = (np.arange(256 * 50) + 0.5) / (256 * 50)
+    p = 0.05 + 0.9 * middles
+    logit, slope = np.log(p / (1 - p)), 0.9 / (p * (1 - p))
+    nats = -0.5 * logit**2 - 0.5 * np.log(2 * np.pi) + np.log(slope) - np.log(256)
+    figure = result["bits_per_dim"]
+    # batch normalisation's epsilon is part of the untrained model
+    assert figure["value"] == pytest.approx(-nats.mean() / np.log(2), abs=4 * figure["standard_error"] + 0.01)
+    assert result["bits_per_dim"]["standard_error"] < 0.05
+
+
+def test_repeats_itself(run_folder, digits, tmp_path):
+    first, again = (evaluate(str(run_folder), digits, tmp_path / "r.json")["bits_per_dim"] for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--split", "holdout"], "no split 'holdout'"),
+        (["--draws", "0"], "draws is 0"),
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--store", "missing.h5"], "missing.h5"),
+        (["--model", "missing"], "no model folder missing"),
+    ],
+)
+def test_bad_options_are_one_sentence(run_folder, digits, tmp_path, capsys, words, sentence):
+    out = tmp_path / "r.json"
+    with pytest.raises(SystemExit) as ending:
+        evaluation.main(["--model", str(run_folder), "--store", str(digits), "--out", str(out), *words])
+    assert ending.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_store_of_another_size_is_refused(run_folder, tmp_path, capsys):
+    images = np.zeros((4, 3, 16, 16), np.uint8)
+    write_store(
+        tmp_path / "s.h5", domain="vision", spec=ImageSpec(16, 16, 3).as_dict(), splits={"test": {"images": images}}
+    )
+    words = ["--model", str(run_folder), "--store", str(tmp_path / "s.h5"), "--out", str(tmp_path / "r.json")]
+    with pytest.raises(SystemExit):
+        evaluation.main(words)
+    assert "height 8 ≠ 16, width 8 ≠ 16, channels 1 ≠ 3" in capsys.readouterr().err
+
+
+def test_a_store_of_another_domain_is_refused(run_folder, tmp_path, capsys):
+    arrays = {"test": {"waves": np.zeros((4, 100), np.float32)}}
+    write_store(tmp_path / "s.h5", domain="audio", spec={"sample_rate": 16000}, splits=arrays)
+    words = ["--model", str(run_folder), "--store", str(tmp_path / "s.h5"), "--out", str(tmp_path / "r.json")]
+    with pytest.raises(SystemExit):
+        evaluation.main(words)
+    assert "'audio', not 'vision'" in capsys.readouterr().err
+
+
+def test_weights_are_not_changed_by_evaluation(run_folder, digits, tmp_path):
+    path = run_folder / "model/model.safetensors"
+    before = path.read_bytes()
+    evaluate(str(run_folder), digits, tmp_path / "r.json")
+    assert path.read_bytes() == before
+    assert not torch.is_inference_mode_enabled()
