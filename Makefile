@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLING := $(VENV)/.installing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install bench clean
+.PHONY: help demo test lint install bench results clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -52,6 +52,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@rm -f $(INSTALLING)
 	@touch $@
+
+results: $(INSTALLED) ## write docs/results.md from the measured runs and benchmarks
+	$(BIN)/python results/make_page.py
 
 clean: ## remove what was built or cached here; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -41,13 +41,13 @@ def run_section(path: Path) -> str:
     """One trained model: its figures and how they came about."""
     run = json.loads(path.read_text(encoding="utf-8"))
     training, data, bits = run["training"], run["data"], run["bits_per_dim"]
-    available = data["provenance"].get("available", {})
+    available = data["available"] or {}
     split = run["options"]["split"]
     facts = {
         "test bits/dim": f"**{bits['value']:.4f} ± {bits['standard_error']:.4f}** (s.e. over {bits['count']:,} images)",
         "kind": f"{bits['kind']}: {bits['protocol']}",
         "data": f"{data['source']}: {split} split, {available.get(split, bits['count']):,} images available, "
-        f"{bits['count']:,} scored; trained on {data['splits']['train']:,}, chosen by {data['splits'].get('val', 0):,}",
+        f"{bits['count']:,} scored; trained on {data['counts']['train']:,}, chosen by {data['counts'].get('val', 0):,}",
         "model": f"{run['model']['class']}, {run['model']['parameters']:,} parameters",
         "training": f"{duration(training['seconds'])}, {training['steps']:,} steps, {training['epochs']} epochs, "
         f"{training['skipped_steps']} steps skipped, seed {training['seed']}",

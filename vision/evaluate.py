@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.core.likelihood import Figure, dequantization, log_probs
 from arflows.core.machine import hardware, software
 from arflows.data.store import Store
-from arflows.vision.inputs import ImageInput, load_model
+from arflows.vision.inputs import ImageInput, load_model, model_folder
 from arflows.vision.metrics import data_facts, images_per_second
 
 ROUND_TRIP_IMAGES = 256
@@ -80,6 +82,7 @@ def evaluate(
         },
         "model": {"class": type(flow).__name__, "parameters": sum(p.numel() for p in flow.parameters())},
         "options": options,
+        "training": _training(Path(model_folder(model))),
         "data": facts,
         "software": software(),
         "hardware": hardware(place),
@@ -89,6 +92,17 @@ def evaluate(
         temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _print_table(out, figure, result)
     return result
+
+
+def _training(folder: Path) -> dict[str, Any] | None:
+    """How the model came about, and every option of its run; None of a model that was not trained by `train`."""
+    facts, run = folder / "training.json", folder.parent / "config.yaml"
+    if not facts.is_file():
+        return None
+    kept = ("val", "epochs", "steps", "skipped_steps", "seconds", "seed", "software", "hardware")
+    training = json.loads(facts.read_text(encoding="utf-8"))
+    config = yaml.safe_load(run.read_text(encoding="utf-8")) if run.is_file() else None
+    return {**{name: training[name] for name in kept}, "config": config}
 
 
 def _print_table(out: Path, figure: Figure, result: dict[str, Any]) -> None:

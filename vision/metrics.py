@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def data_facts(store: Store) -> dict[str, Any]:
     """Which data a result was obtained on: the store, its counts, and the fingerprint of its settings."""
     return {
         "store": str(store.path),
-        "source": store.provenance.get("source"),
+        "source": Path(str(store.provenance.get("source"))).name,  # where it lay on one machine is nobody's business
+        "available": store.provenance.get("available"),
         "fingerprint": store.fingerprint,
         "counts": store.splits,
     }
