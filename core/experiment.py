@@ -217,6 +217,7 @@ class Experiment(LightningCLI):
             UserError: If training cannot go on, or the Trainer's options do not fit together.
         """
         handler = signal.getsignal(signal.SIGINT)
+        self._software = software()  # of the code that trains, which may have moved on when training ends
         if self.trainer.is_global_zero:
             self._save_options()
             print(
@@ -267,7 +268,7 @@ class Experiment(LightningCLI):
             "seconds": round(self.model.seconds, 1),
             "seed": self.config.seed,
             "data": self.data_facts(),
-            "software": software(),
+            "software": self._software,
             "hardware": {**hardware(device), "processes": self.trainer.world_size},
             "train_scores": self._reference().as_dict(),
         }

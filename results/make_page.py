@@ -56,6 +56,8 @@ def run_section(path: Path) -> str:
         "sampling": f"{run['samples_per_second']['value']:.1f} images/s, "
         f"{run['samples_per_second']['batch_size']} at a time, on {machine(run['hardware'])}",
     }
+    if "note" in run:
+        facts["note"] = run["note"]
     lines = [f"### {path.stem}\n", *table(["", ""], facts.items()), ""]
     picture = path.with_suffix(".png")
     if picture.is_file():
