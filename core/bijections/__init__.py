@@ -1,5 +1,6 @@
 """Invertible maps with tractable log-determinants, one file for each family."""
 
+from arflows.core.bijections.autoregressive import Autoregressive
 from arflows.core.bijections.base import Bijection, Chain, Inverse
 from arflows.core.bijections.coupling import Coupling
 from arflows.core.bijections.elementwise import Affine, Elementwise, Pointwise, TanhAffine
@@ -13,6 +14,7 @@ from arflows.core.bijections.spline import RationalQuadraticSpline
 __all__ = [
     "ActNorm",
     "Affine",
+    "Autoregressive",
     "BatchNorm",
     "Bijection",
     "Chain",

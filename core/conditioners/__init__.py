@@ -1,5 +1,7 @@
 """Networks that produce the parameters of elementwise maps."""
 
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
 from arflows.core.conditioners.convolutional import GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
+from arflows.core.conditioners.made import MADE
 
-__all__ = ["GatedResidualCNN", "ResidualCNN", "ShallowCNN", "ZeroConv"]
+__all__ = ["MADE", "AutoregressiveConditioner", "GatedResidualCNN", "ResidualCNN", "ShallowCNN", "ZeroConv"]

@@ -1,0 +1,277 @@
+"""MADE: a masked multilayer perceptron whose output for a variable sees only the variables before it."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arflows.core.bijections.linear import full_precision
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream
+
+Activation = Literal["relu", "tanh", "elu", "silu"]
+
+# In place, for a stream works in buffers; a pass that needs gradients copies first.
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+    "elu": F.elu_,
+    "silu": lambda x: F.silu(x, inplace=True),
+}
+
+# Rows of a masked layer that are multiplied together. All of a block's rows take the inputs that its last row sees;
+# smaller blocks skip more of the masked half of the matrix, larger ones are faster products.
+_BLOCK_ROWS = 256
+
+# Sites that a stream computes between two products with all the past. Within a block the past grows a site at a time
+# through tiny products, whose cost is the call; a longer block means fewer, larger products with the past.
+_STREAM_BLOCK = 16
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer each of whose outputs sees a prefix of its inputs.
+
+    Because units are sorted by how far they see, the mask is a staircase: the layer multiplies blocks of rows with the
+    prefix they need and skips the rest, up to half of the arithmetic of a dense layer with a mask.
+
+    Args:
+        seen: for each output how many of the inputs it sees, never decreasing, (out_features,).
+        in_features: number of inputs.
+    """
+
+    mask: Tensor
+
+    def __init__(self, seen: Sequence[int], in_features: int) -> None:
+        super().__init__(in_features, len(seen))
+        self.register_buffer("mask", torch.arange(in_features) < torch.as_tensor(seen)[:, None], persistent=False)
+        count = max(1, round(len(seen) / _BLOCK_ROWS)) if in_features >= _BLOCK_ROWS else 1
+        edges = [len(seen) * i // count for i in range(count + 1)]
+        # Rows from, rows to, inputs seen by all of these rows, inputs seen by any.
+        self.blocks = [(start, stop, seen[start], seen[stop - 1]) for start, stop in pairwise(edges)]
+
+    def masked_weight(self) -> Float[Tensor, "out in"]:
+        """The weights, zero where an output must not see an input."""
+        return self.weight * self.mask
+
+    def forward(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
+        """Multiplies, block by block."""
+        if len(self.blocks) == 1:
+            return F.linear(x, self.masked_weight(), self.bias)
+        return torch.cat([self._rows(x, *block) for block in self.blocks], 1)
+
+    def _rows(self, x: Tensor, start: int, stop: int, seen_by_all: int, seen_by_any: int) -> Tensor:
+        weight = self.weight[start:stop, :seen_by_any] * self.mask[start:stop, :seen_by_any]
+        return F.linear(x[:, :seen_by_any], weight, self.bias[start:stop])
+
+
+class MADE(AutoregressiveConditioner):
+    """Masked autoencoder for distribution estimation: parameters of every variable from the ones before it.
+
+    Germain, Gregor, Murray & Larochelle, "MADE", 2015 (arXiv:1502.03509), equations 12–13. A hidden unit of degree d
+    sees the first d variables, and the parameters of variable i (counted from 0) see the units of degree at most i.
+    Degrees run evenly from 1 (from 0 where there is a context, so that the first variable's parameters depend on it
+    nonlinearly) to ``features`` − 1, and are *sorted*: what a new variable reveals is then a slice of each layer, which
+    a streamed inverse computes once.
+
+    Variables come in the order of generation; other orders are the business of `Autoregressive`.
+
+    Args:
+        features: number D of variables.
+        parameter_count: parameters P of a variable.
+        hidden_features: widths of the hidden layers; with ``residual`` the width of a first layer and of each residual
+            block (two layers) after it, all equal.
+        context_features: size of the context, which enters the first layer; 0 for none.
+        residual: pre-activation residual blocks, as in Durkan et al. 2019 (arXiv:1906.04032), appendix B.
+        activation: nonlinearity between the layers.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        parameter_count: int,
+        hidden_features: Sequence[int] = (256, 256),
+        context_features: int = 0,
+        residual: bool = False,
+        activation: Activation = "relu",
+    ) -> None:
+        if features < 1 or not hidden_features or min(hidden_features) < 1:
+            raise ValueError(f"features={features} and hidden_features={hidden_features} must be positive")
+        if activation not in get_args(Activation):
+            raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {activation!r}")
+        if residual and len(set(hidden_features)) > 1:
+            raise ValueError(f"residual blocks need hidden_features of one width, got {tuple(hidden_features)}")
+        super().__init__(parameter_count, context_features)
+        self.features = features
+        self.activation = activation
+        lowest = 0 if context_features or features == 1 else 1
+        widths = [hidden_features[0], *(w for width in hidden_features[1:] for w in [width] * (2 if residual else 1))]
+        degrees = [[lowest + unit * (features - lowest) // width for unit in range(width)] for width in widths]
+
+        # How many units of each hidden layer have a degree below 0, 1, …, features.
+        self.revealed = [[sum(d < step for d in layer) for step in range(features + 1)] for layer in degrees]
+        layers = [MaskedLinear(degrees[0], features)]
+        for before, layer in zip(self.revealed, degrees[1:], strict=False):
+            layers.append(MaskedLinear([before[d + 1] for d in layer], before[-1]))
+        last = [self.revealed[-1][site + 1] for site in range(features) for _ in range(parameter_count)]
+        layers.append(MaskedLinear(last, widths[-1]))
+        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.ModuleList(layers)
+        # The second layer of a residual block adds what entered the block: the output two layers before.
+        self.skips = [residual and number > 0 and number % 2 == 0 for number in range(len(widths))] + [False]
+        self.from_context = nn.Linear(context_features, widths[0], bias=False) if context_features else None
+
+    def forward(
+        self, x: Float[Tensor, "batch features"], context: Float[Tensor, "batch context"] | None = None
+    ) -> Float[Tensor, "batch features parameters"]:
+        """Computes the parameters of all variables at once."""
+        if x.shape[1:] != (self.features,):
+            raise ValueError(f"expected examples of {self.features} features, got shape {tuple(x.shape[1:])}")
+        self.check_context(context)
+        with full_precision(x):
+            return self._computed(x, context)
+
+    def _computed(self, x: Tensor, context: Tensor | None) -> Tensor:
+        outputs: list[Tensor] = []
+        for layer, skip in zip(self.layers, self.skips, strict=True):
+            x = layer(x)
+            if not outputs and self.from_context is not None:
+                x = x + self.from_context(context)
+            if skip:
+                x = x + outputs[-2]
+            outputs.append(x)
+            if len(outputs) < len(self.layers):
+                x = self._activated(x)
+        return x.unflatten(1, (self.features, self.parameter_count))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if any(self.skips):  # the sum before the activation is needed again
+            x = x.clone()
+        return _ACTIVATIONS[self.activation](x)
+
+    def stream(self, like: Tensor, context: Tensor | None = None) -> "MADEStream":
+        """Starts a generation, a variable at a time."""
+        self.check_context(context)
+        return MADEStream(self, len(like), context)
+
+
+class MADEStream(Stream):
+    """A MADE that reveals its units a variable at a time: over all variables, the arithmetic of one pass.
+
+    Units' sums are buffers (units, batch), sorted by degree: a site reveals a slice of each. Sums are completed in
+    blocks of sites. Entering a block adds all that the past contributes by one product for each layer; within it only
+    the block's own units are left to add.
+    """
+
+    def __init__(self, made: MADE, batch: int, context: Tensor | None) -> None:
+        super().__init__()
+        self.made = made
+        self.activate = _ACTIVATIONS[made.activation]
+        self.weights = [layer.masked_weight() for layer in made.layers]
+        self.sums = [layer.bias[:, None].repeat(1, batch) for layer in made.layers]
+        if made.from_context is not None:
+            self.sums[0] += made.from_context(context).T
+        # Without residual blocks sums are activated in place.
+        separate = any(made.skips)
+        self.hidden = [torch.zeros_like(s) if separate else s for s in self.sums[:-1]]
+        self.values = self.sums[0].new_zeros(made.features, batch)
+        self.block_end = 0
+        # Position, sites, and for each layer the sums of the sites' units as far as the past goes.
+        self.past: tuple[int, int, list[Tensor]] | None = None
+
+    def step(self, previous: Float[Tensor, " batch"] | None) -> Float[Tensor, "batch parameters"]:
+        """Takes the value of the site before (None at the first) and returns the parameters of the next."""
+        if previous is not None:
+            self.values[self.position].copy_(previous)
+            self.position += 1
+        if self.position == self.block_end:
+            self._enter_block(self.position, min(self.position + _STREAM_BLOCK, self.made.features))
+        self.computed += 1
+        site = self.position - self.block_start
+        for number, (weights, own, inputs) in enumerate(self.block):
+            sums = own[site]
+            if len(sums):
+                sums.addmm_(weights[site], inputs)
+                if number < len(self.hidden):
+                    self._activate(number, sums, self.revealed(number, self.position))
+        return sums.T
+
+    def _activate(self, number: int, sums: Tensor, start: int) -> None:
+        hidden = self.hidden[number][start : start + len(sums)] if any(self.made.skips) else sums
+        if hidden is not sums:
+            if self.made.skips[number]:
+                sums += self.sums[number - 2][start : start + len(sums)]
+            hidden.copy_(sums)
+        self.activate(hidden)
+
+    def revealed(self, number: int, site: int) -> int:
+        """How many units of a layer (−1 for the variables themselves) are complete when ``site`` comes next."""
+        if number < 0:
+            return site
+        if number == len(self.hidden):
+            return site * self.made.parameter_count
+        return self.made.revealed[number][site]
+
+    def _edges(self, number: int, start: int, stop: int) -> tuple[slice, slice, slice]:
+        """For a block of sites: a layer's own units, and of the layer below those of the past and of the block."""
+        past = self.revealed(number - 1, start)
+        return (
+            slice(self.revealed(number, start), self.revealed(number, stop)),
+            slice(past),
+            slice(past, self.revealed(number - 1, stop)),
+        )
+
+    def _inputs(self, number: int) -> Tensor:
+        return self.values if number == 0 else self.hidden[number - 1]
+
+    def _enter_block(self, start: int, stop: int) -> None:
+        self.block_start, self.block_end = start, stop
+        self.block = []
+        for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
+            own, past, block = self._edges(number, start, stop)
+            inputs = self._inputs(number)
+            sums[own].addmm_(weight[own, past], inputs[past])
+            sizes = [b - a for a, b in pairwise(self.revealed(number, site) for site in range(start, stop + 1))]
+            self.block.append((weight[own, block].split(sizes), sums[own].split(sizes), inputs[block]))
+
+    def sweep(self, guess: Float[Tensor, "batch sites"]) -> Float[Tensor, "batch sites parameters"]:
+        """The parameters of the next sites, given a guess at their values; nothing is committed."""
+        self.computed += guess.shape[1]
+        sums, _ = self._block_sums(guess)
+        return sums[-1].T.unflatten(1, (-1, self.made.parameter_count))
+
+    def commit(self, values: Float[Tensor, "batch sites"]) -> None:
+        """Takes the values of the next sites."""
+        self.computed += values.shape[1]
+        sums, hidden = self._block_sums(values)
+        start, stop = self.position, self.position + values.shape[1]
+        self.values[start:stop] = values.T
+        for number, (new_sums, new_hidden) in enumerate(zip(sums[:-1], hidden, strict=True)):
+            own, _, _ = self._edges(number, start, stop)
+            self.sums[number][own] = new_sums
+            self.hidden[number][own] = new_hidden
+        self.position = self.block_end = stop
+        self.past = None
+
+    def _block_sums(self, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        start, stop = self.position, self.position + values.shape[1]
+        if self.past is None or self.past[:2] != (start, stop):
+            past_sums = []
+            for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
+                own, past, _ = self._edges(number, start, stop)
+                past_sums.append(torch.addmm(sums[own], weight[own, past], self._inputs(number)[past]))
+            self.past = start, stop, past_sums
+        inputs, sums, hidden = values.T, [], []
+        for number, past_sums in enumerate(self.past[2]):
+            own, _, block = self._edges(number, start, stop)
+            new = torch.addmm(past_sums, self.weights[number][own, block], inputs)
+            if self.made.skips[number]:
+                new += sums[number - 2]
+            sums.append(new)
+            if number < len(self.hidden):
+                inputs = self.activate(new.clone())
+                hidden.append(inputs)
+        return sums, hidden
