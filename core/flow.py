@@ -1,7 +1,7 @@
 """A flow: a base density seen through a bijection."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Literal
 
@@ -14,6 +14,7 @@ from arflows.core.bijections.base import Bijection
 from arflows.core.bijections.normalization import initialize
 from arflows.core.dequantization import UniformDequantizer
 from arflows.core.errors import UserError
+from arflows.core.inversion import Solver, solving
 
 
 class Flow(nn.Module):
@@ -75,6 +76,7 @@ class Flow(nn.Module):
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        solver: Solver | None = None,
     ) -> Shaped[Tensor, "count *event"]:
         """Draws ``count`` examples, in evaluation mode and without gradients.
 
@@ -83,14 +85,15 @@ class Flow(nn.Module):
             context: what to condition on, one row for each example.
             temperature: multiplies the base density's standard deviation.
             generator: source of randomness; a CPU generator gives the same latents on every device.
+            solver: how autoregressive parts are inverted; None for the solver in force, `Sequential` by default.
+
+        Raises:
+            InversionError: if the solver finds no solution.
         """
-        if count < 1:
-            raise UserError(f"the number of samples must be at least 1, got {count}")
-        if not temperature > 0:
-            raise UserError(f"temperature must be greater than 0, got {temperature}")
-        encoded = self._encode_context(context)
-        z = self.base.sample(count, encoded, temperature=temperature, generator=generator)
-        return self.decode(z, context)
+        with self._evaluating():
+            z, encoded = self._latents(count, context, temperature, generator)
+            y, _ = self._inverse(z, encoded, solver)
+        return y if self.dequantizer is None else self.dequantizer.quantize(y)
 
     @torch.no_grad()
     def sample_with_log_prob(
@@ -100,14 +103,19 @@ class Flow(nn.Module):
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        solver: Solver | None = None,
     ) -> tuple[Shaped[Tensor, "count *event"], Float[Tensor, " count"]]:
         """Draws examples and says how likely the model holds each of them, in nats.
 
         The figure is what `log_prob` returns for the example, of the model at temperature 1 whatever the temperature of
-        the samples, so that samples and data compare.
+        the samples, so that samples and data compare. Arguments are those of `sample`.
         """
-        x = self.sample(count, context, temperature=temperature, generator=generator)
         with self._evaluating():
+            z, encoded = self._latents(count, context, temperature, generator)
+            y, log_det = self._inverse(z, encoded, solver)
+            if self.dequantizer is None:
+                return y, self.base.log_prob(z, encoded) - log_det
+            x = self.dequantizer.quantize(y)
             return x, self.log_prob(x, context)
 
     def encode(
@@ -144,6 +152,22 @@ class Flow(nn.Module):
     def initialize(self, x: Shaped[Tensor, "batch *event"], context: Shaped[Tensor, "batch ..."] | None = None) -> None:
         """Initialises the layers that start from data (`ActNorm`) by one batch; nothing where there are none."""
         initialize(self, lambda: self.log_prob(x, context))
+
+    def _latents(
+        self, count: int, context: Tensor | None, temperature: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draws from the base; gives the encoded context with it."""
+        if count < 1:
+            raise UserError(f"the number of samples must be at least 1, got {count}")
+        if not temperature > 0:
+            raise UserError(f"temperature must be greater than 0, got {temperature}")
+        encoded = self._encode_context(context)
+        return self.base.sample(count, encoded, temperature=temperature, generator=generator), encoded
+
+    def _inverse(self, z: Tensor, encoded: Tensor | None, solver: Solver | None) -> tuple[Tensor, Tensor]:
+        """Latent → data by a solver, or by the one in force."""
+        with nullcontext() if solver is None else solving(solver):
+            return self.bijection.inverse(z, encoded)
 
     def _encode_context(self, context: Tensor | None) -> Tensor | None:
         if self.context_encoder is None or context is None:

@@ -2,6 +2,7 @@
 
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
 from arflows.core.conditioners.convolutional import GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
+from arflows.core.conditioners.dense import MLP
 from arflows.core.conditioners.made import MADE
 
-__all__ = ["MADE", "AutoregressiveConditioner", "GatedResidualCNN", "ResidualCNN", "ShallowCNN", "ZeroConv"]
+__all__ = ["MADE", "MLP", "AutoregressiveConditioner", "GatedResidualCNN", "ResidualCNN", "ShallowCNN", "ZeroConv"]

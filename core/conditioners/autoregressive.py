@@ -67,11 +67,12 @@ class AutoregressiveConditioner(nn.Module, ABC):
         """
         return RecomputedStream(self, like, context)
 
-    def check_context(self, context: Tensor | None) -> None:
-        """Raises ValueError for a missing context or one of another width."""
-        if self.context_features and (context is None or context.shape[-1] != self.context_features):
-            got = "none" if context is None else f"one with {context.shape[-1]}"
-            raise ValueError(f"the conditioner needs a context with {self.context_features} features, got {got}")
+
+def check_context(context: Tensor | None, features: int) -> None:
+    """Raises ValueError for a missing context, or one of another width than ``features``."""
+    if features and (context is None or context.shape[-1] != features):
+        got = "none" if context is None else f"one with {context.shape[-1]}"
+        raise ValueError(f"the conditioner needs a context with {features} features, got {got}")
 
 
 class RecomputedStream(Stream):

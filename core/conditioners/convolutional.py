@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from arflows.core.conditioners.autoregressive import check_context
+
 
 class ImageConditioner(nn.Module):
     """What the networks of this file share: the memory format and the injection of context.
@@ -32,9 +34,8 @@ class ImageConditioner(nn.Module):
         """Adds a linear function of the context to every pixel."""
         if not self.context_features:
             return hidden
-        if context is None or context.shape[-1] != self.context_features:
-            got = "none" if context is None else f"one with {context.shape[-1]}"
-            raise ValueError(f"the conditioner needs a context with {self.context_features} features, got {got}")
+        check_context(context, self.context_features)
+        assert context is not None
         return hidden + self.context_shifts[place](context)[:, :, None, None]
 
     def lay_out_channels_last(self) -> None:

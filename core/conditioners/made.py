@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arflows.core.bijections.linear import full_precision
-from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
 
 Activation = Literal["relu", "tanh", "elu", "silu"]
 
-# In place, for a stream works in buffers; a pass that needs gradients copies first.
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+# All of them in place: a stream works in buffers, and their derivatives need the output alone.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "tanh": torch.tanh_,
     "elu": F.elu_,
@@ -130,7 +130,7 @@ class MADE(AutoregressiveConditioner):
         """Computes the parameters of all variables at once."""
         if x.shape[1:] != (self.features,):
             raise ValueError(f"expected examples of {self.features} features, got shape {tuple(x.shape[1:])}")
-        self.check_context(context)
+        check_context(context, self.context_features)
         with full_precision(x):
             return self._computed(x, context)
 
@@ -150,11 +150,11 @@ class MADE(AutoregressiveConditioner):
     def _activated(self, x: Tensor) -> Tensor:
         if any(self.skips):  # the sum before the activation is needed again
             x = x.clone()
-        return _ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](x)
 
     def stream(self, like: Tensor, context: Tensor | None = None) -> "MADEStream":
         """Starts a generation, a variable at a time."""
-        self.check_context(context)
+        check_context(context, self.context_features)
         return MADEStream(self, len(like), context)
 
 
@@ -169,7 +169,7 @@ class MADEStream(Stream):
     def __init__(self, made: MADE, batch: int, context: Tensor | None) -> None:
         super().__init__()
         self.made = made
-        self.activate = _ACTIVATIONS[made.activation]
+        self.activate = ACTIVATIONS[made.activation]
         self.weights = [layer.masked_weight() for layer in made.layers]
         self.sums = [layer.bias[:, None].repeat(1, batch) for layer in made.layers]
         if made.from_context is not None:
