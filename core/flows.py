@@ -150,10 +150,10 @@ class MAF(VectorFlow):
         residual: bool = False,
         activation: Activation = "relu",
     ) -> None:
-        layers = _autoregressive_layers(
+        layers = autoregressive_layers(
             Affine, features, context, transforms, hidden_features, randperm, residual, activation
         )
-        super().__init__(Chain(*_normalized(layers, features, batch_norm)), features, context)
+        super().__init__(Chain(*normalized(layers, features, batch_norm)), features, context)
 
 
 class MADE(VectorFlow):
@@ -180,7 +180,7 @@ class MADE(VectorFlow):
         residual: bool = False,
         activation: Activation = "relu",
     ) -> None:
-        (layer,) = _autoregressive_layers(Affine, features, context, 1, hidden_features, randperm, residual, activation)
+        (layer,) = autoregressive_layers(Affine, features, context, 1, hidden_features, randperm, residual, activation)
         super().__init__(layer, features, context)
 
 
@@ -210,7 +210,7 @@ class IAF(VectorFlow):
         residual: bool = False,
         activation: Activation = "relu",
     ) -> None:
-        layers = _autoregressive_layers(
+        layers = autoregressive_layers(
             Affine, features, context, transforms, hidden_features, randperm, residual, activation
         )
         super().__init__(Chain(*(Inverse(layer) for layer in layers)), features, context)
@@ -246,7 +246,7 @@ class NSF(VectorFlow):
         residual: bool = False,
         activation: Activation = "relu",
     ) -> None:
-        layers = _autoregressive_layers(
+        layers = autoregressive_layers(
             lambda: RationalQuadraticSpline(bins, bound),
             features,
             context,
@@ -289,7 +289,7 @@ class RealNVP(VectorFlow):
         activation: Activation = "relu",
     ) -> None:
         layers = _couplings(Affine, features, context, transforms, hidden_features, randmask, activation)
-        super().__init__(Chain(*_normalized(layers, features, batch_norm)), features, context)
+        super().__init__(Chain(*normalized(layers, features, batch_norm)), features, context)
 
 
 class NSFC(VectorFlow):
@@ -335,15 +335,15 @@ class NSFC(VectorFlow):
         super().__init__(Chain(*layers), features, context)
 
 
-def _autoregressive_layers(
+def autoregressive_layers(
     elementwise: Callable[[], Elementwise],
     features: int,
     context: int,
     transforms: int,
     hidden_features: Sequence[int],
-    randperm: bool,
-    residual: bool,
-    activation: Activation,
+    randperm: bool = False,
+    residual: bool = False,
+    activation: Activation = "relu",
 ) -> list[Bijection]:
     """Autoregressive layers in the given order and its reverse in turn, or in orders drawn at random."""
     _check_sizes(features, context, transforms)
@@ -384,9 +384,11 @@ def _couplings(
     return layers
 
 
-def _normalized(layers: list[Bijection], features: int, batch_norm: bool) -> list[Bijection]:
+def normalized(layers: list[Bijection], features: int, batch_norm: bool) -> list[Bijection]:
     """The layers with batch normalisation after each, if wanted."""
-    return [part for layer in layers for part in ([layer, BatchNorm(features)] if batch_norm else [layer])]
+    if not batch_norm:
+        return layers
+    return [part for layer in layers for part in (layer, BatchNorm(features, 0.99, statistics="batch"))]
 
 
 def _check_sizes(features: int, context: int, transforms: int) -> None:

@@ -10,12 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from arflows.vision.maf import MADE, MAF
     from arflows.vision.model import Glow, ImageFlow, RealNVP
     from arflows.vision.representation import ImageSpec
 
-__all__ = ["Glow", "ImageFlow", "ImageSpec", "RealNVP"]
+_HOMES = {
+    "Glow": "arflows.vision.model",
+    "ImageFlow": "arflows.vision.model",
+    "ImageSpec": "arflows.vision.representation",
+    "MADE": "arflows.vision.maf",
+    "MAF": "arflows.vision.maf",
+    "RealNVP": "arflows.vision.model",
+}
 
-_HOMES = dict.fromkeys(__all__, "arflows.vision.model") | {"ImageSpec": "arflows.vision.representation"}
+__all__ = ["MADE", "MAF", "Glow", "ImageFlow", "ImageSpec", "RealNVP"]
 
 
 def __getattr__(name: str) -> Any:

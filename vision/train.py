@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from arflows.core.errors import UserError
 from arflows.core.experiment import Experiment, train
+from arflows.core.inversion import InversionError
 from arflows.core.training import FlowTraining
 from arflows.vision.datamodule import ImageDataModule
 from arflows.vision.metrics import data_facts
@@ -50,7 +52,11 @@ class SampleGrid(Callback):
             return
         flow = pl_module.flow
         assert isinstance(flow, ImageFlow)
-        image = grid(flow.sample(self.count, generator=torch.Generator().manual_seed(0)))
+        try:
+            image = grid(flow.sample(self.count, generator=torch.Generator().manual_seed(0)))
+        except InversionError as error:  # an early state of a model is not worth a run
+            rank_zero_warn(f"no samples after step {trainer.global_step}: {error}", category=RuntimeWarning)
+            return
         save_png(image, Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -4,7 +4,7 @@ from arflows.core.bijections.autoregressive import Autoregressive
 from arflows.core.bijections.base import Bijection, Chain, Inverse
 from arflows.core.bijections.coupling import Coupling
 from arflows.core.bijections.elementwise import Affine, Elementwise, Pointwise, TanhAffine
-from arflows.core.bijections.linear import InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
+from arflows.core.bijections.linear import Flatten, InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, Mask
 from arflows.core.bijections.multiscale import Multiscale
@@ -22,6 +22,7 @@ __all__ = [
     "CheckerboardMask",
     "Coupling",
     "Elementwise",
+    "Flatten",
     "Inverse",
     "InvertibleConv1x1",
     "Logit",

@@ -1,5 +1,7 @@
 """Permutations, squeezes and invertible linear maps of channels."""
 
+from math import prod
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -35,6 +37,30 @@ class Permutation(Bijection):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         return z.index_select(1, self.inverse_order), no_volume(z)
+
+
+class Flatten(Bijection):
+    """An event of any shape → a vector, last axis fastest.
+
+    Args:
+        event_shape: shape of an example, without the batch dimension.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        return x.flatten(1), no_volume(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        return z.unflatten(1, self.event_shape), no_volume(z)
+
+    def latent_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One axis."""
+        return (prod(event_shape),)
 
 
 class Squeeze(Bijection):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -46,12 +47,16 @@ class ActNorm(Bijection):
 
 
 class BatchNorm(Bijection):
-    """RealNVP's batch normalisation: z = (x − μ̃) / sqrt(σ̃² + ε) with running averages, also while training.
+    """Batch normalisation as a bijection: z = (x − μ) / sqrt(σ² + ε).
 
-    Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section 3.7 and appendix E. In training mode the forward
-    pass first moves the averages towards the batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂, and normalises with the result; gradients
-    flow through the batch's statistics alone. What training sees is therefore what evaluation sees, which keeps the
-    likelihood of held-out data from falling apart. The inverse, and evaluation mode, use the averages as they stand.
+    In training mode the forward pass moves running averages towards the batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂. The inverse, and
+    evaluation mode, use the averages as they stand. What training normalises by is either of
+
+    - "running": the averages just moved, of which gradients reach the batch's share. Training sees what evaluation
+      sees, which keeps deep flows on images together. Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section
+      3.7 and appendix E.
+    - "batch": the batch's own mean and variance, as usual. Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057),
+      section 3.1.
 
     During the first 1 / (1 − ρ) batches the averages are plain means of all batches so far.
 
@@ -59,14 +64,22 @@ class BatchNorm(Bijection):
         channels: size of the first event dimension.
         momentum: weight ρ of the past.
         epsilon: ε, added to the variance.
+        statistics: what training normalises by.
     """
 
     mean: Tensor
     variance: Tensor
     batches: Tensor
 
-    def __init__(self, channels: int, momentum: float = 0.9, epsilon: float = 1e-4) -> None:
+    def __init__(
+        self,
+        channels: int,
+        momentum: float = 0.9,
+        epsilon: float = 1e-4,
+        statistics: Literal["running", "batch"] = "running",
+    ) -> None:
         super().__init__()
+        self.statistics = statistics
         self.momentum = momentum
         self.epsilon = epsilon
         self.register_buffer("mean", torch.zeros(channels))
@@ -75,7 +88,7 @@ class BatchNorm(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
-        mean, variance = self._updated_averages(x) if self.training else (self.mean, self.variance)
+        mean, variance = self._training_statistics(x) if self.training else (self.mean, self.variance)
         log_scale = -0.5 * (variance + self.epsilon).log()
         z = (x - along_channels(mean, x)) * along_channels(log_scale.exp(), x)
         return z, no_volume(x) + sites(x) * log_scale.sum()
@@ -86,7 +99,7 @@ class BatchNorm(Bijection):
         x = z * along_channels(log_scale.exp(), z) + along_channels(self.mean, z)
         return x, no_volume(z) + sites(z) * log_scale.sum()
 
-    def _updated_averages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _training_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch_mean, batch_variance = channel_statistics(x)
         self.batches.add_(1)
         weight = (1 / self.batches).clamp_min(1 - self.momentum).to(x.dtype)
@@ -94,7 +107,7 @@ class BatchNorm(Bijection):
         variance = torch.lerp(self.variance, batch_variance, weight)
         self.mean.copy_(mean.detach())
         self.variance.copy_(variance.detach())
-        return mean, variance
+        return (mean, variance) if self.statistics == "running" else (batch_mean, batch_variance)
 
 
 def initialize(module: nn.Module, run: Callable[[], object]) -> None:

@@ -22,49 +22,80 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda x: F.silu(x, inplace=True),
 }
 
-# Rows of a masked layer that are multiplied together. All of a block's rows take the inputs that its last row sees;
-# smaller blocks skip more of the masked half of the matrix, larger ones are faster products.
-_BLOCK_ROWS = 256
+# Rows of a masked layer that are multiplied together. All of them take the inputs that the last one sees; smaller
+# blocks skip more of the masked part of the matrix, larger ones are faster products.
+_BLOCK_ROWS = 128
 
 # Sites that a stream computes between two products with all the past. Within a block the past grows a site at a time
 # through tiny products, whose cost is the call; a longer block means fewer, larger products with the past.
 _STREAM_BLOCK = 16
 
 
-class MaskedLinear(nn.Linear):
+class MaskedLinear(nn.Module):
     """A linear layer each of whose outputs sees a prefix of its inputs.
 
-    Because units are sorted by how far they see, the mask is a staircase: the layer multiplies blocks of rows with the
-    prefix they need and skips the rest, up to half of the arithmetic of a dense layer with a mask.
+    Because units are sorted by how far they see, what is not masked is a staircase. It is cut into blocks of rows, and
+    each block holds weights for the inputs that its last row sees and no others: large layers need about half of the
+    arithmetic and of the parameters of a dense layer with a mask.
 
     Args:
         seen: for each output how many of the inputs it sees, never decreasing, (out_features,).
         in_features: number of inputs.
     """
 
-    mask: Tensor
-
     def __init__(self, seen: Sequence[int], in_features: int) -> None:
-        super().__init__(in_features, len(seen))
-        self.register_buffer("mask", torch.arange(in_features) < torch.as_tensor(seen)[:, None], persistent=False)
-        count = max(1, round(len(seen) / _BLOCK_ROWS)) if in_features >= _BLOCK_ROWS else 1
+        super().__init__()
+        self.in_features, self.out_features = in_features, len(seen)
+        count = max(1, min(len(seen), in_features) // _BLOCK_ROWS)
         edges = [len(seen) * i // count for i in range(count + 1)]
-        # Rows from, rows to, inputs seen by all of these rows, inputs seen by any.
-        self.blocks = [(start, stop, seen[start], seen[stop - 1]) for start, stop in pairwise(edges)]
+        self.blocks = nn.ModuleList(_Rows(seen[start:stop]) for start, stop in pairwise(edges))
 
     def masked_weight(self) -> Float[Tensor, "out in"]:
-        """The weights, zero where an output must not see an input."""
-        return self.weight * self.mask
+        """The weights as one matrix, zero where an output must not see an input."""
+        return torch.cat([F.pad(weight, (0, self.in_features - weight.shape[1])) for weight, _ in self._parts()])
+
+    def full_bias(self) -> Float[Tensor, " out"]:
+        """The biases as one vector."""
+        return torch.cat([bias for _, bias in self._parts()])
+
+    def _parts(self) -> list[tuple[Tensor, Tensor]]:
+        return [(block.weight(), block.bias) for block in self.blocks]
+
+    def zero_(self) -> None:
+        """Sets all weights and biases to zero."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
         """Multiplies, block by block."""
-        if len(self.blocks) == 1:
-            return F.linear(x, self.masked_weight(), self.bias)
-        return torch.cat([self._rows(x, *block) for block in self.blocks], 1)
+        rows = [block(x) for block in self.blocks]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
-    def _rows(self, x: Tensor, start: int, stop: int, seen_by_all: int, seen_by_any: int) -> Tensor:
-        weight = self.weight[start:stop, :seen_by_any] * self.mask[start:stop, :seen_by_any]
-        return F.linear(x[:, :seen_by_any], weight, self.bias[start:stop])
+
+class _Rows(nn.Module):
+    """Some rows of a `MaskedLinear`: a dense matrix for the inputs that all of them see, a masked one for the steps."""
+
+    mask: Tensor
+
+    def __init__(self, seen: Sequence[int]) -> None:
+        super().__init__()
+        # A dense part narrower than the steps is not worth a product of its own.
+        self.shared = seen[0] if seen[0] >= _BLOCK_ROWS else 0
+        self.width = seen[-1]
+        bounds = torch.as_tensor(seen).clamp_min(1)[:, None].rsqrt()  # that of nn.Linear, for the inputs a row has
+        self.dense = nn.Parameter(bounds * (2 * torch.rand(len(seen), self.shared) - 1)) if self.shared else None
+        self.steps = nn.Parameter(bounds * (2 * torch.rand(len(seen), self.width - self.shared) - 1))
+        self.bias = nn.Parameter(bounds[:, 0] * (2 * torch.rand(len(seen)) - 1))
+        mask = torch.arange(self.shared, self.width) < torch.as_tensor(seen)[:, None]
+        self.register_buffer("mask", mask.to(self.steps.dtype), persistent=False)
+
+    def weight(self) -> Float[Tensor, "rows width"]:
+        steps = self.steps * self.mask
+        return steps if self.dense is None else torch.cat([self.dense, steps], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.linear(x[:, self.shared : self.width], self.steps * self.mask, self.bias)
+        return rows if self.dense is None else torch.addmm(rows, x[:, : self.shared], self.dense.T)
 
 
 class MADE(AutoregressiveConditioner):
@@ -117,8 +148,7 @@ class MADE(AutoregressiveConditioner):
             layers.append(MaskedLinear([before[d + 1] for d in layer], before[-1]))
         last = [self.revealed[-1][site + 1] for site in range(features) for _ in range(parameter_count)]
         layers.append(MaskedLinear(last, widths[-1]))
-        nn.init.zeros_(layers[-1].weight)
-        nn.init.zeros_(layers[-1].bias)
+        layers[-1].zero_()
         self.layers = nn.ModuleList(layers)
         # The second layer of a residual block adds what entered the block: the output two layers before.
         self.skips = [residual and number > 0 and number % 2 == 0 for number in range(len(widths))] + [False]
@@ -171,9 +201,10 @@ class MADEStream(Stream):
         self.made = made
         self.activate = ACTIVATIONS[made.activation]
         self.weights = [layer.masked_weight() for layer in made.layers]
-        self.sums = [layer.bias[:, None].repeat(1, batch) for layer in made.layers]
+        self.sums = [layer.full_bias()[:, None].repeat(1, batch) for layer in made.layers]
         if made.from_context is not None:
-            self.sums[0] += made.from_context(context).T
+            with full_precision(self.sums[0]):
+                self.sums[0] += made.from_context(context).T
         # Without residual blocks sums are activated in place.
         separate = any(made.skips)
         self.hidden = [torch.zeros_like(s) if separate else s for s in self.sums[:-1]]
@@ -262,12 +293,12 @@ class MADEStream(Stream):
             past_sums = []
             for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
                 own, past, _ = self._edges(number, start, stop)
-                past_sums.append(torch.addmm(sums[own], weight[own, past], self._inputs(number)[past]))
+                past_sums.append(sums[own].clone().addmm_(weight[own, past], self._inputs(number)[past]))
             self.past = start, stop, past_sums
         inputs, sums, hidden = values.T, [], []
         for number, past_sums in enumerate(self.past[2]):
             own, _, block = self._edges(number, start, stop)
-            new = torch.addmm(past_sums, self.weights[number][own, block], inputs)
+            new = past_sums.clone().addmm_(self.weights[number][own, block], inputs)
             if self.made.skips[number]:
                 new += sums[number - 2]
             sums.append(new)

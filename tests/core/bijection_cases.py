@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from arflows.core.bijections import (
     ActNorm,
     Affine,
+    Autoregressive,
     BatchNorm,
     Bijection,
     Chain,
     ChannelMask,
     CheckerboardMask,
     Coupling,
+    Flatten,
     Inverse,
     InvertibleConv1x1,
     Logit,
@@ -29,7 +31,7 @@ from arflows.core.bijections import (
     Squeeze,
     TanhAffine,
 )
-from arflows.core.conditioners import GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
+from arflows.core.conditioners import MADE, MLP, GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
 
 
 @dataclass(frozen=True)
@@ -86,24 +88,21 @@ class Case:
         return torch.randn(batch, self.context_features, generator=generator, dtype=torch.float64).to(dtype)
 
 
-class Dense(nn.Module):
-    """A small network for couplings on vectors; starts at zero as conditioners do."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.hidden, self.last = nn.Linear(inputs, 16), nn.Linear(16, outputs)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Two layers."""
-        return self.last(torch.tanh(self.hidden(x)))
-
-
-def vector_coupling(features: int, elementwise: Callable[[], nn.Module], swap: bool = False) -> Coupling:
+def vector_coupling(
+    features: int, elementwise: Callable[[], nn.Module], swap: bool = False, context_features: int = 0
+) -> Coupling:
     """A coupling on vectors."""
     mask, elementwise = ChannelMask(features, swap), elementwise()
-    return Coupling(mask, elementwise, Dense(mask.input_channels, elementwise.parameter_count * mask.changed_channels))
+    outputs = elementwise.parameter_count * mask.changed_channels
+    return Coupling(mask, elementwise, MLP(mask.input_channels, outputs, (16,), context_features, "tanh"))
+
+
+def autoregressive(
+    features: int, elementwise: nn.Module, hidden_features=(12, 12), order: list[int] | None = None, **options
+) -> Autoregressive:
+    """An autoregressive layer on vectors; smooth, for derivatives of ReLU networks jump."""
+    made = MADE(features, elementwise.parameter_count, hidden_features, activation="tanh", **options)
+    return Autoregressive(elementwise, made, None if order is None else torch.tensor(order))
 
 
 def image_coupling(mask, elementwise, network, context_features: int = 0) -> Coupling:
@@ -174,6 +173,19 @@ CASES: dict[str, Case] = {
         6,
         identity=True,
     ),
+    "coupling_vector_context": Case(lambda: vector_coupling(5, Affine, False, 3), (5,), 3, identity=True),
+    "flatten": Case(lambda: Flatten((2, 3)), (2, 3)),
+    "autoregressive": Case(lambda: autoregressive(5, Affine()), (5,), identity=True),
+    "autoregressive_ordered": Case(lambda: autoregressive(5, Affine(), order=[3, 0, 4, 2, 1]), (5,), identity=True),
+    "autoregressive_spline": Case(lambda: autoregressive(4, RationalQuadraticSpline(4)), (4,), identity=True),
+    "autoregressive_context": Case(
+        lambda: autoregressive(4, Affine(), (9,), context_features=6), (4,), 6, identity=True
+    ),
+    "autoregressive_residual": Case(
+        lambda: autoregressive(6, Affine(), (8, 8, 8), residual=True, context_features=6), (6,), 6, identity=True
+    ),
+    "autoregressive_few_units": Case(lambda: autoregressive(7, Affine(), (3, 2)), (7,), identity=True),
+    "inverse_autoregressive": Case(lambda: Inverse(autoregressive(5, Affine())), (5,), identity=True),
     "multiscale": Case(lambda: multiscale(0), (1, 4, 4)),
     "multiscale_context": Case(lambda: multiscale(6), (1, 4, 4), 6),
 }
