@@ -39,11 +39,15 @@ class ImageDataset(Dataset[Batch]):
             flip: Mirror each image left to right with probability 1/2.
             limit: Keep at most so many images, chosen at random.
             seed: Decides which.
+
+        Raises:
+            DataError: The store has no such split.
         """
         self.store = store
         self.split = split
         self.flip = flip
-        self.labels = labels and "labels" in store.fields(split)
+        fields = store.fields(split)
+        self.labels = labels and "labels" in fields
         count = store.splits[split]
         self.kept: Int64[np.ndarray, " examples"] | None = None
         if limit is not None and limit < count:
@@ -80,6 +84,7 @@ class ImageDataModule(lightning.LightningDataModule):
         store: The open store.
         spec: The kind of images it holds.
         classes: The names of its classes; empty if it has no labels.
+        labels: Whether batches bring the labels that the store has; a model without classes wants none.
     """
 
     def __init__(
@@ -88,7 +93,6 @@ class ImageDataModule(lightning.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int = 256,
         workers: int = 0,
-        labels: bool = True,
         flip: bool = False,
         limit: int | None = None,
         seed: int = 0,
@@ -100,7 +104,6 @@ class ImageDataModule(lightning.LightningDataModule):
             batch_size: Images in a training batch, on each device.
             eval_batch_size: Images in a validation or test batch, on each device.
             workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            labels: Give the labels of the store, where it has some, as context.
             flip: Mirror training images left to right with probability 1/2.
             limit: Use at most so many images of each split, chosen at random.
             seed: Decides the order of the images, and which are used with a limit.
@@ -118,11 +121,11 @@ class ImageDataModule(lightning.LightningDataModule):
             raise UserError(f"workers is {workers}: give 0 or more.")
         self.store = Store(store, expect_domain="vision")
         self.spec = ImageSpec.from_dict(self.store.spec)
-        self.classes: list[str] = self.store.categories.get("labels", []) if labels else []
+        self.classes: list[str] = self.store.categories.get("labels", [])
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.workers = workers
-        self.labels = labels
+        self.labels = True
         self.flip = flip
         self.limit = limit
         self.seed = seed

@@ -6,8 +6,8 @@ from torch.utils.data import DataLoader
 
 from arflows.core.errors import UserError
 from arflows.data.errors import DataError
-from arflows.data.store import write_store
-from arflows.vision.datamodule import ImageDataModule
+from arflows.data.store import Store, write_store
+from arflows.vision.datamodule import ImageDataModule, ImageDataset
 from arflows.vision.representation import ImageSpec
 
 SPEC = ImageSpec(4, 4, 3)
@@ -132,8 +132,8 @@ def test_initialization_batch_is_the_same_everywhere(path):
 
 
 def test_without_labels(path, tmp_path):
-    data = ImageDataModule(path, labels=False)
-    assert data.class_count == 0
+    data = ImageDataModule(path)
+    data.labels = False
     assert set(next(iter(data.train_dataloader()))) == {"x"}
     write_store(tmp_path / "bare.h5", domain="vision", spec=SPEC.as_dict(), splits={"train": {"images": images(100)}})
     data = ImageDataModule(tmp_path / "bare.h5")
@@ -207,6 +207,11 @@ class TestWithLightning:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("labels", [True, False])
+    def test_unknown_split(self, path, labels):
+        with pytest.raises(DataError, match="no split 'holdout': it has train, val, test"):
+            ImageDataset(Store(path), "holdout", labels=labels)
+
     def test_store(self, tmp_path):
         with pytest.raises(DataError, match="no store at"):
             ImageDataModule(tmp_path / "missing.h5")
