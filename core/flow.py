@@ -51,6 +51,11 @@ class Flow(nn.Module):
         return "density" if self.dequantizer is None else self.dequantizer.likelihood
 
     @property
+    def device(self) -> torch.device:
+        """Where the flow computes."""
+        return self.base.origin.device
+
+    @property
     def dims(self) -> int:
         """Number of variables of an example, by which bits per dimension divide."""
         return prod(self.base.shape)

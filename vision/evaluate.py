@@ -60,7 +60,7 @@ def evaluate(
     flow = load_model(model, device)
     facts = data_facts(Store(store, expect_domain="vision"))
     given = ImageInput(store, flow, split=split)
-    place = flow.base.origin.device
+    place = flow.device
 
     batches = given.batches(batch_size, progress=f"evaluating on {split}")
     log_prob = log_probs(flow, batches, draws=draws, seed=seed)
