@@ -147,7 +147,7 @@ class Flow(nn.Module):
         return (back - y).abs().flatten(1).amax(1)
 
     def initialize(self, x: Shaped[Tensor, "batch *event"], context: Shaped[Tensor, "batch ..."] | None = None) -> None:
-        """Initialises the layers that start from data (`ActNorm`) by one batch; nothing where there are none."""
+        """Initialises the layers that start from data (`ActNorm`) by one batch; what was initialised before stays."""
         initialize(self, lambda: self.log_prob(x, context))
 
     def _encode_context(self, context: Tensor | None) -> Tensor | None:

@@ -353,6 +353,18 @@ def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path
     assert_same(module.state_dict(), weights)
 
 
+def test_fine_tuning_keeps_what_was_trained_before():
+    def flow():
+        return Flow(DiagonalNormal((4,)), ActNorm(4))
+
+    trained, x = flow(), 5 + 3 * torch.randn(64, 4)
+    trained.initialize(x)
+    again = flow()
+    again.load_state_dict(trained.state_dict())
+    trainer().fit(FlowTraining(again, learning_rate=0.0), datamodule=InitializingData(7 + x))
+    assert_same(again.state_dict(), trained.state_dict())
+
+
 def test_loss_is_in_bits_per_dim_or_nats():
     x = torch.randn(8, 4)
     flow = Flow(DiagonalNormal((4,)), ActNorm(4))
