@@ -7,8 +7,8 @@ A run's folder holds::
     checkpoints/         last.ckpt to resume from, best.ckpt with the lowest validation loss
     model/               the trained model: config.json, model.safetensors, and training.json with how it came about
 
-A run that is resumed at the end of an epoch goes on exactly as it would have. One that was interrupted within an epoch
-takes the remaining steps of that epoch, beginning with the epoch's first batches again.
+A run that is resumed goes on as it would have, also within an epoch: the datamodule's state says which batches of the
+epoch are left.
 """
 
 import json

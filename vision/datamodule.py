@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,28 @@ class ImageDataset(Dataset[Batch]):
         return {"x": images, "context": torch.from_numpy(self.store.array(self.split, "labels")[rows])}
 
 
+class ResumableOrder(DistributedSampler[Batch]):
+    """The order of one process's training examples, a function of seed and epoch alone, to be taken up in mid-epoch.
+
+    Args:
+        dataset: The examples of all processes.
+        seed: Decides the order.
+        epoch: The first epoch, at which a resumed run goes on.
+        done: Examples of that epoch that this process has had already.
+        options: Of `DistributedSampler`.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], seed: int, epoch: int = 0, done: int = 0, **options: Any) -> None:
+        super().__init__(dataset, shuffle=True, seed=seed, drop_last=True, **options)
+        # Lightning tells the epoch only when workers have begun to fetch ahead.
+        self.set_epoch(epoch)
+        self._resumed_epoch = epoch
+        self._done = done
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(super().__iter__(), self._done if self.epoch == self._resumed_epoch else 0, None)
+
+
 class ImageDataModule(lightning.LightningDataModule):
     """Batches of images for training, validation and testing.
 
@@ -129,6 +153,7 @@ class ImageDataModule(lightning.LightningDataModule):
         self.flip = flip
         self.limit = limit
         self.seed = seed
+        self._progress = {"epoch": 0, "batches": 0}
 
     @property
     def class_count(self) -> int:
@@ -171,16 +196,27 @@ class ImageDataModule(lightning.LightningDataModule):
                 f"{self.store.path} gives {len(dataset):,} training images, fewer than one batch of {self.batch_size}"
                 f"{share}: lower batch_size."
             )
-        # Its order is a function of seed and epoch alone, so that a resumed run goes on as the first would have.
-        sampler: DistributedSampler[Batch] = DistributedSampler(
+        sampler = ResumableOrder(
             dataset,
+            self.seed,
+            self._progress["epoch"],
+            self._progress["batches"] * self.batch_size,
             num_replicas=processes,
             rank=self.trainer.global_rank if self.trainer else 0,
-            shuffle=True,
-            seed=self.seed,
-            drop_last=True,
         )
+        self._progress = {"epoch": 0, "batches": 0}
         return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch at hand, and how many of its batches have been trained on."""
+        assert self.trainer is not None
+        total = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        epoch, batches = divmod(total.processed, self.trainer.num_training_batches)  # type: ignore[attr-defined]
+        return {"epoch": int(epoch), "batches": int(batches)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make the next training batches those that come after the ones trained on."""
+        self._progress = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Return the validation batches; an empty list, which makes Lightning skip validation, if there are none."""
