@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 
 from arflows.core.errors import UserError
 from arflows.data.errors import DataError
-from arflows.data.store import Store, write_store
+from arflows.data.store import Store
+from arflows.data.store_writer import write_store
 from arflows.vision.datamodule import ImageDataModule, ImageDataset
 from arflows.vision.representation import ImageSpec
 
