@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from common import OUT, measure, table, write
 
-from arflows.data.store import write_store
+from arflows.data.store_writer import write_store
 from arflows.vision.datamodule import ImageDataModule
 from arflows.vision.representation import ImageSpec
 

@@ -7,8 +7,8 @@ A run's folder holds::
     checkpoints/         last.ckpt to resume from, best.ckpt with the lowest validation loss
     model/               the trained model: config.json, model.safetensors, and training.json with how it came about
 
-A run that is resumed at the end of an epoch goes on exactly as it would have. One that was interrupted within an epoch
-takes the remaining steps of that epoch, beginning with the epoch's first batches again.
+A run that is resumed goes on as it would have, also within an epoch: the datamodule's state says which batches of the
+epoch are left.
 """
 
 import json
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -199,6 +199,11 @@ class Experiment(LightningCLI):
             RunCheckpoint(folder, "best", monitor=monitor, mode="min"),
             RunCheckpoint(folder, "last", save_on_exception=True),
         ]
+        given = self.config_init.trainer.callbacks
+        has_bar = any(isinstance(c, ProgressBar) for c in (given if isinstance(given, list) else [given]))
+        if self.config.trainer.enable_progress_bar is not False and not has_bar:
+            # Where rich is installed, Lightning's own choice is a bar that shows "Epoch 0/-2" if max_epochs is -1.
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar())
         if self.config.trainer.logger in (None, True):
             logs = self.out / "logs"
             kwargs["logger"] = [TensorBoardLogger(logs, name="", version=""), CSVLogger(logs, name="")]

@@ -52,6 +52,11 @@ class Flow(nn.Module):
         return "density" if self.dequantizer is None else self.dequantizer.likelihood
 
     @property
+    def device(self) -> torch.device:
+        """Where the flow computes."""
+        return self.base.origin.device
+
+    @property
     def dims(self) -> int:
         """Number of variables of an example, by which bits per dimension divide."""
         return prod(self.base.shape)
@@ -150,7 +155,7 @@ class Flow(nn.Module):
         return (back - y).abs().flatten(1).amax(1)
 
     def initialize(self, x: Shaped[Tensor, "batch *event"], context: Shaped[Tensor, "batch ..."] | None = None) -> None:
-        """Initialises the layers that start from data (`ActNorm`) by one batch; nothing where there are none."""
+        """Initialises the layers that start from data (`ActNorm`) by one batch; what was initialised before stays."""
         initialize(self, lambda: self.log_prob(x, context))
 
     def _latents(

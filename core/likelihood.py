@@ -145,7 +145,7 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
         raise UserError(f"draws is {draws}: give the number of dequantisation draws, 1 or more.")
     if draws > 1 and flow.likelihood != "bound":
         raise UserError(f"draws is {draws}, but this model's likelihood is not a bound: leave draws at 1.")
-    device = flow.base.origin.device
+    device = flow.device
     was_training = flow.training
     flow.eval()
     results: list[Tensor] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,15 @@ class ImageDataset(Dataset[Batch]):
             flip: Mirror each image left to right with probability 1/2.
             limit: Keep at most so many images, chosen at random.
             seed: Decides which.
+
+        Raises:
+            DataError: The store has no such split.
         """
         self.store = store
         self.split = split
         self.flip = flip
-        self.labels = labels and "labels" in store.fields(split)
+        fields = store.fields(split)
+        self.labels = labels and "labels" in fields
         count = store.splits[split]
         self.kept: Int64[np.ndarray, " examples"] | None = None
         if limit is not None and limit < count:
@@ -69,6 +75,28 @@ class ImageDataset(Dataset[Batch]):
         return {"x": images, "context": torch.from_numpy(self.store.array(self.split, "labels")[rows])}
 
 
+class ResumableOrder(DistributedSampler[Batch]):
+    """The order of one process's training examples, a function of seed and epoch alone, to be taken up in mid-epoch.
+
+    Args:
+        dataset: The examples of all processes.
+        seed: Decides the order.
+        epoch: The first epoch, at which a resumed run goes on.
+        done: Examples of that epoch that this process has had already.
+        options: Of `DistributedSampler`.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], seed: int, epoch: int = 0, done: int = 0, **options: Any) -> None:
+        super().__init__(dataset, shuffle=True, seed=seed, drop_last=True, **options)
+        # Lightning tells the epoch only when workers have begun to fetch ahead.
+        self.set_epoch(epoch)
+        self._resumed_epoch = epoch
+        self._done = done
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(super().__iter__(), self._done if self.epoch == self._resumed_epoch else 0, None)
+
+
 class ImageDataModule(lightning.LightningDataModule):
     """Batches of images for training, validation and testing.
 
@@ -80,6 +108,7 @@ class ImageDataModule(lightning.LightningDataModule):
         store: The open store.
         spec: The kind of images it holds.
         classes: The names of its classes; empty if it has no labels.
+        labels: Whether batches bring the labels that the store has; a model without classes wants none.
     """
 
     def __init__(
@@ -88,7 +117,6 @@ class ImageDataModule(lightning.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int = 256,
         workers: int = 0,
-        labels: bool = True,
         flip: bool = False,
         limit: int | None = None,
         seed: int = 0,
@@ -100,7 +128,6 @@ class ImageDataModule(lightning.LightningDataModule):
             batch_size: Images in a training batch, on each device.
             eval_batch_size: Images in a validation or test batch, on each device.
             workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            labels: Give the labels of the store, where it has some, as context.
             flip: Mirror training images left to right with probability 1/2.
             limit: Use at most so many images of each split, chosen at random.
             seed: Decides the order of the images, and which are used with a limit.
@@ -118,14 +145,15 @@ class ImageDataModule(lightning.LightningDataModule):
             raise UserError(f"workers is {workers}: give 0 or more.")
         self.store = Store(store, expect_domain="vision")
         self.spec = ImageSpec.from_dict(self.store.spec)
-        self.classes: list[str] = self.store.categories.get("labels", []) if labels else []
+        self.classes: list[str] = self.store.categories.get("labels", [])
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.workers = workers
-        self.labels = labels
+        self.labels = True
         self.flip = flip
         self.limit = limit
         self.seed = seed
+        self._progress = {"epoch": 0, "batches": 0}
 
     @property
     def class_count(self) -> int:
@@ -168,16 +196,27 @@ class ImageDataModule(lightning.LightningDataModule):
                 f"{self.store.path} gives {len(dataset):,} training images, fewer than one batch of {self.batch_size}"
                 f"{share}: lower batch_size."
             )
-        # Its order is a function of seed and epoch alone, so that a resumed run goes on as the first would have.
-        sampler: DistributedSampler[Batch] = DistributedSampler(
+        sampler = ResumableOrder(
             dataset,
+            self.seed,
+            self._progress["epoch"],
+            self._progress["batches"] * self.batch_size,
             num_replicas=processes,
             rank=self.trainer.global_rank if self.trainer else 0,
-            shuffle=True,
-            seed=self.seed,
-            drop_last=True,
         )
+        self._progress = {"epoch": 0, "batches": 0}
         return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch at hand, and how many of its batches have been trained on."""
+        assert self.trainer is not None
+        total = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        epoch, batches = divmod(total.processed, self.trainer.num_training_batches)  # type: ignore[attr-defined]
+        return {"epoch": int(epoch), "batches": int(batches)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make the next training batches those that come after the ones trained on."""
+        self._progress = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Return the validation batches; an empty list, which makes Lightning skip validation, if there are none."""

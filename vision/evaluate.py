@@ -2,10 +2,15 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from jaxtyping import UInt8
+from torch import Tensor
+from tqdm import tqdm
 
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
@@ -13,7 +18,8 @@ from arflows.core.likelihood import Figure, dequantization, log_probs
 from arflows.core.machine import hardware, software
 from arflows.data.store import Store
 from arflows.vision.inputs import ImageInput, load_model, model_folder
-from arflows.vision.metrics import data_facts, images_per_second
+from arflows.vision.metrics import data_facts, frechet_distance, images_per_second, inception
+from arflows.vision.model import ImageFlow
 
 ROUND_TRIP_IMAGES = 256
 
@@ -24,6 +30,7 @@ def evaluate(
     out: Path,
     split: str = "test",
     draws: int = 1,
+    fid: int = 0,
     seed: int = 0,
     batch_size: int = 64,
     device: str = "auto",
@@ -39,7 +46,11 @@ def evaluate(
         out: The JSON file to write; replaced if it exists.
         split: Which part of the store.
         draws: Draws of dequantisation noise for each image; published figures mostly take one.
-        seed: Seed of the noise.
+        fid: Samples to draw for the Fréchet inception distance to all images of the split; 0 for none. The figure falls
+            with the number of samples and of images, so only figures of equal numbers compare, and means nothing below
+            some 2048, the number of features; published ones mostly take 50,000 samples and the train split. Needs
+            `pip install arflows[metrics]`, and fetches the network's weights at first use.
+        seed: Seed of the noise and of the samples.
         batch_size: Images computed at a time, at most 256.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
 
@@ -48,11 +59,14 @@ def evaluate(
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
+    if fid < 0 or fid == 1:
+        raise UserError(f"fid is {fid}: give the number of samples, thousands for a figure that means something, or 0.")
     options = {
         "model": model,
         "store": str(store),
         "split": split,
         "draws": draws,
+        "fid": fid,
         "seed": seed,
         "batch_size": batch_size,
     }
@@ -60,7 +74,8 @@ def evaluate(
     flow = load_model(model, device)
     facts = data_facts(Store(store, expect_domain="vision"))
     given = ImageInput(store, flow, split=split)
-    place = flow.base.origin.device
+    place = flow.device
+    network = inception() if fid else None  # or says what is missing, before hours of work
 
     batches = given.batches(batch_size, progress=f"evaluating on {split}")
     log_prob = log_probs(flow, batches, draws=draws, seed=seed)
@@ -69,7 +84,7 @@ def evaluate(
         flow.round_trip_error(batch["x"].to(place), batch["context"].to(place) if "context" in batch else None).max()
         for batch in given.batches(batch_size, limit=ROUND_TRIP_IMAGES)
     )
-    result = {
+    result: dict[str, Any] = {
         "bits_per_dim": figure.as_dict(),
         "round_trip_error": {
             "value": error.item(),
@@ -86,12 +101,37 @@ def evaluate(
         "data": facts,
         "software": software(),
         "hardware": hardware(place),
-        "seconds": round(time.perf_counter() - start, 1),
     }
+    if network is not None:
+        result["fid"] = {
+            "value": frechet_distance(
+                network,
+                (batch["x"] for batch in given.batches(batch_size, progress=f"features of {split}")),
+                _samples(flow, fid, batch_size, seed),
+                place,
+            ),
+            "samples": fid,
+            "temperature": 1.0,
+            "images": given.count,
+            "split": split,
+            "network": "Inception-v3 of torch-fidelity, 2048 features, images resized as in TensorFlow 1",
+        }
+    result["seconds"] = round(time.perf_counter() - start, 1)
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _print_table(out, figure, result)
     return result
+
+
+def _samples(
+    flow: ImageFlow, count: int, batch_size: int, seed: int
+) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+    generator = torch.Generator().manual_seed(seed)
+    with tqdm(total=count, desc="features of samples", unit=" images", disable=None) as bar:
+        for start in range(0, count, batch_size):
+            images = flow.sample(min(batch_size, count - start), generator=generator)
+            yield images
+            bar.update(len(images))
 
 
 def _training(folder: Path) -> dict[str, Any] | None:
@@ -106,9 +146,11 @@ def _training(folder: Path) -> dict[str, Any] | None:
 
 
 def _print_table(out: Path, figure: Figure, result: dict[str, Any]) -> None:
+    fid = result.get("fid")
     rows = {
         "bits/dim": str(figure),
         "round trip": f"{result['round_trip_error']['value']:.1e}, {result['round_trip_error']['unit']}",
+        **({"FID": "{value:.2f}, {samples:,} samples, {images:,} images of {split}".format(**fid)} if fid else {}),
         "samples": f"{result['samples_per_second']['value']:.1f} a second, {result['options']['batch_size']} at a time",
         "model": f"{result['model']['class']}, {result['model']['parameters']:,} parameters",
         "data": f"{result['options']['split']} of {result['data']['store']}, from {result['data']['source']}",

@@ -79,7 +79,6 @@ class ImageInput:
         self._source: ImageDataset | ArrayExamples | FileExamples
         if source.is_file() and h5py.is_hdf5(source):
             store = Store(source, expect_domain="vision")
-            store.fields(split)  # or says which splits there are
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
             self._source = ImageDataset(store, split, labels=flow.classes > 0)
             labels = store.array(split, "labels") if self._source.labels else None
@@ -108,6 +107,10 @@ class ImageInput:
     def skipped(self) -> dict[str, list[str]]:
         """Names of images that could not be used so far, by the reason."""
         return dict(self._tally.skipped)
+
+    def reasons(self) -> str:
+        """Says how many images were skipped so far, why, and which (the first few)."""
+        return self._tally.reasons()
 
     def batches(self, batch_size: int, *, limit: int | None = None, progress: str | None = None) -> Iterator[Batch]:
         """Reads the images in order, from the first.
@@ -145,13 +148,6 @@ class ImageInput:
         if self._label is None:
             return batch
         return {**batch, "context": torch.full((len(batch["x"]),), self._label)}
-
-    def report(self) -> str:
-        """Says how many images were skipped, why, and which (the first few)."""
-        return "; ".join(
-            f"{len(names):,} {reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for reason, names in self.skipped.items()
-        )
 
 
 def read_image(path: Path, spec: ImageSpec) -> UInt8[Tensor, "channels height width"]:

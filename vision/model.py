@@ -146,7 +146,7 @@ class ImageFlow(Flow, Pretrained):
         self._check_labels(labels, count)
         if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
             raise UserError(f"labels must lie between 0 and {self.classes - 1}, got {sorted(set(labels.tolist()))}")
-        return labels.to(self.base.origin.device)
+        return labels.to(self.device)
 
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
         if self.classes and labels is None:

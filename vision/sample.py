@@ -99,7 +99,7 @@ def draw(
     labels = flow.labels_for(count, label, generator)
     images, log_probs = [], []
     with (
-        fixed_noise(seed, flow.base.origin.device),
+        fixed_noise(seed, flow.device),
         tqdm(total=count, desc="sampling", disable=None) as progress,
     ):
         for start in range(0, count, batch_size):
@@ -139,7 +139,7 @@ def interpolate(
         raise UserError(f"count is {count}: an interpolation has at least two images.")
     if flow.classes and label is None:
         raise UserError(f"this model is conditional on {flow.classes} classes: give --label.")
-    ends = torch.stack([first, last]).to(flow.base.origin.device)
+    ends = torch.stack([first, last]).to(flow.device)
     z = flow.encode(ends, flow.labels_for(2, label))
     labels = flow.labels_for(2, label)
     context = None if labels is None or flow.context_encoder is None else flow.context_encoder(labels)
@@ -175,7 +175,7 @@ def _draw(
 
 
 def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label: int | None, batch_size: int) -> None:
-    device = flow.base.origin.device
+    device = flow.device
     originals, decoded, errors = [], [], []
     given = ImageInput(source, flow, label=label, convert=True)
     for batch in given.batches(batch_size, limit=count):
@@ -186,7 +186,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         originals.append(batch["x"])
         errors.append(flow.round_trip_error(x, context).cpu())
     if not originals:
-        raise UserError(f"{source} holds no image that can be used: {given.report()}.")
+        raise UserError(f"{source} holds no image that can be used: {given.reasons()}.")
     before, after, error = torch.cat(originals), torch.cat(decoded), torch.cat(errors)
     pairs = torch.stack([before, after], 1).flatten(0, 1)
     save_png(grid(pairs, columns=2 * min(len(before), 5)), folder / "grid.png")
@@ -197,7 +197,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         f"of its range (8-bit pixels come back exactly below {1 / 512:.2g})"
     )
     if given.skipped:
-        print(f"skipped: {given.report()}")
+        print(f"skipped: {given.reasons()}")
 
 
 def _save_images(folder: Path, images: UInt8[Tensor, "count channels height width"], **arrays: Any) -> None:

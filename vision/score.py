@@ -52,14 +52,14 @@ def score(
     given = ImageInput(images, flow, split=split, label=label, convert=convert)
     log_prob = log_probs(flow, given.batches(batch_size, progress="scoring"), draws=draws, seed=seed)
     if not given.names:
-        raise UserError(f"{images} holds no image that can be scored: {given.report()}.")
+        raise UserError(f"{images} holds no image that can be scored: {given.reasons()}.")
     bits = bits_per_dim(log_prob, flow.dims).numpy()
     write_scores(out, given.names, bits, reference)
     _summarize(
         out, given.names, bits, reference, Figure.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
     )
     if given.skipped:
-        print(f"skipped: {given.report()}")
+        print(f"skipped: {given.reasons()}")
 
 
 def write_scores(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None) -> None:

@@ -28,7 +28,13 @@ class ActNorm(Bijection):
 
     @torch.no_grad()
     def initialize_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
-        """Sets scale and shift to normalise ``x``; a channel without spread keeps its scale."""
+        """Sets scale and shift to normalise ``x``; a channel without spread keeps its scale.
+
+        Only a layer that is still the identity is set: what was initialised, trained or loaded stays, so that training
+        can go on with other data.
+        """
+        if self.log_scale.any() or self.shift.any():
+            return
         mean, variance = channel_statistics(x)
         scale = torch.where(variance > 0, variance.clamp_min(torch.finfo(x.dtype).tiny).rsqrt(), 1.0)
         self.log_scale.copy_(scale.log())
@@ -114,7 +120,8 @@ def initialize(module: nn.Module, run: Callable[[], object]) -> None:
     """Initialises every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
 
     A layer that starts from data has a method ``initialize_from(x)``; it is called with the layer's first input, just
-    before the layer itself runs, so each layer sees data that those before it have already normalised.
+    before the layer itself runs, so each layer sees data that those before it have already normalised. A layer that was
+    initialised or trained before leaves it at that.
 
     Args:
         module: a flow or bijection; nothing happens where no layer of it starts from data.

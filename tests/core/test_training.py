@@ -1,256 +1,21 @@
 import copy
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.utils.data import DataLoader
 
 from arflows.core.bases import DiagonalNormal
-from arflows.core.bijections import ActNorm, BatchNorm, Chain, Permutation
-from arflows.core.callbacks import ExponentialMovingAverage
-from arflows.core.dequantization import UniformDequantizer
+from arflows.core.bijections import ActNorm
 from arflows.core.errors import UserError
-from arflows.core.experiment import RunCheckpoint
 from arflows.core.flow import Flow
 from arflows.core.training import FlowTraining
 
-
-def small_flow(levels=0):
-    """With parameters, running statistics, a counter and a permutation."""
-    layers = Chain(ActNorm(4), Permutation(torch.tensor([2, 0, 3, 1])), BatchNorm(4))
-    return Flow(DiagonalNormal((4,)), layers, UniformDequantizer(levels) if levels else None)
-
-
-class Data(LightningDataModule):
-    def __init__(self, x, batch_size=8, shuffle=False):
-        super().__init__()
-        self.x = x
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-
-    def train_dataloader(self):
-        return DataLoader([{"x": row} for row in self.x], self.batch_size, shuffle=self.shuffle)
-
-    def val_dataloader(self):
-        return DataLoader([{"x": row} for row in self.x[:12]], self.batch_size)
-
-
-class InitializingData(Data):
-    asked = 0
-
-    def initialization_batch(self):
-        self.asked += 1
-        return {"x": self.x[:16]}
-
-
-def trainer(folder=None, callbacks=(), **options):
-    options = {"max_epochs": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **options}
-    checkpoints = []
-    if folder is not None:
-        checkpoints = [RunCheckpoint(folder, "best", monitor="val/bits_per_dim", mode="min")]
-        checkpoints.append(RunCheckpoint(folder, "last", save_on_exception=True))
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, *checkpoints],
-        **options,
-    )
-
-
-def state(module, trainer):
-    """Everything that training changes."""
-    average = next((c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)), None)
-    return {
-        "module": copy.deepcopy(module.state_dict()),
-        "optimizer": copy.deepcopy(trainer.optimizers[0].state_dict()["state"]),
-        "average": copy.deepcopy(average._average_model.state_dict()) if average else {},
-    }
-
-
-def assert_same(first, second):
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    else:
-        torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=False)
-
-
-class KeepState(Callback):
-    """Before the end of training replaces the weights by their average."""
-
-    def on_validation_start(self, trainer, pl_module):
-        self.state = state(pl_module, trainer)
-
-
-# ---------------------------------------------------------------------------------------------- the guard
-
-
-def bad_batch(kind, x):
-    return torch.full_like(x[:8], {"nan": math.nan, "infinite": math.inf, "overflowing": 1e30}[kind])
-
-
-@pytest.mark.parametrize("kind", ["nan", "infinite", "overflowing"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adamax"])
-def test_a_skipped_step_leaves_no_trace(kind, accumulate, optimizer):
-    torch.manual_seed(0)
-    x = torch.randn(32, 4)
-    bad = bad_batch(kind, x)
-    with_bad = torch.cat([x[:16], bad, x[8:16], x[16:]]) if accumulate == 2 else torch.cat([x[:16], bad, x[16:]])
-    states = []
-    for data in (x, with_bad):
-        torch.manual_seed(1)
-        module = FlowTraining(small_flow(), optimizer=optimizer, weight_decay=0.1)
-        keep = KeepState()
-        t = trainer(callbacks=[keep], accumulate_grad_batches=accumulate)
-        t.fit(module, datamodule=Data(data))
-        states.append(keep.state)
-    assert module.skipped_steps == 1
-    assert t.callback_metrics["train/skipped_steps"] == 1
-    assert t.callback_metrics["train/bits_per_dim"].isfinite()
-    assert_same(*states)
-
-
-def test_a_loss_that_is_not_finite_is_skipped_even_if_its_gradient_is():
-    class Overflowing(Flow):
-        def log_prob(self, x, context=None):
-            return super().log_prob(x, context) + torch.where(x[:, 0].detach() > 5, math.inf, 0.0)
-
-    x = torch.randn(24, 4).clamp(-3, 3)
-    x[9, 0] = 6.0
-    module = FlowTraining(Overflowing(DiagonalNormal((4,)), ActNorm(4)))
-    trainer().fit(module, datamodule=Data(x))
-    assert module.skipped_steps == 1
-
-
-def test_training_stops_after_too_many_skipped_steps_and_keeps_the_last_good_state(tmp_path):
-    x = torch.randn(8 * 9, 4)
-    x[8 * 3 :: 8] = math.nan  # from the fourth batch on
-    module = FlowTraining(small_flow(), patience=4)
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(UserError, match=r"batch 6 of epoch 0: 4 steps in a row .*last\.ckpt"):
-        trainer(tmp_path).fit(module, datamodule=Data(x))
-    with pytest.raises(KeyboardInterrupt):  # which waits for the end of a step only while there are steps
-        signal.raise_signal(signal.SIGINT)
-    signal.signal(signal.SIGINT, handler)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    for weights in (saved["state_dict"], saved["current_model_state"]):
-        assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-def test_single_bad_batches_do_not_add_up_to_a_stop():
-    x = torch.randn(8 * 12, 4)
-    x[::16] = math.nan
-    module = FlowTraining(small_flow(), patience=2)
-    trainer().fit(module, datamodule=Data(x))
-    assert module.skipped_steps == 6
-
-
-TWO_PROCESSES = """
-import math, sys, torch
-from lightning.pytorch import Callback, Trainer
-from tests.core.test_training import Data, FlowTraining, small_flow
-
-class Save(Callback):
-    def on_train_epoch_end(self, trainer, pl_module):
-        torch.save((pl_module.skipped_steps, pl_module.state_dict()), f"{sys.argv[1]}/{trainer.global_rank}.pt")
-
-torch.manual_seed(0)
-x = torch.randn(64, 4)
-x[9] = math.nan  # in the share of one process alone
-module = FlowTraining(small_flow(), ema_decay=0.0, learning_rate=0.1)
-Trainer(accelerator="cpu", devices=2, max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[Save()],
-        enable_progress_bar=False, enable_model_summary=False).fit(module, datamodule=Data(x))
-"""
-
-
-def test_all_processes_skip_the_step_that_is_bad_on_one(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(TWO_PROCESSES)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    (skipped, first), (also_skipped, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert skipped == also_skipped == 1
-    parameters = [name for name, _ in FlowTraining(small_flow()).named_parameters()]
-    assert_same({name: first[name] for name in parameters}, {name: second[name] for name in parameters})
-    assert all(first[name].isfinite().all() for name in first)
-    assert all(second[name].isfinite().all() for name in second)
-
-
-# ---------------------------------------------------------------------------------------------- averaged weights
-
-
-def test_the_average_warms_up_and_is_what_validation_and_checkpoint_see(tmp_path):
-    class Record(Callback):
-        def __init__(self):
-            self.weights, self.buffers = [], []
-
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            self.weights.append(pl_module.flow.base.mean.detach().clone())
-            self.buffers.append(pl_module.flow.bijection.bijections[2].mean.clone())
-
-        def on_validation_batch_start(self, trainer, pl_module, *args):
-            self.seen = copy.deepcopy(pl_module.flow.state_dict())
-
-    def averaged(values, decay):
-        average = values[0]
-        for count, value in enumerate(values[1:], start=1):
-            average = torch.lerp(average, value, 1 - min(decay, (1 + count) / (10 + count)))
-        return average
-
-    record = Record()
-    torch.manual_seed(0)
-    module = FlowTraining(small_flow(), ema_decay=0.4, learning_rate=0.1)
-    trainer(tmp_path, [record]).fit(module, datamodule=Data(3 + torch.randn(80, 4)))
-    torch.testing.assert_close(record.seen["base.mean"], averaged(record.weights, 0.4))
-    torch.testing.assert_close(record.seen["bijection.bijections.2.mean"], averaged(record.buffers, 0.4))
-    assert record.seen["bijection.bijections.2.batches"] == 10  # a counter is copied, not averaged
-    assert not torch.allclose(record.seen["base.mean"], record.weights[-1])
-    saved = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
-    assert_same(record.seen, {name.removeprefix("flow."): tensor for name, tensor in saved.items()})
-
-
-def test_an_exception_in_validation_saves_weights_and_average_each_in_its_place(tmp_path):
-    class Failing(FlowTraining):
-        def validation_step(self, batch, batch_idx):
-            raise RuntimeError("broken validation")
-
-    torch.manual_seed(0)
-    x = torch.randn(80, 4)
-    keep = KeepState()
-    with pytest.raises(RuntimeError, match="broken validation"):
-        trainer(tmp_path, [keep]).fit(Failing(small_flow(), learning_rate=0.1), datamodule=Data(x))
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert_same(keep.state["module"], saved["current_model_state"])
-    average = {n.removeprefix("module."): t for n, t in keep.state["average"].items() if n != "n_averaged"}
-    assert_same(average, saved["state_dict"])
-
-
-def test_without_averaging_the_weights_themselves_are_saved(tmp_path):
-    module = FlowTraining(small_flow(), ema_decay=0.0)
-    trainer(tmp_path).fit(module, datamodule=Data(torch.randn(80, 4)))
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert "current_model_state" not in saved
-    assert_same(saved["state_dict"], module.state_dict())
-
+from .training_runs import Data, InitializingData, assert_same, small_flow, trainer
 
 # ---------------------------------------------------------------------------------------------- checkpoints, resuming
 
@@ -304,36 +69,6 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
     assert seconds[0] > 0
 
 
-def test_an_interrupt_waits_for_the_step_and_can_be_resumed(tmp_path):
-    class Interrupt(Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            if trainer.global_step == 12:
-                signal.raise_signal(signal.SIGINT)
-
-    handler = signal.getsignal(signal.SIGINT)
-    data = Data(torch.randn(80, 4))
-    module = FlowTraining(small_flow())
-    try:
-        with pytest.raises(SystemExit) as ending:
-            trainer(tmp_path, [Interrupt()], max_epochs=3).fit(module, datamodule=data)
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert isinstance(ending.value.__context__, KeyboardInterrupt)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 13  # the thirteenth step was finished
-    assert {int(s["step"]) for s in saved["optimizer_states"][0]["state"].values()} == {13}
-    assert saved["averaging_state"]["n_averaged"] == 13
-    resumed = trainer(tmp_path, max_epochs=3)
-    resumed.fit(module, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    assert (resumed.current_epoch, resumed.global_step) == (3, 30)
-
-
-def test_the_signal_is_given_back_after_training():
-    handler = signal.getsignal(signal.SIGINT)
-    trainer().fit(FlowTraining(small_flow()), datamodule=Data(torch.randn(16, 4)))
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
 # ---------------------------------------------------------------------------------------------- the objective
 
 
@@ -351,6 +86,18 @@ def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path
     other = InitializingData(x.flip(0))
     trainer(tmp_path, max_epochs=2).fit(module, datamodule=other, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert_same(module.state_dict(), weights)
+
+
+def test_fine_tuning_keeps_what_was_trained_before():
+    def flow():
+        return Flow(DiagonalNormal((4,)), ActNorm(4))
+
+    trained, x = flow(), 5 + 3 * torch.randn(64, 4)
+    trained.initialize(x)
+    again = flow()
+    again.load_state_dict(trained.state_dict())
+    trainer().fit(FlowTraining(again, learning_rate=0.0), datamodule=InitializingData(7 + x))
+    assert_same(again.state_dict(), trained.state_dict())
 
 
 def test_loss_is_in_bits_per_dim_or_nats():

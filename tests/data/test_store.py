@@ -9,10 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from arflows.data import store as store_module
+from arflows.data import store_writer
 from arflows.data.errors import DataError
 from arflows.data.fingerprint import fingerprint
-from arflows.data.store import Store, StoreWriter, write_store
+from arflows.data.store import Store
+from arflows.data.store_writer import StoreWriter, write_store
 
 SPEC = {"height": 4, "width": 4, "channels": 3}
 
@@ -140,7 +141,7 @@ class TestWritingFails:
         def full(descriptor):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(store_module.os, "fsync", full)
+        monkeypatch.setattr(store_writer.os, "fsync", full)
         before = path.read_bytes()
         with pytest.raises(DataError, match=r"data\.h5 .*No space left.*make room"):
             write_store(path, domain="vision", spec=SPEC, splits={"train": arrays(20)})

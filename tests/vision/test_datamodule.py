@@ -2,12 +2,14 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from arflows.core.errors import UserError
 from arflows.data.errors import DataError
-from arflows.data.store import write_store
-from arflows.vision.datamodule import ImageDataModule
+from arflows.data.store import Store
+from arflows.data.store_writer import write_store
+from arflows.vision.datamodule import ImageDataModule, ImageDataset
 from arflows.vision.representation import ImageSpec
 
 SPEC = ImageSpec(4, 4, 3)
@@ -132,8 +134,8 @@ def test_initialization_batch_is_the_same_everywhere(path):
 
 
 def test_without_labels(path, tmp_path):
-    data = ImageDataModule(path, labels=False)
-    assert data.class_count == 0
+    data = ImageDataModule(path)
+    data.labels = False
     assert set(next(iter(data.train_dataloader()))) == {"x"}
     write_store(tmp_path / "bare.h5", domain="vision", spec=SPEC.as_dict(), splits={"train": {"images": images(100)}})
     data = ImageDataModule(tmp_path / "bare.h5")
@@ -165,10 +167,14 @@ class Sum(lightning.LightningModule):
 
 
 def trainer(folder, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    return lightning.Trainer(
-        default_root_dir=folder, accelerator="cpu", enable_checkpointing=False, **(quiet | options)
-    )
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+    }
+    return lightning.Trainer(default_root_dir=folder, accelerator="cpu", **(quiet | options))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -184,6 +190,38 @@ class TestWithLightning:
         assert model.seen["val"] == list(range(70)) * 2
         trainer(tmp_path).test(model, data, verbose=False)
         assert model.seen["test"] == list(range(90))
+
+    @pytest.mark.filterwarnings(
+        "ignore:You're resuming", "ignore:Checkpoint directory", "ignore:The dirpath has changed"
+    )
+    @pytest.mark.parametrize("end", [{"max_epochs": 4}, {"max_epochs": -1, "max_steps": 24}])
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_validation_end"])
+    def test_a_resumed_run_sees_the_images_that_are_left(self, path, tmp_path, hook, workers, end):
+        """Interrupted before a step, after one, and between two epochs."""
+
+        class Interrupt(Callback):
+            pass
+
+        def interrupt(self, trainer, *args):
+            if trainer.fit_loop.epoch_loop.total_batch_idx >= 8:
+                raise RuntimeError("interrupted")
+
+        setattr(Interrupt, hook, interrupt)
+
+        def fit(model, *callbacks, **options):
+            data = ImageDataModule(path, batch_size=50, workers=workers, eval_batch_size=70)
+            trainer(tmp_path, enable_checkpointing=True, callbacks=[*callbacks], **end).fit(model, data, **options)
+            return model.seen["train"]
+
+        whole = fit(Sum(), ModelCheckpoint(tmp_path / "whole"))
+        model = Sum()
+        with pytest.raises(RuntimeError, match="interrupted"):
+            fit(model, Interrupt(), ModelCheckpoint(tmp_path, "last", save_on_exception=True))
+        parts = model.seen["train"][:]
+        rest = fit(Sum(), ModelCheckpoint(tmp_path / "rest"), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+        assert len(whole) == 24
+        assert parts + rest == whole
 
     def test_no_validation_images(self, tmp_path):
         path = tmp_path / "bare.h5"
@@ -207,6 +245,11 @@ class TestWithLightning:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("labels", [True, False])
+    def test_unknown_split(self, path, labels):
+        with pytest.raises(DataError, match="no split 'holdout': it has train, val, test"):
+            ImageDataset(Store(path), "holdout", labels=labels)
+
     def test_store(self, tmp_path):
         with pytest.raises(DataError, match="no store at"):
             ImageDataModule(tmp_path / "missing.h5")

@@ -1,12 +1,17 @@
 import json
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from arflows.data.store import write_store
+from arflows.core.errors import UserError
+from arflows.data.store_writer import write_store
 from arflows.vision import evaluate as evaluation
+from arflows.vision import metrics
 from arflows.vision.evaluate import evaluate
+from arflows.vision.metrics import frechet_distance
 from arflows.vision.model import RealNVP
 from arflows.vision.representation import ImageSpec
 
@@ -54,12 +59,62 @@ def test_repeats_itself(run_folder, digits, tmp_path):
     assert first == again
 
 
+class Means(nn.Module):
+    """Two features: the means of an image's upper and of its lower half."""
+
+    num_features = 2
+
+    def forward(self, images):
+        assert images.shape[1] == 3
+        assert images.dtype == torch.uint8
+        return images.double().unflatten(2, (2, -1)).mean((1, 3, 4))
+
+
+def test_frechet_distance_of_images_that_are_brighter_is_the_difference_squared():
+    images = torch.randint(0, 200, (50, 1, 4, 4), dtype=torch.uint8)
+
+    def distance(other):
+        return frechet_distance(Means(), images.split(20), other.split(20), torch.device("cpu"))
+
+    assert distance(images) == pytest.approx(0, abs=1e-6)
+    assert distance(images + 10) == pytest.approx(10**2 + 10**2)
+
+
+def test_fid_comes_with_its_protocol(run_folder, digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "inception", Means)
+    results = [evaluate(str(run_folder), digits, tmp_path / "r.json", fid=count, seed=3) for count in (90, 90, 64)]
+    fid = json.loads((tmp_path / "r.json").read_text())["fid"]
+    assert {"samples": 64, "images": 160, "split": "test", "temperature": 1.0}.items() <= fid.items()
+    assert "Inception" in fid["network"]
+    assert fid["value"] > 0
+    assert results[0]["fid"] == results[1]["fid"] != results[2]["fid"]
+    assert f"{fid['value']:.2f}, 64 samples, 160 images of test" in capsys.readouterr().out
+    assert "fid" not in evaluate(str(run_folder), digits, tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ModuleNotFoundError("torch-fidelity"), r"pip install arflows\[metrics\]"),
+        (URLError("no network"), r"weights .*\.pth in .*checkpoints.*no network.*copy the file there"),
+    ],
+)
+def test_fid_without_its_network_says_what_to_do(run_folder, digits, tmp_path, monkeypatch, error, sentence):
+    def missing(*args, **options):
+        raise error
+
+    monkeypatch.setattr(metrics, "NoTrainInceptionV3", missing)
+    with pytest.raises(UserError, match=sentence):
+        evaluate(str(run_folder), digits, tmp_path / "r.json", fid=64)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--split", "holdout"], "no split 'holdout'"),
         (["--draws", "0"], "draws is 0"),
         (["--batch_size", "0"], "batch_size is 0"),
+        (["--fid", "1"], "fid is 1"),
         (["--store", "missing.h5"], "missing.h5"),
         (["--model", "missing"], "no model folder missing"),
     ],

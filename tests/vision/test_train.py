@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from arflows.core.likelihood import Reference
 from arflows.vision import train
 from arflows.vision.model import ImageFlow, RealNVP
 from arflows.vision.prepare import prepare
+
+
+class QuietBar(ProgressBar):
+    """A progress bar of somebody's own."""
 
 
 def trains(capsys, *words):
@@ -180,6 +185,21 @@ def test_resuming_with_other_settings_names_them(recipe, run_folder, capsys):
     )
     assert code == 2
     assert "model.flow.init_args.width 8 ≠ 4" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "bar"),
+    [
+        (["--trainer.enable_progress_bar", "true"], "TQDMProgressBar"),
+        (["--trainer.enable_progress_bar", "true", "--trainer.callbacks+=QuietBar"], "QuietBar"),
+        (["--trainer.enable_progress_bar", "false"], "NoneType"),
+    ],
+)
+def test_the_progress_bar_is_ours_whatever_is_installed(recipe, tmp_path, monkeypatch, words, bar):
+    """Lightning would take rich's, which shows a run of max_epochs=-1 as "Epoch 0/-2"."""
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.callback_connector._RICH_AVAILABLE", True)
+    experiment = train.ImageExperiment(["--config", str(recipe), "--out", str(tmp_path / "new"), *words])
+    assert type(experiment.trainer.progress_bar_callback).__name__ == bar
 
 
 def test_there_must_be_something_to_resume(recipe, tmp_path, capsys):
