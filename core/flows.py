@@ -377,8 +377,8 @@ def _couplings(
         outputs = mapping.parameter_count * mask.changed_channels
         coupling = Coupling(mask, mapping, MLP(mask.input_channels, outputs, hidden_features, context, activation))
         if randmask:
-            shuffle = Permutation(torch.randperm(features))
-            layers.append(Chain(shuffle, coupling, Inverse(shuffle)))
+            order = torch.randperm(features)
+            layers.append(Chain(Permutation(order), coupling, Permutation(order.argsort())))
         else:
             layers.append(coupling)
     return layers
@@ -388,7 +388,7 @@ def normalized(layers: list[Bijection], features: int, batch_norm: bool) -> list
     """The layers with batch normalisation after each, if wanted."""
     if not batch_norm:
         return layers
-    return [part for layer in layers for part in (layer, BatchNorm(features, 0.99, statistics="batch"))]
+    return [part for layer in layers for part in (layer, BatchNorm(features, statistics="batch"))]
 
 
 def _check_sizes(features: int, context: int, transforms: int) -> None:

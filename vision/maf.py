@@ -39,7 +39,7 @@ class MAF(ImageFlow):
         layers: list[Bijection] = autoregressive_layers(
             Affine, spec.dims, context_features, transforms, hidden_features
         )
-        standardize = [BatchNorm(spec.dims, 0.99, statistics="batch")] if batch_norm else []
+        standardize = [BatchNorm(spec.dims, statistics="batch")] if batch_norm else []
         bijection = Chain(Logit(alpha), Flatten(spec.shape), *standardize, *normalized(layers, spec.dims, batch_norm))
         base = StandardNormal((spec.dims,))
         super().__init__(spec, bijection, base, (spec.height, spec.width), classes, context_features)

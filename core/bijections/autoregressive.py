@@ -51,7 +51,7 @@ class Autoregressive(Bijection):
         self.elementwise = elementwise
         self.conditioner = conditioner
         self.register_buffer("order", order)
-        self.register_buffer("rank", None if order is None else order.argsort(), persistent=False)
+        self.register_buffer("rank", None if order is None else order.argsort())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent, in one pass of the conditioner."""

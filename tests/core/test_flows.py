@@ -1,0 +1,205 @@
+"""The published flows, by name."""
+
+import math
+
+import pytest
+import torch
+
+from arflows.core import flows
+from arflows.core.errors import UserError
+from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, solving
+
+AUTOREGRESSIVE = ["MADE", "MAF", "IAF", "NSF"]
+COUPLINGS = ["RealNVP", "NSFC"]
+every_flow = pytest.mark.parametrize("name", AUTOREGRESSIVE + COUPLINGS)
+
+
+def make(name: str, features: int = 6, scale: float = 0.2, dtype=torch.float64, **options) -> flows.VectorFlow:
+    """A flow with random weights, in evaluation mode."""
+    torch.manual_seed(0)
+    options = {"hidden_features": (24, 24), "activation": "tanh", **options}
+    flow = getattr(flows, name)(features, **options).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return flow
+
+
+def test_every_flow_of_the_module_is_tested():
+    named = {
+        name
+        for name, value in vars(flows).items()
+        if isinstance(value, type) and issubclass(value, flows.VectorFlow) and value is not flows.VectorFlow
+    }
+    assert named == set(AUTOREGRESSIVE + COUPLINGS)
+
+
+@every_flow
+def test_starts_as_the_standard_normal(name):
+    flow = getattr(flows, name)(4, hidden_features=(8,)).eval()
+    x = torch.randn(3, 4)
+    expected = torch.distributions.Normal(0, 1).log_prob(x).sum(1)
+    torch.testing.assert_close(flow.log_prob(x), expected, atol=1e-3, rtol=0)
+
+
+@every_flow
+@pytest.mark.parametrize("context", [0, 3])
+def test_samples_have_the_density_they_come_with(name, context):
+    flow = make(name, context=context)
+    given = torch.randn(7, context, dtype=torch.float64) if context else None
+    x, log_prob = flow.sample_with_log_prob(7, given)
+    assert x.shape == (7, 6)
+    torch.testing.assert_close(flow.log_prob(x, given), log_prob, atol=1e-9, rtol=0)
+    assert not x.requires_grad
+
+
+@every_flow
+@pytest.mark.parametrize("scale", [0.0, 0.2, 0.5], ids=["initial", "random", "large"])
+def test_every_solver_gives_the_same_samples(name, scale):
+    flow = make(name, scale=scale)
+
+    def sample(solver):
+        return flow.sample(50, generator=torch.Generator().manual_seed(1), solver=solver)
+
+    expected = sample(None)
+    for solver in (Sequential(), Jacobi(1e-13), GaussSeidelJacobi(4, 1e-13)):
+        torch.testing.assert_close(sample(solver), expected, atol=1e-10, rtol=1e-10)
+
+
+@every_flow
+def test_log_det_is_that_of_the_jacobian(name):
+    flow = make(name)
+    x = torch.randn(2, 6, dtype=torch.float64)
+    for row in x:
+        jacobian = torch.autograd.functional.jacobian(lambda v: flow.bijection(v[None])[0][0], row)
+        expected = flow.base.log_prob(flow.encode(row[None])) + jacobian.slogdet().logabsdet
+        torch.testing.assert_close(flow.log_prob(row[None]), expected, atol=1e-8, rtol=0)
+
+
+@every_flow
+def test_density_integrates_to_one(name):
+    flow = make(name, features=2, scale=0.15, **({} if name == "MADE" else {"transforms": 2}))
+    axis = torch.linspace(-8, 8, 801, dtype=torch.float64)  # fine enough for the kinks of splines
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        mass = flow.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert mass.item() == pytest.approx(1, abs=1e-3)
+
+
+@every_flow
+def test_log_prob_compiles_to_one_graph(name):
+    flow = (
+        make(name, features=3, dtype=torch.float32, transforms=2)
+        if name != "MADE"
+        else make(name, 3, 0.2, torch.float32)
+    )
+    x = torch.randn(4, 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(compiled, flow.log_prob(x), atol=1e-4, rtol=1e-4)
+    compiled.sum().backward()
+
+
+@every_flow
+def test_training_raises_the_likelihood(name):
+    """A strongly dependent density, which only a flow that uses its networks fits; then all solvers still agree."""
+    torch.manual_seed(0)
+    first = torch.randn(2000, 1)
+    data = torch.cat([first, torch.sin(2 * first) + 0.2 * torch.randn_like(first)], 1)
+    flow = getattr(flows, name)(2, hidden_features=(32, 32), activation="tanh")
+    before = flow.eval().log_prob(data).mean().item()
+    optimizer = torch.optim.Adam(flow.parameters(), 5e-3)
+    flow.train()
+    for step in range(120):
+        loss = -flow.log_prob(data[(step % 10) * 200 : (step % 10 + 1) * 200]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    flow.eval()
+    assert flow.log_prob(data).mean().item() > before + 0.5
+    z = flow.encode(data[:100]).detach()
+    with torch.no_grad():
+        found = []
+        for solver in (Sequential(), Jacobi(1e-6), GaussSeidelJacobi(1, 1e-6)):
+            with solving(solver):
+                found.append(flow.decode(z))
+    for x in found:
+        torch.testing.assert_close(x, data[:100], atol=1e-4, rtol=1e-4)
+
+
+@every_flow
+def test_is_a_folder(name, tmp_path):
+    options = {"randmask": True} if name in COUPLINGS else {"randperm": True}
+    flow = make(name, dtype=torch.float32, context=2, **options)
+    flow.save_pretrained(tmp_path / "model")
+    loaded = flows.VectorFlow.from_pretrained(tmp_path / "model")
+    assert type(loaded) is type(flow)
+    x, context = torch.randn(4, 6), torch.randn(4, 2)
+    assert torch.equal(loaded.log_prob(x, context), flow.log_prob(x, context))
+    z = torch.randn(4, 6)
+    assert torch.equal(loaded.decode(z, context), flow.decode(z, context))
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_a_single_feature(name):
+    flow = make(name, features=1, context=2)
+    context = torch.randn(5, 2, dtype=torch.float64)
+    x, log_prob = flow.sample_with_log_prob(5, context)
+    torch.testing.assert_close(flow.log_prob(x, context), log_prob, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_a_coupling_has_no_half_of_one_feature(name):
+    with pytest.raises(UserError, match="features must be at least 2"):
+        getattr(flows, name)(1)
+
+
+def test_iaf_is_maf_the_other_way_round():
+    iaf, maf = make("IAF", transforms=1), make("MAF", transforms=1, batch_norm=False)
+    maf.load_state_dict({k.replace("bijections.0.bijection.", "bijections.0."): v for k, v in iaf.state_dict().items()})
+    z = torch.randn(4, 6, dtype=torch.float64)
+    torch.testing.assert_close(iaf.decode(z), maf.encode(z), atol=1e-12, rtol=0)
+
+
+def test_temperature_narrows_the_samples_not_the_score():
+    flow = make("MAF", scale=0.05)
+    x, log_prob = flow.sample_with_log_prob(400, temperature=0.5)
+    assert x.std() < 0.8 * flow.sample(400).std()
+    torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f: f.log_prob(torch.zeros(2, 5)), r"x must have shape \(batch, 6\), got \(2, 5\)"),
+        (lambda f: f.log_prob(torch.zeros(6)), r"x must have shape \(batch, 6\), got \(6,\)"),
+        (lambda f: f.log_prob(torch.zeros(2, 6)), "needs a context of 3 features"),
+        (lambda f: f.log_prob(torch.zeros(2, 6), torch.zeros(2, 4)), r"context must have shape \(batch, 3\)"),
+        (lambda f: f.log_prob(torch.zeros(2, 6), torch.zeros(3, 3)), "one row of context for each of 2 examples"),
+        (lambda f: f.log_prob(torch.zeros(2, 6).double(), torch.zeros(1, 3)), "x is torch.float64 on cpu, the flow"),
+        (lambda f: f.log_prob(torch.zeros(2, 6).log(), torch.zeros(1, 3)), "NaN or infinite values in 2 of its rows"),
+        (lambda f: f.log_prob(torch.full((2, 6), math.nan), torch.zeros(1, 3)), "NaN or infinite values"),
+        (lambda f: f.sample(3), "needs a context of 3 features"),
+        (lambda f: f.sample(0, torch.zeros(1, 3)), "at least 1"),
+        (lambda f: f.sample(3, torch.zeros(1, 3), temperature=0.0), "temperature must be greater than 0"),
+    ],
+)
+def test_input_that_does_not_fit(call, message):
+    with pytest.raises(UserError, match=message):
+        call(make("MAF", context=3, dtype=torch.float32))
+
+
+def test_context_where_there_is_none():
+    with pytest.raises(UserError, match="built without context"):
+        make("MAF").log_prob(torch.zeros(2, 6).double(), torch.zeros(2, 1).double())
+
+
+@pytest.mark.parametrize("sizes", [{"features": 0}, {"features": 3, "transforms": 0}, {"features": 3, "context": -1}])
+def test_sizes_that_make_no_sense(sizes):
+    with pytest.raises(UserError, match="must be at least 1"):
+        flows.MAF(**sizes)
+
+
+def test_batches_of_nothing():
+    flow = make("MAF")
+    assert flow.log_prob(torch.zeros(0, 6).double()).shape == (0,)

@@ -1,0 +1,264 @@
+"""Solvers of autoregressive bijections: what they agree on, what they report, what they refuse."""
+
+import math
+
+import pytest
+import torch
+
+from arflows.core.bijections import Affine, Autoregressive, RationalQuadraticSpline
+from arflows.core.conditioners import MADE
+from arflows.core.conditioners.autoregressive import RecomputedStream
+from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, solving
+
+SHAPES = {
+    "one_site": (1, (8,), {}),
+    "one_site_context": (1, (8, 8), {"context_features": 3}),
+    "wide": (6, (64, 40), {}),
+    "narrow": (40, (16, 9), {"context_features": 3}),
+    "residual": (35, (48, 48, 48), {"residual": True, "context_features": 2, "activation": "elu"}),
+    "staircase": (20, (300, 270), {}),
+    "several_stream_blocks": (50, (128,), {"activation": "silu"}),
+}
+every_shape = pytest.mark.parametrize(("features", "hidden", "options"), SHAPES.values(), ids=SHAPES)
+
+
+def layer(features, hidden=(32, 32), scale=0.2, elementwise=None, ordered=True, **options) -> Autoregressive:
+    """An autoregressive layer with random weights, in float64."""
+    torch.manual_seed(0)
+    elementwise = elementwise or Affine()
+    made = MADE(features, elementwise.parameter_count, hidden, **options)
+    order = torch.randperm(features) if ordered else None
+    bijection = Autoregressive(elementwise, made, order).double()
+    with torch.no_grad():
+        for parameter in bijection.parameters():  # sums of inputs grow by the same factor, however many there are
+            fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
+            parameter.add_(scale * torch.randn_like(parameter) / max(1, fan_in) ** 0.5)
+    return bijection
+
+
+def examples(bijection: Autoregressive, batch: int = 5):
+    """Data, context, latents, log-determinants."""
+    made = bijection.conditioner
+    x = torch.randn(batch, made.features, dtype=torch.float64)
+    context = torch.randn(batch, made.context_features, dtype=torch.float64) if made.context_features else None
+    with torch.no_grad():
+        return x, context, *bijection(x, context)
+
+
+def inverse_by(solver: Solver, bijection: Autoregressive, z, context=None):
+    """What a solver finds, and its report."""
+    with torch.no_grad(), solving(solver) as reports:
+        x, log_det = bijection.inverse(z, context)
+    (report,) = reports
+    return x, log_det, report
+
+
+@every_shape
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0], ids=["initial", "random", "steep"])
+def test_all_solvers_find_the_same(features, hidden, options, scale):
+    bijection = layer(features, hidden, scale, **options)
+    x, context, z, log_det = examples(bijection)
+    for solver in (Sequential(), Jacobi(1e-13), GaussSeidelJacobi(7, 1e-13), GaussSeidelJacobi(64, 1e-13)):
+        found, inverse_log_det, _ = inverse_by(solver, bijection, z, context)
+        size = x.abs().max().item()
+        torch.testing.assert_close(found, x, atol=1e-10 * size, rtol=0)
+        torch.testing.assert_close(inverse_log_det, -log_det, atol=1e-9, rtol=0)
+
+
+@every_shape
+def test_solvers_agree_in_float32(features, hidden, options):
+    bijection = layer(features, hidden, 0.05, **options).float()
+    made = bijection.conditioner
+    z = torch.randn(64, features)
+    context = torch.randn(64, made.context_features) if made.context_features else None
+    found = [inverse_by(s, bijection, z, context)[0] for s in (Sequential(), Jacobi(1e-6), GaussSeidelJacobi(7, 1e-6))]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=1e-5)
+
+
+@every_shape
+def test_a_streams_parameters_are_those_of_the_pass(features, hidden, options):
+    """Step by step, by committed blocks, and by the general stream that takes a pass for each site."""
+    bijection = layer(features, hidden, **options)
+    x, context, _, _ = examples(bijection)
+    made = bijection.conditioner
+    expected = made(x, context)
+    with torch.no_grad():
+        for stream in (made.stream(x, context), RecomputedStream(made, x, context)):
+            previous = [None, *x.T[:-1]]
+            steps = torch.stack([stream.step(value).clone() for value in previous], 1)
+            torch.testing.assert_close(steps, expected, atol=1e-12, rtol=0)
+        for stream in (made.stream(x, context), RecomputedStream(made, x, context)):
+            for start in range(0, features, 9):
+                block = x[:, start : start + 9]
+                stream.sweep(torch.randn_like(block))  # a guess leaves no trace
+                torch.testing.assert_close(stream.sweep(block), expected[:, start : start + 9], atol=1e-12, rtol=0)
+                stream.commit(block)
+
+
+def test_reports_say_what_was_done():
+    bijection = layer(40)
+    _, _, z, _ = examples(bijection)
+    _, _, sequential = inverse_by(Sequential(), bijection, z)
+    assert (sequential.sites, sequential.sweeps, sequential.network_evaluations) == (40, 40, 1)
+    assert sequential.residual is None
+    _, _, jacobi = inverse_by(Jacobi(1e-9), bijection, z)
+    assert 1 < jacobi.sweeps == jacobi.network_evaluations < 40
+    assert jacobi.residual <= 1e-9
+    _, _, blocks = inverse_by(GaussSeidelJacobi(10, 1e-9), bijection, z)
+    assert 4 <= blocks.sweeps <= 40
+    assert blocks.residual <= 1e-9
+    assert all(report.converged and not report.fell_back for report in (sequential, jacobi, blocks))
+
+
+@pytest.mark.parametrize("make", [Jacobi, GaussSeidelJacobi])
+def test_no_solution_goes_uncertified(make):
+    """Too few sweeps end in the exact solution by another way, or in an error; never in what the last sweep left."""
+    bijection = layer(40, scale=0.5)
+    x, _, z, _ = examples(bijection)
+    found, _, report = inverse_by(make(tolerance=1e-9, max_sweeps=2), bijection, z)
+    assert report.fell_back
+    assert not report.converged
+    assert report.sweeps > 40
+    torch.testing.assert_close(found, x, atol=1e-9, rtol=0)
+    with pytest.raises(InversionError, match=r"did not converge: residual .* after .* sweeps.*raise max_sweeps"):
+        inverse_by(make(tolerance=1e-9, max_sweeps=2, fallback=False), bijection, z)
+
+
+def test_guesses_may_overflow_on_the_way():
+    """Log-scales of ±5 in 60 sites: early Jacobi sweeps leave float32's range, the solution is within it."""
+    bijection = layer(60, (64, 64), scale=2.0).float()
+    x = torch.randn(8, 60)
+    with torch.no_grad():
+        z, _ = bijection(x)
+    found, _, report = inverse_by(Jacobi(1e-4), bijection, z)
+    assert found.isfinite().all()
+    assert report.converged
+    mapped, _ = bijection(found)
+    assert ((mapped - z).abs() / z.abs().clamp_min(1)).max() <= 1e-3
+
+
+def test_polish_undoes_the_rounding_of_float32():
+    bijection = layer(60, (64, 64), scale=1.2).float()
+    exact = layer(60, (64, 64), scale=1.2).float().double()
+    z = torch.randn(200, 60)
+    reference, _, _ = inverse_by(Sequential(), exact, z.double())
+    scale = reference.abs().clamp_min(1)
+
+    def error(solver: Solver) -> float:
+        found, _, _ = inverse_by(solver, bijection, z)
+        assert found.dtype == torch.float32
+        return ((found - reference).abs() / scale).max().item()
+
+    assert error(Sequential(polish=True)) < 1e-6 < error(Sequential())
+
+
+def test_a_solution_that_is_not_finite_is_an_error():
+    bijection = layer(5)
+    z = torch.zeros(2, 5, dtype=torch.float64)
+    z[1, 3] = math.nan
+    with pytest.raises(InversionError, match="z is not finite"):
+        inverse_by(Sequential(), bijection, z)
+    with torch.no_grad():
+        bijection.conditioner.layers[-1].blocks[0].bias[0] = 1e300
+        bijection.elementwise.bound = 1e5
+        bijection.conditioner.layers[-1].blocks[0].bias[1] = -1000
+    with pytest.raises(InversionError, match="too steep"):
+        inverse_by(Sequential(), bijection, torch.zeros(2, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [lambda: Sequential(), lambda: Jacobi(1e-13), lambda: GaussSeidelJacobi(4, 1e-13)])
+@pytest.mark.parametrize("elementwise", [Affine, lambda: RationalQuadraticSpline(4)], ids=["affine", "spline"])
+def test_gradients_through_the_inverse_are_those_of_the_unrolled_loop(make, elementwise):
+    bijection = layer(9, (16, 16), elementwise=elementwise(), ordered=False, context_features=2, activation="tanh")
+    _, context, z, _ = examples(bijection)
+    z.requires_grad_()
+    context.requires_grad_()
+    inputs = [z, context, *bijection.parameters()]
+    weights = torch.randn(z.shape, dtype=z.dtype)
+
+    def gradients(x, log_det):
+        return torch.autograd.grad((weights * x).sum() + log_det.sum(), inputs)
+
+    with solving(make()):
+        implicit = gradients(*bijection.inverse(z, context))
+    unrolled = gradients(*bijection._unrolled_inverse(z, context))
+    for a, b in zip(implicit, unrolled, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_changed_futures_never_change_the_past():
+    bijection = layer(12, ordered=False)
+    x, _, z, _ = examples(bijection)
+    for site in range(12):
+        other = x.clone()
+        other[:, site] += 1
+        mapped, _ = bijection(other)
+        assert torch.equal(mapped[:, :site], z[:, :site])
+        assert (mapped[:, site] != z[:, site]).all()
+
+
+def test_every_later_variable_sees_every_earlier_one():
+    """Also with fewer hidden units than variables, where cyclic degrees would leave the last inputs unseen."""
+    for features, hidden in ((6, (64, 64)), (24, (8, 8)), (24, (5,))):
+        bijection = layer(features, hidden, ordered=False, activation="tanh")
+        x = torch.randn(features, dtype=torch.float64)
+        jacobian = torch.autograd.functional.jacobian(lambda v, b=bijection: b(v[None])[0][0], x)
+        assert (jacobian.triu(1) == 0).all()
+        seen = jacobian[-1, :-1] != 0
+        assert seen.float().mean() > 0.95 if hidden[0] >= features else seen[: features // 2].any() and seen[-6:].any()
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="tolerance=0"):
+        Jacobi(tolerance=0)
+    with pytest.raises(ValueError, match="max_sweeps=0"):
+        Jacobi(max_sweeps=0)
+    with pytest.raises(ValueError, match="block=0"):
+        GaussSeidelJacobi(block=0)
+    with pytest.raises(ValueError, match=r"order must hold each of 0 … 2 once, got \[0, 0, 2\]"):
+        Autoregressive(Affine(), MADE(3, 2), torch.tensor([0, 0, 2]))
+    with pytest.raises(ValueError, match="gives 3 parameters an element, Affine takes 2"):
+        Autoregressive(Affine(), MADE(3, 3))
+    with pytest.raises(ValueError, match="one width"):
+        MADE(3, 2, (8, 9), residual=True)
+    with pytest.raises(ValueError, match="activation must be one of"):
+        MADE(3, 2, activation="sigmoid")
+    with pytest.raises(ValueError, match="must be positive"):
+        MADE(0, 2)
+    with pytest.raises(ValueError, match="expected examples of 3 features"):
+        MADE(3, 2)(torch.zeros(2, 4))
+
+
+def test_batches_of_nothing():
+    for solver in (Sequential(), Jacobi(), GaussSeidelJacobi(2, polish=True)):
+        bijection = layer(5).float()
+        x, log_det, _ = inverse_by(solver, bijection, torch.zeros(0, 5))
+        assert x.shape == (0, 5)
+        assert log_det.shape == (0,)
+
+
+def test_the_solver_in_force_ends_with_its_block():
+    bijection = layer(5)
+    _, _, z, _ = examples(bijection)
+    with torch.no_grad(), solving(Jacobi()) as outer:
+        with solving(Sequential()) as inner:
+            bijection.inverse(z)
+        bijection.inverse(z)
+    assert [report.solver for report in inner] == ["Sequential"]
+    assert [report.solver for report in outer] == ["Jacobi"]
+
+
+@pytest.mark.gpu
+def test_replayed_graphs_follow_shapes_and_weights():
+    bijection = layer(30, (64, 64)).float()
+    moved = layer(30, (64, 64)).float().cuda()
+    for batch in (4, 4, 7):
+        z = torch.randn(batch, 30)
+        expected, _, _ = inverse_by(Sequential(), bijection, z)
+        found, _, _ = inverse_by(Sequential(), moved, z.cuda())
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+        with torch.no_grad():
+            for a, b in zip(bijection.parameters(), moved.parameters(), strict=True):
+                a.mul_(0.9)
+                b.mul_(0.9)
