@@ -45,14 +45,16 @@ class Affine(Elementwise):
     """
 
     parameter_count = 2
+    bound: Tensor
 
     def __init__(self, bound: float = 5.0) -> None:
         super().__init__()
-        self.bound = bound
+        # A tensor, since the operations with numbers take twice as long where a stream maps few elements at a time.
+        self.register_buffer("bound", torch.tensor(bound), persistent=False)
 
     def log_scale(self, raw: Tensor) -> Tensor:
         """The bounded log-scale s of an unbounded parameter."""
-        return raw / (1 + raw.abs() / self.bound)
+        return raw * self.bound / (raw.abs() + self.bound)
 
     def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Data → latent."""

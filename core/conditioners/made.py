@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -188,12 +188,23 @@ class MADE(AutoregressiveConditioner):
         return MADEStream(self, len(like), context)
 
 
+class _Slice(NamedTuple):
+    """What a site reveals of one layer: sums to complete, by which product, and where they go."""
+
+    sums: Float[Tensor, "units batch"]
+    weight: Float[Tensor, "units inputs"]
+    inputs: Float[Tensor, "inputs batch"]
+    skipped: Float[Tensor, "units batch"] | None
+    hidden: Float[Tensor, "units batch"]
+
+
 class MADEStream(Stream):
     """A MADE that reveals its units a variable at a time: over all variables, the arithmetic of one pass.
 
     Units' sums are buffers (units, batch), sorted by degree: a site reveals a slice of each. Sums are completed in
     blocks of sites. Entering a block adds all that the past contributes by one product for each layer; within it only
-    the block's own units are left to add.
+    the block's own units are left to add. What a step does is little enough that calls count, so slices are taken for
+    a whole block at once.
     """
 
     def __init__(self, made: MADE, batch: int, context: Tensor | None) -> None:
@@ -206,39 +217,53 @@ class MADEStream(Stream):
             with full_precision(self.sums[0]):
                 self.sums[0] += made.from_context(context).T
         # Without residual blocks sums are activated in place.
-        separate = any(made.skips)
-        self.hidden = [torch.zeros_like(s) if separate else s for s in self.sums[:-1]]
+        self.hidden = [torch.zeros_like(s) if any(made.skips) else s for s in self.sums[:-1]]
         self.values = self.sums[0].new_zeros(made.features, batch)
-        self.block_end = 0
+        self.rows = self.values.unbind(0)
+        self.block: list[list[_Slice]] = []  # of each site still to come in the block, last first
         # Position, sites, and for each layer the sums of the sites' units as far as the past goes.
         self.past: tuple[int, int, list[Tensor]] | None = None
 
     def step(self, previous: Float[Tensor, " batch"] | None) -> Float[Tensor, "batch parameters"]:
         """Takes the value of the site before (None at the first) and returns the parameters of the next."""
         if previous is not None:
-            self.values[self.position].copy_(previous)
+            self.rows[self.position].copy_(previous)
             self.position += 1
-        if self.position == self.block_end:
+        if not self.block:
             self._enter_block(self.position, min(self.position + _STREAM_BLOCK, self.made.features))
         self.computed += 1
-        site = self.position - self.block_start
-        for number, (weights, own, inputs) in enumerate(self.block):
-            sums = own[site]
-            if len(sums):
-                sums.addmm_(weights[site], inputs)
-                if number < len(self.hidden):
-                    self._activate(number, sums, self.revealed(number, self.position))
-        return sums.T
+        *slices, last = self.block.pop()
+        for sums, weight, inputs, skipped, hidden in slices:
+            sums.addmm_(weight, inputs)
+            if skipped is not None:
+                sums += skipped
+            if hidden is not sums:
+                hidden.copy_(sums)
+            self.activate(hidden)
+        return last.sums.addmm_(last.weight, last.inputs).T
 
-    def _activate(self, number: int, sums: Tensor, start: int) -> None:
-        hidden = self.hidden[number][start : start + len(sums)] if any(self.made.skips) else sums
-        if hidden is not sums:
-            if self.made.skips[number]:
-                sums += self.sums[number - 2][start : start + len(sums)]
-            hidden.copy_(sums)
-        self.activate(hidden)
+    def _enter_block(self, start: int, stop: int) -> None:
+        layers: list[list[_Slice]] = []
+        for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
+            own, past, block = self._edges(number, start, stop)
+            inputs = self._inputs(number)
+            sums[own].addmm_(weight[own, past], inputs[past])
+            sizes = [b - a for a, b in pairwise(self._revealed(number, site) for site in range(start, stop + 1))]
+            own_sums = sums[own].split(sizes)
+            skips = self.sums[number - 2][own].split(sizes) if self.made.skips[number] else [None] * len(sizes)
+            hidden = (
+                self.hidden[number][own].split(sizes) if self.hidden[number:] and any(self.made.skips) else own_sums
+            )
+            weights = weight[own, block].split(sizes)
+            layers.append(
+                [
+                    _Slice(*parts)
+                    for parts in zip(own_sums, weights, [inputs[block]] * len(sizes), skips, hidden, strict=True)
+                ]
+            )
+        self.block = [[part for part in site if len(part.sums)] for site in zip(*layers, strict=True)][::-1]
 
-    def revealed(self, number: int, site: int) -> int:
+    def _revealed(self, number: int, site: int) -> int:
         """How many units of a layer (−1 for the variables themselves) are complete when ``site`` comes next."""
         if number < 0:
             return site
@@ -248,25 +273,15 @@ class MADEStream(Stream):
 
     def _edges(self, number: int, start: int, stop: int) -> tuple[slice, slice, slice]:
         """For a block of sites: a layer's own units, and of the layer below those of the past and of the block."""
-        past = self.revealed(number - 1, start)
+        past = self._revealed(number - 1, start)
         return (
-            slice(self.revealed(number, start), self.revealed(number, stop)),
+            slice(self._revealed(number, start), self._revealed(number, stop)),
             slice(past),
-            slice(past, self.revealed(number - 1, stop)),
+            slice(past, self._revealed(number - 1, stop)),
         )
 
     def _inputs(self, number: int) -> Tensor:
         return self.values if number == 0 else self.hidden[number - 1]
-
-    def _enter_block(self, start: int, stop: int) -> None:
-        self.block_start, self.block_end = start, stop
-        self.block = []
-        for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
-            own, past, block = self._edges(number, start, stop)
-            inputs = self._inputs(number)
-            sums[own].addmm_(weight[own, past], inputs[past])
-            sizes = [b - a for a, b in pairwise(self.revealed(number, site) for site in range(start, stop + 1))]
-            self.block.append((weight[own, block].split(sizes), sums[own].split(sizes), inputs[block]))
 
     def sweep(self, guess: Float[Tensor, "batch sites"]) -> Float[Tensor, "batch sites parameters"]:
         """The parameters of the next sites, given a guess at their values; nothing is committed."""
@@ -284,7 +299,7 @@ class MADEStream(Stream):
             own, _, _ = self._edges(number, start, stop)
             self.sums[number][own] = new_sums
             self.hidden[number][own] = new_hidden
-        self.position = self.block_end = stop
+        self.position = stop
         self.past = None
 
     def _block_sums(self, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -161,7 +161,7 @@ def test_a_solution_that_is_not_finite_is_an_error():
         inverse_by(Sequential(), bijection, z)
     with torch.no_grad():
         bijection.conditioner.layers[-1].blocks[0].bias[0] = 1e300
-        bijection.elementwise.bound = 1e5
+        bijection.elementwise.bound.fill_(1e5)
         bijection.conditioner.layers[-1].blocks[0].bias[1] = -1000
     with pytest.raises(InversionError, match="too steep"):
         inverse_by(Sequential(), bijection, torch.zeros(2, 5, dtype=torch.float64))
