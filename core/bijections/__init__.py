@@ -2,12 +2,14 @@
 
 from arflows.core.bijections.base import Bijection, Chain, Inverse
 from arflows.core.bijections.coupling import Coupling
-from arflows.core.bijections.elementwise import Affine, Elementwise, Pointwise, TanhAffine
+from arflows.core.bijections.elementwise import Affine, Elementwise, ElementwiseChain, Pointwise, TanhAffine
 from arflows.core.bijections.linear import InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, Mask
+from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, MixtureCDF
 from arflows.core.bijections.multiscale import Multiscale
 from arflows.core.bijections.normalization import ActNorm, BatchNorm, initialize
+from arflows.core.bijections.piecewise import PiecewiseLinearCDF
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
 __all__ = [
@@ -20,13 +22,18 @@ __all__ = [
     "CheckerboardMask",
     "Coupling",
     "Elementwise",
+    "ElementwiseChain",
+    "GaussianMixture",
     "Inverse",
     "InvertibleConv1x1",
+    "LogisticMixture",
     "Logit",
     "Mask",
+    "MixtureCDF",
     "Multiscale",
     "NormalizedConv1x1",
     "Permutation",
+    "PiecewiseLinearCDF",
     "Pointwise",
     "RationalQuadraticSpline",
     "Squeeze",

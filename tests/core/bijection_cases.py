@@ -18,12 +18,16 @@ from arflows.core.bijections import (
     ChannelMask,
     CheckerboardMask,
     Coupling,
+    ElementwiseChain,
+    GaussianMixture,
     Inverse,
     InvertibleConv1x1,
+    LogisticMixture,
     Logit,
     Multiscale,
     NormalizedConv1x1,
     Permutation,
+    PiecewiseLinearCDF,
     Pointwise,
     RationalQuadraticSpline,
     Squeeze,
@@ -138,6 +142,15 @@ CASES: dict[str, Case] = {
     "tanh_affine": Case(lambda: Pointwise(TanhAffine(), (3, 2)), (3, 2), identity=True),
     "spline": Case(lambda: Pointwise(RationalQuadraticSpline(), (3, 2)), (3, 2), identity=True),
     "spline_two_bins": Case(lambda: Pointwise(RationalQuadraticSpline(bins=2, bound=1.0), (2,)), (2,), identity=True),
+    "logistic_mixture": Case(lambda: Pointwise(LogisticMixture(4), (3, 2)), (3, 2), identity=True),
+    "logistic_mixture_spread": Case(lambda: Pointwise(LogisticMixture(3, spread=2.0), (3,)), (3,)),
+    "gaussian_mixture": Case(lambda: Pointwise(GaussianMixture(4), (3, 2)), (3, 2), identity=True),
+    "gaussian_mixture_spread": Case(lambda: Pointwise(GaussianMixture(3, spread=2.0), (3,)), (3,)),
+    "mixture_then_affine": Case(
+        lambda: Pointwise(ElementwiseChain(LogisticMixture(2), Affine()), (3,)), (3,), identity=True
+    ),
+    "piecewise_linear": Case(lambda: Pointwise(PiecewiseLinearCDF(5), (3, 2)), (3, 2), unit=True, identity=True),
+    "piecewise_linear_categories": Case(lambda: Pointwise(PiecewiseLinearCDF(4, upper=4.0), (3,)), (3,)),
     "logit": Case(lambda: Logit(), (2, 3), unit=True),
     "logit_narrow": Case(lambda: Logit(alpha=1e-4), (2, 3), unit=True),
     "inverse": Case(lambda: Inverse(Pointwise(Affine(), (4,))), (4,), identity=True),
@@ -155,6 +168,13 @@ CASES: dict[str, Case] = {
     "coupling_vector": Case(lambda: vector_coupling(5, Affine), (5,), identity=True),
     "coupling_vector_swapped": Case(lambda: vector_coupling(5, Affine, swap=True), (5,), identity=True),
     "coupling_vector_spline": Case(lambda: vector_coupling(4, RationalQuadraticSpline), (4,), identity=True),
+    "coupling_vector_logistic_mixture": Case(
+        lambda: vector_coupling(4, lambda: ElementwiseChain(LogisticMixture(3, spread=1.0), Affine())), (4,)
+    ),
+    "coupling_vector_gaussian_mixture": Case(lambda: vector_coupling(4, lambda: GaussianMixture(3, spread=1.0)), (4,)),
+    "coupling_vector_piecewise_linear": Case(
+        lambda: vector_coupling(4, lambda: PiecewiseLinearCDF(5)), (4,), unit=True, identity=True
+    ),
     "coupling_channels": Case(lambda: image_coupling(ChannelMask(5), Affine(), shallow), (5, 4, 3), identity=True),
     "coupling_channels_context": Case(
         lambda: image_coupling(ChannelMask(4, swap=True), TanhAffine(), shallow, 6), (4, 4, 3), 6, identity=True
