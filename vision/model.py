@@ -25,7 +25,7 @@ from arflows.core.bijections import (
     TanhAffine,
 )
 from arflows.core.conditioners import ResidualCNN, ShallowCNN, ZeroConv
-from arflows.core.dequantization import UniformDequantizer
+from arflows.core.dequantization import Dequantizer, UniformDequantizer
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.pretrained import Pretrained
@@ -37,9 +37,9 @@ PIXEL_LEVELS = 256
 class ImageFlow(Flow, Pretrained):
     """A flow over 8-bit images, padded where its scales need a larger size.
 
-    Pixels are dequantised uniformly, so `log_prob` is a lower bound of the log-probability of the discrete image. Where
-    the image is smaller than ``padded_size`` the model is one of the image within a frame of zeros; the probability of
-    image and frame together is a lower bound of that of the image, and bits per dimension count the image's own pixels.
+    Pixels are dequantised, so `log_prob` is a lower bound of the log-probability of the discrete image. Where the image
+    is smaller than ``padded_size`` the model is one of the image within a frame of zeros; the probability of image and
+    frame together is a lower bound of that of the image, and bits per dimension count the image's own pixels.
 
     Args:
         spec: the images' size and channels.
@@ -48,6 +48,7 @@ class ImageFlow(Flow, Pretrained):
         padded_size: height and width that the bijection takes.
         classes: number of classes of a class-conditional model; 0 for an unconditional one.
         context_features: size of the class embedding that the bijection takes as its context.
+        dequantizer: of images of ``padded_size`` in `PIXEL_LEVELS`; None for uniform noise.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class ImageFlow(Flow, Pretrained):
         padded_size: tuple[int, int],
         classes: int = 0,
         context_features: int = 0,
+        dequantizer: Dequantizer | None = None,
     ) -> None:
         embedding = nn.Embedding(classes, context_features) if classes else None
-        super().__init__(base, bijection, FramedDequantizer(spec, padded_size), embedding)
+        framed = FramedDequantizer(dequantizer or UniformDequantizer(PIXEL_LEVELS), spec, padded_size)
+        super().__init__(base, bijection, framed, embedding)
         self.spec = spec
         self.classes = classes
 
@@ -191,7 +194,7 @@ class RealNVP(ImageFlow):
         if scales is None:
             scales = _scales_down_to(min(spec.height, spec.width), smallest=4)
         # One halving between scales, and one more so that the last checkerboard has an even size.
-        padded = _padded_size(spec, halvings=scales, setting="scales")
+        padded = framed_size(spec, halvings=scales, setting="scales")
         context_features = width if classes else 0
 
         def couplings(masks: Sequence[Mask], width: int) -> list[Bijection]:
@@ -256,7 +259,7 @@ class Glow(ImageFlow):
         classes: int = 0,
     ) -> None:
         spec = image_spec(image_size, channels)
-        padded = _padded_size(spec, halvings=levels, setting="levels")
+        padded = framed_size(spec, halvings=levels, setting="levels")
         context_features = min(width, 64) if classes else 0
 
         def affine_coupling(channels: int, network: Callable[[int, int], nn.Module]) -> Coupling:
@@ -281,30 +284,33 @@ class Glow(ImageFlow):
         super().__init__(spec, bijection, base, padded, classes, context_features)
 
 
-class FramedDequantizer(UniformDequantizer):
-    """Uniform dequantisation of images within a frame of zeros, which `quantize` cuts off again."""
+class FramedDequantizer(Dequantizer):
+    """Dequantisation of images within a frame of zeros, which `quantize` cuts off again."""
 
-    def __init__(self, spec: ImageSpec, padded_size: tuple[int, int]) -> None:
-        super().__init__(PIXEL_LEVELS)
+    def __init__(self, dequantizer: Dequantizer, spec: ImageSpec, padded_size: tuple[int, int]) -> None:
+        super().__init__(dequantizer.levels)
+        self.inner = dequantizer
+        self.name = dequantizer.name
+        self.likelihood = dequantizer.likelihood
         rows, columns = padded_size[0] - spec.height, padded_size[1] - spec.width
         self.top, self.left = rows // 2, columns // 2
         self.height, self.width = spec.height, spec.width
         self.frame = (self.left, columns - self.left, self.top, rows - self.top)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | float]:
         """Frames and dequantises."""
-        return super().forward(self._framed(x), generator)
+        return self.inner(self._in_frame(x), generator)
 
     def midpoint(self, x: Tensor) -> Tensor:
         """Frames, and puts each pixel into the middle of its cell."""
-        return super().midpoint(self._framed(x))
+        return super().midpoint(self._in_frame(x))
 
     def quantize(self, y: Tensor) -> Tensor:
         """Rounds down to integers, and cuts the frame off."""
         inner = y[..., self.top : self.top + self.height, self.left : self.left + self.width]
         return super().quantize(inner)
 
-    def _framed(self, x: Tensor) -> Tensor:
+    def _in_frame(self, x: Tensor) -> Tensor:
         return F.pad(x, self.frame) if any(self.frame) else x
 
 
@@ -330,7 +336,7 @@ def _scales_down_to(size: int, smallest: int) -> int:
     return scales
 
 
-def _padded_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]:
+def framed_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]:
     """The least size, no smaller than the image's, that can be halved ``halvings`` times.
 
     Raises:
