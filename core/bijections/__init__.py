@@ -5,7 +5,7 @@ from arflows.core.bijections.coupling import Coupling
 from arflows.core.bijections.elementwise import Affine, Elementwise, ElementwiseChain, Pointwise, TanhAffine
 from arflows.core.bijections.linear import InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
-from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, Mask
+from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
 from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, MixtureCDF
 from arflows.core.bijections.multiscale import Multiscale
 from arflows.core.bijections.normalization import ActNorm, BatchNorm, initialize
@@ -20,6 +20,7 @@ __all__ = [
     "Chain",
     "ChannelMask",
     "CheckerboardMask",
+    "ColumnMask",
     "Coupling",
     "Elementwise",
     "ElementwiseChain",

@@ -1,8 +1,9 @@
 """Maps of single numbers whose parameters come from elsewhere.
 
 An `Elementwise` map knows no networks: it takes the parameters of every element as a tensor with one more axis, which a
-conditioner produces (`Coupling`) or which are learned freely (`Pointwise`). All-zero parameters make each of them the
-identity, so a conditioner whose last layer starts at zero makes a new flow the identity.
+conditioner produces (`Coupling`) or which are learned freely (`Pointwise`). Unless its docstring says otherwise,
+all-zero parameters make a map the identity, so a conditioner whose last layer starts at zero makes a new flow the
+identity.
 """
 
 from abc import ABC, abstractmethod

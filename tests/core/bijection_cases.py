@@ -17,6 +17,7 @@ from arflows.core.bijections import (
     Chain,
     ChannelMask,
     CheckerboardMask,
+    ColumnMask,
     Coupling,
     ElementwiseChain,
     GaussianMixture,
@@ -126,6 +127,11 @@ def gated(inputs: int, outputs: int, context_features: int) -> GatedResidualCNN:
     return GatedResidualCNN(inputs, outputs, width=8, blocks=2, context_features=context_features)
 
 
+def attentive(inputs: int, outputs: int, context_features: int) -> GatedResidualCNN:
+    """A small gated network with self-attention, for inputs of 4×3 pixels."""
+    return GatedResidualCNN(inputs, outputs, 8, 2, context_features, attention_heads=2, space=(4, 3), dropout=0.5)
+
+
 def shallow(inputs: int, outputs: int, context_features: int) -> ShallowCNN:
     """A small Glow network."""
     return ShallowCNN(inputs, outputs, width=8, context_features=context_features)
@@ -178,6 +184,10 @@ CASES: dict[str, Case] = {
     "coupling_channels": Case(lambda: image_coupling(ChannelMask(5), Affine(), shallow), (5, 4, 3), identity=True),
     "coupling_channels_context": Case(
         lambda: image_coupling(ChannelMask(4, swap=True), TanhAffine(), shallow, 6), (4, 4, 3), 6, identity=True
+    ),
+    "coupling_columns": Case(lambda: image_coupling(ColumnMask(3), Affine(), shallow), (3, 2, 6), identity=True),
+    "coupling_columns_attention_context": Case(
+        lambda: image_coupling(ColumnMask(2, swap=True), Affine(), attentive, 6), (2, 4, 6), 6, identity=True
     ),
     "coupling_checkerboard": Case(
         lambda: image_coupling(CheckerboardMask(2, 4, 4), TanhAffine(), residual), (2, 4, 4), identity=True
