@@ -29,7 +29,7 @@ from arflows.core.errors import UserError
 from arflows.vision.image_flow import PIXEL_LEVELS, ImageFlow, framed_size, image_spec
 
 _NOISE_COUPLINGS = 4
-_NOISE_BLOCKS = 2
+_MOST_NOISE_BLOCKS = 2
 _FEATURES = 32
 _FEATURE_BLOCKS = 3
 
@@ -42,8 +42,8 @@ class FlowPlusPlus(ImageFlow):
     four couplings between columns, a squeeze, two between channels, three between columns, each after activation
     normalisation and an invertible 1×1 convolution, and no variables leave on the way. A coupling maps x to
     logit(Σ_k π_k σ((x − μ_k) · exp(−s_k))) · exp(a) + b, its parameters from gated convolutions and self-attention.
-    The noise of dequantisation comes from four such couplings that see the image. Pixels x of [0, 1] enter as
-    logit(α + (1 − 2α) x), α = 0.05. Call `initialize` with a batch of data before training.
+    The noise of dequantisation comes from four such couplings, of at most two blocks, that see the image. Pixels x of
+    [0, 1] enter as logit(α + (1 − 2α) x), α = 0.05. Call `initialize` with a batch of data before training.
 
     Other than there, activation normalisation has one scale for each channel rather than for each channel and pixel,
     and the noise starts from uniform rather than normal noise, without normalisation or 1×1 convolutions.
@@ -115,10 +115,9 @@ class FlowPlusPlus(ImageFlow):
 
         dequantizer: Dequantizer = UniformDequantizer(PIXEL_LEVELS)
         if dequantization == "variational":
-            noise = [
-                coupling(ColumnMask(channels, swap=bool(i % 2)), (height, columns // 2), _NOISE_BLOCKS, _FEATURES)
-                for i in range(_NOISE_COUPLINGS)
-            ]
+            masks = [ColumnMask(channels, swap=bool(i % 2)) for i in range(_NOISE_COUPLINGS)]
+            noise_blocks = min(blocks, _MOST_NOISE_BLOCKS)
+            noise = [coupling(mask, (height, columns // 2), noise_blocks, _FEATURES) for mask in masks]
             features = GatedResidualCNN(2 * channels, _FEATURES, _FEATURES, _FEATURE_BLOCKS, dropout=dropout)
             dequantizer = VariationalDequantizer(Chain(*noise), nn.Sequential(_ColumnPairs(), features), PIXEL_LEVELS)
         flat = Multiscale([bijection], (channels, *padded))
