@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from arflows.core.bases import Base
 from arflows.core.bijections.base import Bijection
 from arflows.core.bijections.normalization import initialize
-from arflows.core.dequantization import UniformDequantizer
+from arflows.core.dequantization import Dequantizer
 from arflows.core.errors import UserError
 from arflows.core.inversion import Solver, solving
 
@@ -37,7 +37,7 @@ class Flow(nn.Module):
         self,
         base: Base,
         bijection: Bijection,
-        dequantizer: UniformDequantizer | None = None,
+        dequantizer: Dequantizer | None = None,
         context_encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()

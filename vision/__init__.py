@@ -1,4 +1,4 @@
-"""Flows for images: RealNVP and Glow, with exact densities and likelihoods of discrete images.
+"""Flows for images: RealNVP, Glow and Flow++, with exact densities and likelihoods of discrete images.
 
 >>> from arflows.vision import RealNVP
 >>> model = RealNVP(image_size=32, channels=3, scales=2, blocks=8, width=64)
@@ -10,20 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arflows.vision.maf import MADE, MAF
-    from arflows.vision.model import Glow, ImageFlow, RealNVP
+    from arflows.vision.model import MADE, MAF, FlowPlusPlus, Glow, ImageFlow, RealNVP
     from arflows.vision.representation import ImageSpec
 
-_HOMES = {
-    "Glow": "arflows.vision.model",
-    "ImageFlow": "arflows.vision.model",
-    "ImageSpec": "arflows.vision.representation",
-    "MADE": "arflows.vision.maf",
-    "MAF": "arflows.vision.maf",
-    "RealNVP": "arflows.vision.model",
-}
+__all__ = ["MADE", "MAF", "FlowPlusPlus", "Glow", "ImageFlow", "ImageSpec", "RealNVP"]
 
-__all__ = ["MADE", "MAF", "Glow", "ImageFlow", "ImageSpec", "RealNVP"]
+_HOMES = dict.fromkeys(__all__, "arflows.vision.model") | {"ImageSpec": "arflows.vision.representation"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Affine, BatchNorm, Bijection, Chain, Flatten, Logit
 from arflows.core.flows import autoregressive_layers, normalized
-from arflows.vision.model import ImageFlow, image_spec
+from arflows.vision.image_flow import ImageFlow, image_spec
 
 
 class MAF(ImageFlow):

@@ -1,13 +1,15 @@
-"""Multiscale flows for images: RealNVP and Glow."""
+"""The flows for images: RealNVP and Glow; Flow++ is in a file of its own.
+
+Whoever imports this module knows all of them, as `ImageFlow.from_pretrained` must.
+"""
 
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from arflows.core.bases import Base, DiagonalNormal, StandardNormal
+from arflows.core.bases import DiagonalNormal, StandardNormal
 from arflows.core.bijections import (
     Affine,
     BatchNorm,
@@ -25,136 +27,11 @@ from arflows.core.bijections import (
     TanhAffine,
 )
 from arflows.core.conditioners import ResidualCNN, ShallowCNN, ZeroConv
-from arflows.core.dequantization import UniformDequantizer
-from arflows.core.errors import UserError
-from arflows.core.flow import Flow
-from arflows.core.pretrained import Pretrained
-from arflows.vision.representation import ImageSpec
+from arflows.vision.flowpp import FlowPlusPlus
+from arflows.vision.image_flow import ImageFlow, framed_size, image_spec
+from arflows.vision.maf import MADE, MAF
 
-PIXEL_LEVELS = 256
-
-
-class ImageFlow(Flow, Pretrained):
-    """A flow over 8-bit images, padded where its scales need a larger size.
-
-    Pixels are dequantised uniformly, so `log_prob` is a lower bound of the log-probability of the discrete image. Where
-    the image is smaller than ``padded_size`` the model is one of the image within a frame of zeros; the probability of
-    image and frame together is a lower bound of that of the image, and bits per dimension count the image's own pixels.
-
-    Args:
-        spec: the images' size and channels.
-        bijection: from pixels in [0, 1], (channels, *padded_size), to a latent vector.
-        base: density of the latent vector.
-        padded_size: height and width that the bijection takes.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
-        context_features: size of the class embedding that the bijection takes as its context.
-    """
-
-    def __init__(
-        self,
-        spec: ImageSpec,
-        bijection: Bijection,
-        base: Base,
-        padded_size: tuple[int, int],
-        classes: int = 0,
-        context_features: int = 0,
-    ) -> None:
-        embedding = nn.Embedding(classes, context_features) if classes else None
-        super().__init__(base, bijection, FramedDequantizer(spec, padded_size), embedding)
-        self.spec = spec
-        self.classes = classes
-
-    @property
-    def dims(self) -> int:
-        """Number of pixel values of an image, without padding."""
-        return self.spec.dims
-
-    def log_prob(
-        self, images: UInt8[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, " batch"]:
-        """Lower bound of the log-probability of each discrete image, in nats, with new noise at every call.
-
-        Args:
-            images: 8-bit images.
-            labels: their classes, for a class-conditional model.
-
-        Raises:
-            UserError: if the images' size, channels or type are not the model's, or labels are missing or superfluous.
-        """
-        self.spec.check(images)
-        self._check_labels(labels, len(images))
-        return super().log_prob(images, labels)
-
-    def encode(
-        self, images: UInt8[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch latent"]:
-        """Images → latent vectors, from the middles of the pixels' cells."""
-        self.spec.check(images)
-        self._check_labels(labels, len(images))
-        return super().encode(images, labels)
-
-    def decode(
-        self, z: Float[Tensor, "batch latent"], labels: Int[Tensor, " batch"] | None = None
-    ) -> UInt8[Tensor, "batch channels height width"]:
-        """Latent vectors → images."""
-        self._check_labels(labels, len(z))
-        return super().decode(z, labels)
-
-    def sample(
-        self,
-        count: int,
-        labels: Int[Tensor, " count"] | int | None = None,
-        *,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> UInt8[Tensor, "count channels height width"]:
-        """Draws images.
-
-        Args:
-            count: how many.
-            labels: a class for each image or one for all; a class-conditional model without labels draws them evenly.
-            temperature: multiplies the standard deviation of the latents.
-            generator: source of randomness; a CPU generator gives the same latents on every device.
-        """
-        return super().sample(
-            count, self.labels_for(count, labels, generator), temperature=temperature, generator=generator
-        )
-
-    def sample_with_log_prob(
-        self,
-        count: int,
-        labels: Int[Tensor, " count"] | int | None = None,
-        *,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> tuple[UInt8[Tensor, "count channels height width"], Float[Tensor, " count"]]:
-        """Draws images and gives what `log_prob` says of each; see `sample`."""
-        return super().sample_with_log_prob(
-            count, self.labels_for(count, labels, generator), temperature=temperature, generator=generator
-        )
-
-    def labels_for(
-        self, count: int, labels: Int[Tensor, " count"] | int | None, generator: torch.Generator | None = None
-    ) -> Int[Tensor, " count"] | None:
-        """One class for each of ``count`` images: those given, one for all, or drawn evenly; None if unconditional."""
-        if isinstance(labels, int):
-            labels = torch.full((count,), labels)
-        elif labels is None and self.classes:
-            labels = torch.randint(self.classes, (count,), generator=generator)
-        if labels is None:
-            return None
-        self._check_labels(labels, count)
-        if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-            raise UserError(f"labels must lie between 0 and {self.classes - 1}, got {sorted(set(labels.tolist()))}")
-        return labels.to(self.device)
-
-    def _check_labels(self, labels: Tensor | None, count: int) -> None:
-        if self.classes and labels is None:
-            raise UserError(f"this model is conditional on {self.classes} classes: give a label for each image")
-        if labels is not None and not self.classes:
-            raise UserError("this model was trained without classes: leave the labels out")
-        if labels is not None and labels.shape != (count,):
-            raise UserError(f"expected one label for each of {count} images, got shape {tuple(labels.shape)}")
+__all__ = ["MADE", "MAF", "FlowPlusPlus", "Glow", "ImageFlow", "RealNVP"]
 
 
 class RealNVP(ImageFlow):
@@ -191,7 +68,7 @@ class RealNVP(ImageFlow):
         if scales is None:
             scales = _scales_down_to(min(spec.height, spec.width), smallest=4)
         # One halving between scales, and one more so that the last checkerboard has an even size.
-        padded = _padded_size(spec, halvings=scales, setting="scales")
+        padded = framed_size(spec, halvings=scales, setting="scales")
         context_features = width if classes else 0
 
         def couplings(masks: Sequence[Mask], width: int) -> list[Bijection]:
@@ -256,7 +133,7 @@ class Glow(ImageFlow):
         classes: int = 0,
     ) -> None:
         spec = image_spec(image_size, channels)
-        padded = _padded_size(spec, halvings=levels, setting="levels")
+        padded = framed_size(spec, halvings=levels, setting="levels")
         context_features = min(width, 64) if classes else 0
 
         def affine_coupling(channels: int, network: Callable[[int, int], nn.Module]) -> Coupling:
@@ -281,39 +158,6 @@ class Glow(ImageFlow):
         super().__init__(spec, bijection, base, padded, classes, context_features)
 
 
-class FramedDequantizer(UniformDequantizer):
-    """Uniform dequantisation of images within a frame of zeros, which `quantize` cuts off again."""
-
-    def __init__(self, spec: ImageSpec, padded_size: tuple[int, int]) -> None:
-        super().__init__(PIXEL_LEVELS)
-        rows, columns = padded_size[0] - spec.height, padded_size[1] - spec.width
-        self.top, self.left = rows // 2, columns // 2
-        self.height, self.width = spec.height, spec.width
-        self.frame = (self.left, columns - self.left, self.top, rows - self.top)
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
-        """Frames and dequantises."""
-        return super().forward(self._framed(x), generator)
-
-    def midpoint(self, x: Tensor) -> Tensor:
-        """Frames, and puts each pixel into the middle of its cell."""
-        return super().midpoint(self._framed(x))
-
-    def quantize(self, y: Tensor) -> Tensor:
-        """Rounds down to integers, and cuts the frame off."""
-        inner = y[..., self.top : self.top + self.height, self.left : self.left + self.width]
-        return super().quantize(inner)
-
-    def _framed(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.frame) if any(self.frame) else x
-
-
-def image_spec(image_size: int | Sequence[int], channels: int) -> ImageSpec:
-    """The spec of images of one size, given as a number or as (height, width)."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return ImageSpec(height, width, channels)
-
-
 def _diagonals_first(channels: int) -> Int[Tensor, " channels"]:
     """Order of squeezed channels in which each half holds one diagonal of the 2×2 blocks of every channel.
 
@@ -328,18 +172,3 @@ def _scales_down_to(size: int, smallest: int) -> int:
     while size > smallest:
         size, scales = (size + 1) // 2, scales + 1
     return scales
-
-
-def _padded_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]:
-    """The least size, no smaller than the image's, that can be halved ``halvings`` times.
-
-    Raises:
-        UserError: if the frame around the image would have to be as large as the image.
-    """
-    size = min(spec.height, spec.width)
-    most = (2 * size - 1).bit_length() - 1
-    if not 1 <= halvings <= most:
-        mend = f"use 1 to {most}" if most else "use larger images"
-        raise UserError(f"{setting}={halvings} does not fit images of {spec.height}×{spec.width} pixels: {mend}")
-    unit = 1 << halvings
-    return -(-spec.height // unit) * unit, -(-spec.width // unit) * unit

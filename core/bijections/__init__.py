@@ -3,12 +3,14 @@
 from arflows.core.bijections.autoregressive import Autoregressive
 from arflows.core.bijections.base import Bijection, Chain, Inverse
 from arflows.core.bijections.coupling import Coupling
-from arflows.core.bijections.elementwise import Affine, Elementwise, Pointwise, TanhAffine
+from arflows.core.bijections.elementwise import Affine, Elementwise, ElementwiseChain, Pointwise, TanhAffine
 from arflows.core.bijections.linear import Flatten, InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
-from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, Mask
+from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
+from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, MixtureCDF
 from arflows.core.bijections.multiscale import Multiscale
 from arflows.core.bijections.normalization import ActNorm, BatchNorm, initialize
+from arflows.core.bijections.piecewise import PiecewiseLinearCDF
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
 __all__ = [
@@ -20,16 +22,22 @@ __all__ = [
     "Chain",
     "ChannelMask",
     "CheckerboardMask",
+    "ColumnMask",
     "Coupling",
     "Elementwise",
+    "ElementwiseChain",
     "Flatten",
+    "GaussianMixture",
     "Inverse",
     "InvertibleConv1x1",
+    "LogisticMixture",
     "Logit",
     "Mask",
+    "MixtureCDF",
     "Multiscale",
     "NormalizedConv1x1",
     "Permutation",
+    "PiecewiseLinearCDF",
     "Pointwise",
     "RationalQuadraticSpline",
     "Squeeze",

@@ -16,7 +16,8 @@ class Bijection(nn.Module, ABC):
     direction called, summed over all event dimensions, of shape (batch,) and in float32 or wider: the state of a flow
     stays in full precision, also under autocast, where only the conditioners run in half precision.
 
-    ``context`` is what the density is conditioned on, (batch, features); bijections without use for it ignore it.
+    ``context`` is what the density is conditioned on, (batch, features), or a feature map (batch, features, height,
+    width) with a place for each pixel that a conditioner sees; bijections without use for it ignore it.
     """
 
     @abstractmethod

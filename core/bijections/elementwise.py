@@ -1,8 +1,9 @@
 """Maps of single numbers whose parameters come from elsewhere.
 
 An `Elementwise` map knows no networks: it takes the parameters of every element as a tensor with one more axis, which a
-conditioner produces (`Coupling`) or which are learned freely (`Pointwise`). All-zero parameters make each of them the
-identity, so a conditioner whose last layer starts at zero makes a new flow the identity.
+conditioner produces (`Coupling`) or which are learned freely (`Pointwise`). Unless its docstring says otherwise,
+all-zero parameters make a map the identity, so a conditioner whose last layer starts at zero makes a new flow the
+identity.
 """
 
 from abc import ABC, abstractmethod
@@ -54,7 +55,7 @@ class Affine(Elementwise):
 
     def log_scale(self, raw: Tensor) -> Tensor:
         """The bounded log-scale s of an unbounded parameter."""
-        return raw * self.bound / (raw.abs() + self.bound)
+        return bounded(raw, self.bound)
 
     def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Data → latent."""
@@ -83,6 +84,39 @@ class TanhAffine(Affine):
     def log_scale(self, raw: Tensor) -> Tensor:
         """The log-scale s, at most |factor|."""
         return self.factor * torch.tanh(raw)
+
+
+class ElementwiseChain(Elementwise):
+    """Elementwise maps one after the other, the first given nearest to the data.
+
+    Parameters: those of the maps, in their order.
+
+    Args:
+        elementwise: the maps.
+    """
+
+    def __init__(self, *elementwise: Elementwise) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(elementwise)
+        self.parameter_counts = [part.parameter_count for part in elementwise]
+        self.parameter_count = sum(self.parameter_counts)
+
+    def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Data → latent: log-derivatives of the parts add up."""
+        log_derivative = torch.zeros_like(values)
+        for part, own in zip(self.parts, parameters.split(self.parameter_counts, -1), strict=True):
+            values, more = part(values, own)
+            log_derivative = log_derivative + more
+        return values, log_derivative
+
+    def inverse(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent → data: the parts' inverses in the opposite order."""
+        log_derivative = torch.zeros_like(values)
+        pairs = zip(self.parts, parameters.split(self.parameter_counts, -1), strict=True)
+        for part, own in reversed(list(pairs)):
+            values, more = part.inverse(values, own)
+            log_derivative = log_derivative + more
+        return values, log_derivative
 
 
 class Pointwise(Bijection):
@@ -117,3 +151,8 @@ class Pointwise(Bijection):
     def extra_repr(self) -> str:
         """Shown when the module is printed."""
         return f"event_shape={self.event_shape}, elements={prod(self.event_shape)}"
+
+
+def bounded(raw: Tensor, bound: float | Tensor) -> Tensor:
+    """Squashes an unbounded parameter into (−bound, bound), with slope 1 at zero: raw / (1 + |raw| / bound)."""
+    return raw * bound / (raw.abs() + bound)

@@ -70,8 +70,8 @@ class AutoregressiveConditioner(nn.Module, ABC):
 
 def check_context(context: Tensor | None, features: int) -> None:
     """Raises ValueError for a missing context, or one of another width than ``features``."""
-    if features and (context is None or context.shape[-1] != features):
-        got = "none" if context is None else f"one with {context.shape[-1]}"
+    if features and (context is None or context.shape[1] != features):
+        got = "none" if context is None else f"one with {context.shape[1]}"
         raise ValueError(f"the conditioner needs a context with {features} features, got {got}")
 
 

@@ -1,7 +1,8 @@
 """Convolutional networks that produce the parameters of a coupling on images.
 
-All of them take (batch, in_channels, height, width), optionally a context (batch, context_features), and return
-(batch, out_channels, height, width). The last layer starts at zero, so a coupling starts as the identity. They work in
+All of them take (batch, in_channels, height, width), optionally a context, and return (batch, out_channels, height,
+width). The context is a vector (batch, context_features) for all pixels or a feature map (batch, context_features,
+height, width) with one for each. The last layer starts at zero, so a coupling starts as the identity. They work in
 the channels-last memory format, in which convolutions run fastest on CPUs and on tensor cores.
 """
 
@@ -36,7 +37,10 @@ class ImageConditioner(nn.Module):
             return hidden
         check_context(context, self.context_features)
         assert context is not None
-        return hidden + self.context_shifts[place](context)[:, :, None, None]
+        shift = self.context_shifts[place]
+        if context.ndim == 2:
+            return hidden + shift(context)[:, :, None, None]
+        return hidden + shift(context.movedim(1, -1)).movedim(-1, 1)
 
     def lay_out_channels_last(self) -> None:
         """Lays all weights out as the convolutions want them; called at the end of construction."""
@@ -101,11 +105,13 @@ class _ResidualBlock(nn.Module):
 
 
 class GatedResidualCNN(ImageConditioner):
-    """Residual network of gated convolutions with layer normalisation: no statistics of the batch.
+    """Residual network of gated convolutions, and of self-attention if wanted, with layer normalisation.
 
-    After the gated blocks of Ho, Chen, Srinivas, Duan & Abbeel, "Flow++", 2019 (arXiv:1902.00275), appendix B: a 3×3
-    convolution, a 1×1 convolution to twice the width whose halves multiply as a · sigmoid(b), and a layer norm over the
-    channels of each pixel after the residual addition.
+    Ho, Chen, Srinivas, Duan & Abbeel, "Flow++", 2019 (arXiv:1902.00275), section 3.2, and its published code. A block
+    is a gated convolution (a 3×3 convolution, then a 1×1 convolution to twice the width whose halves multiply as
+    a · sigmoid(b)) and, with ``attention_heads``, a gated multi-head self-attention over all pixels, whose places it
+    knows by a learned embedding. A layer norm over the channels of each pixel follows each residual addition. There are
+    no statistics of the batch.
 
     Args:
         in_channels: channels of the input.
@@ -113,14 +119,37 @@ class GatedResidualCNN(ImageConditioner):
         width: channels of the hidden layers.
         blocks: number of residual blocks.
         context_features: size of the context; 0 for none.
+        attention_heads: heads of the self-attention; 0 for convolutions alone.
+        space: height and width of the input, which self-attention must know.
+        dropout: share of the hidden features dropped in each gate while training.
+
+    Raises:
+        ValueError: if ``attention_heads`` does not divide ``width``, or ``space`` is missing.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int, blocks: int, context_features: int = 0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        blocks: int,
+        context_features: int = 0,
+        attention_heads: int = 0,
+        space: tuple[int, int] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__(width, context_features, blocks)
         self.enter = nn.Conv2d(in_channels, width, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(2 * width, width, 3, padding=1) for _ in range(blocks))
         self.gates = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 1) for _ in range(blocks))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.dropout = nn.Dropout(dropout)
+        self.attentions: nn.ModuleList | None = None
+        if attention_heads:
+            if width % attention_heads or space is None:
+                raise ValueError(f"self-attention needs space, and heads that divide width={width}")
+            self.positions = nn.Parameter(0.01 * torch.randn(*space, width))
+            self.attentions = nn.ModuleList(_GatedAttention(width, attention_heads, dropout) for _ in range(blocks))
         self.leave = nn.Conv2d(width, out_channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
@@ -133,9 +162,34 @@ class GatedResidualCNN(ImageConditioner):
         hidden = self.enter(self.channels_last(x))
         for number, (conv, gate, norm) in enumerate(zip(self.convs, self.gates, self.norms, strict=True)):
             update = self.with_context(conv(_both_signs_elu(hidden)), context, number)
-            hidden = hidden + F.glu(gate(_both_signs_elu(update)), 1)
-            hidden = norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            hidden = hidden + F.glu(gate(self.dropout(_both_signs_elu(update))), 1)
+            pixels = norm(hidden.permute(0, 2, 3, 1))
+            if self.attentions is not None:
+                pixels = self.attentions[number](pixels, self.positions)
+            hidden = pixels.permute(0, 3, 1, 2)
         return self.leave(hidden)
+
+
+class _GatedAttention(nn.Module):
+    """Multi-head self-attention over the pixels of an image: gate, residual addition, layer norm."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.enter = nn.Linear(width, 3 * width)
+        self.gate = nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, pixels: Float[Tensor, "batch height width features"], positions: Float[Tensor, "height width features"]
+    ) -> Float[Tensor, "batch height width features"]:
+        """Lets every pixel look at all others."""
+        hidden = self.enter(pixels + positions).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
+        queries, keys, values = hidden.permute(2, 0, 3, 1, 4)  # each (batch, heads, pixels, features of a head)
+        attended = F.scaled_dot_product_attention(queries, keys, values)
+        attended = attended.transpose(1, 2).reshape(pixels.shape)
+        return self.norm(pixels + F.glu(self.gate(self.dropout(attended)), -1))
 
 
 class ShallowCNN(ImageConditioner):

@@ -18,14 +18,19 @@ from arflows.core.bijections import (
     Chain,
     ChannelMask,
     CheckerboardMask,
+    ColumnMask,
     Coupling,
+    ElementwiseChain,
     Flatten,
+    GaussianMixture,
     Inverse,
     InvertibleConv1x1,
+    LogisticMixture,
     Logit,
     Multiscale,
     NormalizedConv1x1,
     Permutation,
+    PiecewiseLinearCDF,
     Pointwise,
     RationalQuadraticSpline,
     Squeeze,
@@ -121,6 +126,11 @@ def gated(inputs: int, outputs: int, context_features: int) -> GatedResidualCNN:
     return GatedResidualCNN(inputs, outputs, width=8, blocks=2, context_features=context_features)
 
 
+def attentive(inputs: int, outputs: int, context_features: int) -> GatedResidualCNN:
+    """A small gated network with self-attention, for inputs of 4×3 pixels."""
+    return GatedResidualCNN(inputs, outputs, 8, 2, context_features, attention_heads=2, space=(4, 3), dropout=0.5)
+
+
 def shallow(inputs: int, outputs: int, context_features: int) -> ShallowCNN:
     """A small Glow network."""
     return ShallowCNN(inputs, outputs, width=8, context_features=context_features)
@@ -137,6 +147,15 @@ CASES: dict[str, Case] = {
     "tanh_affine": Case(lambda: Pointwise(TanhAffine(), (3, 2)), (3, 2), identity=True),
     "spline": Case(lambda: Pointwise(RationalQuadraticSpline(), (3, 2)), (3, 2), identity=True),
     "spline_two_bins": Case(lambda: Pointwise(RationalQuadraticSpline(bins=2, bound=1.0), (2,)), (2,), identity=True),
+    "logistic_mixture": Case(lambda: Pointwise(LogisticMixture(4), (3, 2)), (3, 2), identity=True),
+    "logistic_mixture_spread": Case(lambda: Pointwise(LogisticMixture(3, spread=2.0), (3,)), (3,)),
+    "gaussian_mixture": Case(lambda: Pointwise(GaussianMixture(4), (3, 2)), (3, 2), identity=True),
+    "gaussian_mixture_spread": Case(lambda: Pointwise(GaussianMixture(3, spread=2.0), (3,)), (3,)),
+    "mixture_then_affine": Case(
+        lambda: Pointwise(ElementwiseChain(LogisticMixture(2), Affine()), (3,)), (3,), identity=True
+    ),
+    "piecewise_linear": Case(lambda: Pointwise(PiecewiseLinearCDF(5), (3, 2)), (3, 2), unit=True, identity=True),
+    "piecewise_linear_categories": Case(lambda: Pointwise(PiecewiseLinearCDF(4, upper=4.0), (3,)), (3,)),
     "logit": Case(lambda: Logit(), (2, 3), unit=True),
     "logit_narrow": Case(lambda: Logit(alpha=1e-4), (2, 3), unit=True),
     "inverse": Case(lambda: Inverse(Pointwise(Affine(), (4,))), (4,), identity=True),
@@ -154,9 +173,20 @@ CASES: dict[str, Case] = {
     "coupling_vector": Case(lambda: vector_coupling(5, Affine), (5,), identity=True),
     "coupling_vector_swapped": Case(lambda: vector_coupling(5, Affine, swap=True), (5,), identity=True),
     "coupling_vector_spline": Case(lambda: vector_coupling(4, RationalQuadraticSpline), (4,), identity=True),
+    "coupling_vector_logistic_mixture": Case(
+        lambda: vector_coupling(4, lambda: ElementwiseChain(LogisticMixture(3, spread=1.0), Affine())), (4,)
+    ),
+    "coupling_vector_gaussian_mixture": Case(lambda: vector_coupling(4, lambda: GaussianMixture(3, spread=1.0)), (4,)),
+    "coupling_vector_piecewise_linear": Case(
+        lambda: vector_coupling(4, lambda: PiecewiseLinearCDF(5)), (4,), unit=True, identity=True
+    ),
     "coupling_channels": Case(lambda: image_coupling(ChannelMask(5), Affine(), shallow), (5, 4, 3), identity=True),
     "coupling_channels_context": Case(
         lambda: image_coupling(ChannelMask(4, swap=True), TanhAffine(), shallow, 6), (4, 4, 3), 6, identity=True
+    ),
+    "coupling_columns": Case(lambda: image_coupling(ColumnMask(3), Affine(), shallow), (3, 2, 6), identity=True),
+    "coupling_columns_attention_context": Case(
+        lambda: image_coupling(ColumnMask(2, swap=True), Affine(), attentive, 6), (2, 4, 6), 6, identity=True
     ),
     "coupling_checkerboard": Case(
         lambda: image_coupling(CheckerboardMask(2, 4, 4), TanhAffine(), residual), (2, 4, 4), identity=True

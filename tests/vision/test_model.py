@@ -1,12 +1,14 @@
-"""RealNVP and Glow as models of images."""
+"""RealNVP, Glow and Flow++ as models of images."""
+
+import math
 
 import pytest
 import torch
 
-from arflows.core.bijections import BatchNorm, ChannelMask, CheckerboardMask, Coupling, InvertibleConv1x1
+from arflows.core.bijections import BatchNorm, ChannelMask, CheckerboardMask, ColumnMask, Coupling, InvertibleConv1x1
 from arflows.core.conditioners import ResidualCNN
 from arflows.core.errors import UserError
-from arflows.vision import Glow, ImageFlow, RealNVP
+from arflows.vision import FlowPlusPlus, Glow, ImageFlow, RealNVP
 
 MODELS = {
     "realnvp": lambda: RealNVP(8, 3, scales=2, blocks=1, width=8),
@@ -14,6 +16,10 @@ MODELS = {
     "realnvp_conditional": lambda: RealNVP(8, 1, scales=1, blocks=1, width=8, classes=3),
     "glow": lambda: Glow(8, 3, levels=2, steps=2, width=8),
     "glow_conditional": lambda: Glow((6, 8), 1, levels=2, steps=1, width=8, classes=3),
+    "flowpp": lambda: FlowPlusPlus(8, 3, blocks=1, width=8, components=2, heads=2),
+    "flowpp_conditional": lambda: FlowPlusPlus(
+        (6, 8), 1, blocks=1, width=8, components=2, heads=0, dequantization="uniform", classes=3
+    ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -110,7 +116,7 @@ def test_training_improves_the_likelihood(name):
     images, labels = data(model, 16)
     images = images // 16 + 100  # something to learn
     model.initialize(images, labels)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for _ in range(15):
         loss = -model.log_prob(images, labels).mean() / model.dims
@@ -132,6 +138,38 @@ def test_realnvp_is_laid_out_as_in_the_paper():
     assert [network.leave.in_channels for network in networks] == [64] * 3 + [128] * 3 + [128] * 4
     assert len([module for module in model.modules() if isinstance(module, BatchNorm)]) == 10
     assert model.base.shape == (3 * 32 * 32,)
+
+
+def test_flowpp_is_laid_out_as_in_the_published_code():
+    model = FlowPlusPlus()
+    couplings = [module for module in model.bijection.modules() if isinstance(module, Coupling)]
+    assert [type(coupling.mask) for coupling in couplings] == [ColumnMask] * 4 + [ChannelMask] * 2 + [ColumnMask] * 3
+    assert [coupling.mask.channels for coupling in couplings] == [3] * 4 + [12] * 5
+    noise = [module for module in model.dequantizer.modules() if isinstance(module, Coupling)]
+    assert [len(coupling.conditioner.convs) for coupling in couplings + noise] == [10] * 9 + [2] * 4
+    # 31,443,440 there, of which activation normalisation has 2 · 3072 · 9 + 2 · 3072 · 4 rather than a pair a channel.
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(31_443_440, rel=0.01)
+
+
+def test_flowpp_log_det_is_that_of_the_jacobian():
+    torch.manual_seed(0)
+    model = FlowPlusPlus(4, 1, blocks=1, width=8, components=3, heads=2).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    y = torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    z, log_det = model.bijection(y)
+    jacobian = torch.autograd.functional.jacobian(lambda v: model.bijection(v)[0], y).reshape(16, 16)
+    torch.testing.assert_close(jacobian.slogdet().logabsdet, log_det[0], atol=1e-8, rtol=0)
+    torch.testing.assert_close(model.bijection.inverse(z)[0], y, atol=1e-10, rtol=0)
+
+
+def test_learned_noise_starts_near_uniform_noise():
+    torch.manual_seed(0)
+    model = FlowPlusPlus(8, 1, blocks=1, width=8, components=4, heads=2).eval()
+    images, _ = data(model, 64)
+    _, log_volume = model.dequantizer(images)
+    assert (log_volume / 64 + math.log(256)).abs().mean() < 0.2
 
 
 @pytest.mark.parametrize(
@@ -181,6 +219,8 @@ def test_classes_change_the_density():
         (lambda: RealNVP(1, 1, scales=1), "use larger images"),
         (lambda: RealNVP(8, 1, scales=0), "use 1 to 3"),
         (lambda: Glow(8, 1, levels=4, steps=1, width=4), "levels=4 does not fit"),
+        (lambda: FlowPlusPlus(2, 1), "at least 3×3 pixels"),
+        (lambda: FlowPlusPlus(8, 1, width=9, heads=2), "heads=2 does not divide width=9"),
         (lambda: trained_like("glow").log_prob(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), "height 8 ≠ 16"),
         (lambda: trained_like("glow").log_prob(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)), "channels 3 ≠ 1"),
         (lambda: trained_like("glow").log_prob(torch.zeros(1, 3, 8, 8)), "uint8"),

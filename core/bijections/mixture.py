@@ -1,0 +1,266 @@
+"""Monotone maps that are the cumulative distribution functions of mixtures, read on the real line."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from arflows.core.bijections.elementwise import Elementwise, bounded
+
+_NEWTON_STEPS_WITH_GRADIENT = 2
+"""Newton's method doubles the order to which derivatives are right: two steps from a constant give three orders."""
+
+_FLATTEST = -60.0
+"""Log-derivative below which Newton steps are no longer; keeps their inverse finite in float32."""
+
+
+class MixtureCDF(Elementwise):
+    """z = Q(Σ_k π_k F((x − μ_k) · exp(−s_k))) for a symmetric distribution F with quantile function Q.
+
+    The mixture's distribution function, followed by the quantile function of one of its components, maps the line to
+    the line: under a base density of the kind of F the data are distributed as the mixture. Everything is computed from
+    log F(t) and log F(−t), so that both tails are exact however far out a value lies.
+
+    The inverse finds the root within a bracket by Newton's method and bisection, to the precision of the numbers' type;
+    its derivatives are those of the implicit function.
+
+    Parameters of an element: ``components`` logits of π, means μ and log-scales, the last held within (−bound, bound).
+
+    Components that start equal get equal gradients and stay equal: they would act as one component for ever. With
+    ``spread`` > 0 zero parameters are a mixture of distinct components rather than the identity, and the components go
+    their own ways.
+
+    Args:
+        components: number of components K.
+        spread: the means of zero parameters are evenly spaced on [−spread, spread]; with 0 the map is the identity.
+        bound: largest absolute log-scale of a component.
+
+    Raises:
+        ValueError: for no component, or a spread of a single one.
+    """
+
+    def __init__(self, components: int, spread: float = 0.0, bound: float = 7.0) -> None:
+        super().__init__()
+        if components < 1 or (spread and components < 2):
+            raise ValueError(f"a mixture needs at least 1 component, and 2 for a spread, got {components}")
+        self.components = components
+        self.spread = spread
+        self.bound = bound
+        self.parameter_count = 3 * components
+
+    @staticmethod
+    @abstractmethod
+    def _log_cdfs(t: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of F(t) and F(−t)."""
+
+    @staticmethod
+    @abstractmethod
+    def _log_hazard(t: Tensor) -> Tensor:
+        """Logarithm of F′(t) / F(−t), without cancellation for t > 0."""
+
+    @staticmethod
+    @abstractmethod
+    def _quantile(log_cdf: Tensor, log_survival: Tensor) -> Tensor:
+        """Q(u) from log u and log(1 − u)."""
+
+    def _mixture(
+        self, parameters: Float[Tensor, "*shape parameters"]
+    ) -> tuple[Float[Tensor, "*shape k"], Float[Tensor, "*shape k"], Float[Tensor, "*shape k"]]:
+        """Log-weights, means and log-scales."""
+        logits, means, raw_log_scales = parameters.split(self.components, -1)
+        if self.spread:
+            number = torch.arange(self.components, dtype=parameters.dtype, device=parameters.device)
+            means = means + self.spread * (2 * number / (self.components - 1) - 1)
+        return F.log_softmax(logits, -1), means, bounded(raw_log_scales, self.bound)
+
+    def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        return self._forward(values, *self._mixture(parameters))
+
+    def _forward(self, values: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+        t = (values.unsqueeze(-1) - means) * (-log_scales).exp()
+        log_cdfs, log_survivals = self._log_cdfs(t)
+        log_cdf = (log_weights + log_cdfs).logsumexp(-1)
+        log_survival = (log_weights + log_survivals).logsumexp(-1)
+        z = self._quantile(log_cdf, log_survival)
+
+        # dz/dx = Σ_k π_k f(t_k) exp(−s_k) / f(z). Seen from the nearer tail, with hazards h(t) = f(t) / F(−t), it is
+        # Σ_k ρ_k h(t_k) exp(−s_k) / h(z), ρ_k being component k's share of that tail's probability. This does without
+        # differences of numbers that grow with the distance.
+        right = log_survival < log_cdf
+        tail = torch.where(right, log_survival, log_cdf).unsqueeze(-1)
+        right_of_each = right.unsqueeze(-1)
+        log_shares = log_weights + torch.where(right_of_each, log_survivals, log_cdfs) - tail
+        log_hazards = self._log_hazard(torch.where(right_of_each, t, -t))
+        log_derivative = (log_shares + log_hazards - log_scales).logsumexp(-1)
+        return z, log_derivative - self._log_hazard(torch.where(right, z, -z))
+
+    def inverse(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        mixture = self._mixture(parameters)
+        with torch.no_grad():
+            log_weights, means, log_scales = mixture
+            # Where every component has passed z the mixture has too: the components' own inverses bracket the root.
+            alone = means + values.unsqueeze(-1) * log_scales.exp()
+            start = (log_weights.exp() * alone).sum(-1)
+            x = _root(lambda x: self._forward(x, *mixture), values, alone.amin(-1), alone.amax(-1), start)
+        solution = x
+        for _ in range(_NEWTON_STEPS_WITH_GRADIENT):
+            z, log_derivative = self._forward(x, *mixture)
+            step = (z - values) * (-log_derivative.clamp_min(_FLATTEST)).exp()
+            # Only the derivatives of the step: the solution is as good as it gets, and rounding would make it worse.
+            x = x - step
+            x = solution + (x - x.detach())
+        return x, -self._forward(x, *mixture)[1]
+
+    def extra_repr(self) -> str:
+        """Shown when the module is printed."""
+        return f"components={self.components}, spread={self.spread}, bound={self.bound}"
+
+
+class LogisticMixture(MixtureCDF):
+    """z = logit(Σ_k π_k σ((x − μ_k) · exp(−s_k))).
+
+    Ho, Chen, Srinivas, Duan & Abbeel, "Flow++", 2019 (arXiv:1902.00275), section 3.2: the mixture of logistics of a
+    coupling. Flow++ follows it by an affine map: ``ElementwiseChain(LogisticMixture(32, spread=1.0), Affine())``.
+    """
+
+    @staticmethod
+    def _log_cdfs(t: Tensor) -> tuple[Tensor, Tensor]:
+        return F.logsigmoid(t), F.logsigmoid(-t)
+
+    @staticmethod
+    def _log_hazard(t: Tensor) -> Tensor:
+        return F.logsigmoid(t)
+
+    @staticmethod
+    def _quantile(log_cdf: Tensor, log_survival: Tensor) -> Tensor:
+        return log_cdf - log_survival
+
+
+class GaussianMixture(MixtureCDF):
+    """z = Φ⁻¹(Σ_k π_k Φ((x − μ_k) · exp(−s_k))).
+
+    With a standard normal base and parameters from an autoregressive network this is the mixture of Gaussians of MADE
+    MoG (Papamakarios, Pavlakou & Murray, "Masked autoregressive flow for density estimation", 2017, arXiv:1705.07057,
+    section 4), as a flow.
+    """
+
+    @staticmethod
+    def _log_cdfs(t: Tensor) -> tuple[Tensor, Tensor]:
+        # torch.special.log_ndtr has the values, but its gradient is wrong in the tails (from 1e4 on in float32).
+        negative = t < 0
+        tail = _log_normal_tail(torch.where(negative, -t, t))
+        rest = torch.log1p(-tail.exp())
+        return torch.where(negative, tail, rest), torch.where(negative, rest, tail)
+
+    @staticmethod
+    def _log_hazard(t: Tensor) -> Tensor:
+        negative = t < 0
+        magnitude = torch.where(negative, -t, t)
+        scaled_tail = _log_scaled_normal_tail(magnitude)
+        # For t < 0: log φ(t) − log Φ(|t|), with Φ(|t|) = 1 − Φ(−|t|) from the same tail.
+        rest = torch.log1p(-(scaled_tail - 0.5 * magnitude.square()).exp())
+        return -_HALF_LOG_2PI - torch.where(negative, 0.5 * magnitude.square() + rest, scaled_tail)
+
+    @staticmethod
+    def _quantile(log_cdf: Tensor, log_survival: Tensor) -> Tensor:
+        right = log_survival < log_cdf
+        tail = torch.where(right, log_survival, log_cdf)
+        # −z for which log Φ(z) = tail ≤ log ½. From Φ(−y) ≤ ½ exp(−y²/2) the start is not nearer to zero than the
+        # root; log Φ is concave, so that Newton's method goes straight to it.
+        with torch.no_grad():
+            y = (-2 * (tail + math.log(2))).clamp_min(0).sqrt()
+            for _ in range(4):
+                y = _closer_to_tail(y, tail)
+        for _ in range(_NEWTON_STEPS_WITH_GRADIENT):
+            y = _closer_to_tail(y, tail)
+        return torch.where(right, y, -y)
+
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def _log_scaled_normal_tail(y: Tensor) -> Tensor:
+    """Logarithm of Φ(−y) · exp(y²/2) for y ≥ 0."""
+    return torch.special.erfcx(y * math.sqrt(0.5)).log() - math.log(2)
+
+
+def _log_normal_tail(y: Tensor) -> Tensor:
+    """Logarithm of Φ(−y) for y ≥ 0."""
+    return _log_scaled_normal_tail(y) - 0.5 * y.square()
+
+
+def _closer_to_tail(y: Tensor, tail: Tensor) -> Tensor:
+    """One Newton step towards the y ≥ 0 with log Φ(−y) = tail."""
+    scaled = _log_scaled_normal_tail(y)
+    # The slope of log Φ(−y) is −φ(y) / Φ(−y) = −exp(−½ log 2π − scaled).
+    return y + (scaled - 0.5 * y.square() - tail) * (scaled + _HALF_LOG_2PI).exp()
+
+
+def _root(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    values: Tensor,
+    low: Tensor,
+    high: Tensor,
+    start: Tensor,
+    iterations: int = 100,
+) -> Tensor:
+    """Solves function(x) = value for every element of an increasing function.
+
+    Newton's method, with a bisection wherever a step leaves the bracket or is not half the one before (Press et al.,
+    "Numerical Recipes", section 9.4), so that each element converges whatever the function.
+
+    Args:
+        function: x → function values and log-derivatives.
+        values: what to reach.
+        low: bracket; function(low) ≤ value.
+        high: bracket; function(high) ≥ value.
+        start: first guess, in the bracket.
+        iterations: most evaluations of the function; bisection alone needs 60 in float64.
+
+    Returns:
+        The x whose function value came nearest.
+    """
+    epsilon = torch.finfo(values.dtype).eps
+
+    def unfinished(left: Tensor, done: Tensor, *state: Tensor) -> Tensor:
+        return (left > 0) & ~done.all()
+
+    def improve(
+        left: Tensor, done: Tensor, x: Tensor, last: Tensor, low: Tensor, high: Tensor, best: Tensor, error: Tensor
+    ) -> tuple[Tensor, ...]:
+        reached, log_slope = function(x)
+        residual = reached - values
+        better = residual.abs() < error
+        best, error = torch.where(better, x, best), torch.where(better, residual.abs(), error)
+        low, high = torch.where(residual < 0, x, low), torch.where(residual > 0, x, high)
+        step = -residual * (-log_slope.clamp_min(_FLATTEST)).exp()
+        # A small step that does not come nearer means that what is left is rounding.
+        stalled = ~better & (step.abs() <= math.sqrt(epsilon) * (1 + x.abs()))
+        done = stalled | (error <= 2 * epsilon * (1 + values.abs())) | (step.abs() <= 2 * epsilon * x.abs())
+        newton = x + step
+        take = (newton >= low) & (newton <= high) & (2 * step.abs() <= last.abs())
+        proposal = torch.where(take, newton, 0.5 * low + 0.5 * high)
+        return left - 1, done, torch.where(done, x, proposal), proposal - x, low, high, best, error
+
+    state: tuple[Tensor, ...] = (
+        torch.tensor(iterations, device=values.device),
+        torch.zeros_like(values, dtype=torch.bool),
+        start,
+        high - low,
+        low,
+        high,
+        start.clone(),
+        torch.full_like(values, math.inf),
+    )
+    if torch.compiler.is_compiling():
+        state = torch.while_loop(unfinished, improve, state)
+    else:
+        while unfinished(*state):
+            state = improve(*state)
+    return state[-2]

@@ -1,0 +1,197 @@
+"""What flows for images share: 8-bit pixels, the frame that makes a size fit, labels."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arflows.core.bases import Base
+from arflows.core.bijections import Bijection
+from arflows.core.dequantization import Dequantizer, UniformDequantizer
+from arflows.core.errors import UserError
+from arflows.core.flow import Flow
+from arflows.core.inversion import Solver
+from arflows.core.pretrained import Pretrained
+from arflows.vision.representation import ImageSpec
+
+PIXEL_LEVELS = 256
+
+
+class ImageFlow(Flow, Pretrained):
+    """A flow over 8-bit images, padded where its scales need a larger size.
+
+    Pixels are dequantised, so `log_prob` is a lower bound of the log-probability of the discrete image. Where the image
+    is smaller than ``padded_size`` the model is one of the image within a frame of zeros; the probability of image and
+    frame together is a lower bound of that of the image, and bits per dimension count the image's own pixels.
+
+    Args:
+        spec: the images' size and channels.
+        bijection: from pixels in [0, 1], (channels, *padded_size), to a latent vector.
+        base: density of the latent vector.
+        padded_size: height and width that the bijection takes.
+        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        context_features: size of the class embedding that the bijection takes as its context.
+        dequantizer: of images of ``padded_size`` in `PIXEL_LEVELS`; None for uniform noise.
+    """
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        bijection: Bijection,
+        base: Base,
+        padded_size: tuple[int, int],
+        classes: int = 0,
+        context_features: int = 0,
+        dequantizer: Dequantizer | None = None,
+    ) -> None:
+        embedding = nn.Embedding(classes, context_features) if classes else None
+        framed = FramedDequantizer(dequantizer or UniformDequantizer(PIXEL_LEVELS), spec, padded_size)
+        super().__init__(base, bijection, framed, embedding)
+        self.spec = spec
+        self.classes = classes
+
+    @property
+    def dims(self) -> int:
+        """Number of pixel values of an image, without padding."""
+        return self.spec.dims
+
+    def log_prob(
+        self, images: UInt8[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Lower bound of the log-probability of each discrete image, in nats, with new noise at every call.
+
+        Args:
+            images: 8-bit images.
+            labels: their classes, for a class-conditional model.
+
+        Raises:
+            UserError: if the images' size, channels or type are not the model's, or labels are missing or superfluous.
+        """
+        self.spec.check(images)
+        self._check_labels(labels, len(images))
+        return super().log_prob(images, labels)
+
+    def encode(
+        self, images: UInt8[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch latent"]:
+        """Images → latent vectors, from the middles of the pixels' cells."""
+        self.spec.check(images)
+        self._check_labels(labels, len(images))
+        return super().encode(images, labels)
+
+    def decode(
+        self, z: Float[Tensor, "batch latent"], labels: Int[Tensor, " batch"] | None = None
+    ) -> UInt8[Tensor, "batch channels height width"]:
+        """Latent vectors → images."""
+        self._check_labels(labels, len(z))
+        return super().decode(z, labels)
+
+    def sample(
+        self,
+        count: int,
+        labels: Int[Tensor, " count"] | int | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        solver: Solver | None = None,
+    ) -> UInt8[Tensor, "count channels height width"]:
+        """Draws images.
+
+        Args:
+            count: how many.
+            labels: a class for each image or one for all; a class-conditional model without labels draws them evenly.
+            temperature: multiplies the standard deviation of the latents.
+            generator: source of randomness; a CPU generator gives the same latents on every device.
+            solver: how autoregressive parts are inverted; None for the solver in force, `Sequential` by default.
+        """
+        labels = self.labels_for(count, labels, generator)
+        return super().sample(count, labels, temperature=temperature, generator=generator, solver=solver)
+
+    def sample_with_log_prob(
+        self,
+        count: int,
+        labels: Int[Tensor, " count"] | int | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        solver: Solver | None = None,
+    ) -> tuple[UInt8[Tensor, "count channels height width"], Float[Tensor, " count"]]:
+        """Draws images and gives what `log_prob` says of each; see `sample`."""
+        labels = self.labels_for(count, labels, generator)
+        return super().sample_with_log_prob(count, labels, temperature=temperature, generator=generator, solver=solver)
+
+    def labels_for(
+        self, count: int, labels: Int[Tensor, " count"] | int | None, generator: torch.Generator | None = None
+    ) -> Int[Tensor, " count"] | None:
+        """One class for each of ``count`` images: those given, one for all, or drawn evenly; None if unconditional."""
+        if isinstance(labels, int):
+            labels = torch.full((count,), labels)
+        elif labels is None and self.classes:
+            labels = torch.randint(self.classes, (count,), generator=generator)
+        if labels is None:
+            return None
+        self._check_labels(labels, count)
+        if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
+            raise UserError(f"labels must lie between 0 and {self.classes - 1}, got {sorted(set(labels.tolist()))}")
+        return labels.to(self.device)
+
+    def _check_labels(self, labels: Tensor | None, count: int) -> None:
+        if self.classes and labels is None:
+            raise UserError(f"this model is conditional on {self.classes} classes: give a label for each image")
+        if labels is not None and not self.classes:
+            raise UserError("this model was trained without classes: leave the labels out")
+        if labels is not None and labels.shape != (count,):
+            raise UserError(f"expected one label for each of {count} images, got shape {tuple(labels.shape)}")
+
+
+class FramedDequantizer(Dequantizer):
+    """Dequantisation of images within a frame of zeros, which `quantize` cuts off again."""
+
+    def __init__(self, dequantizer: Dequantizer, spec: ImageSpec, padded_size: tuple[int, int]) -> None:
+        super().__init__(dequantizer.levels)
+        self.inner = dequantizer
+        self.name = dequantizer.name
+        self.likelihood = dequantizer.likelihood
+        rows, columns = padded_size[0] - spec.height, padded_size[1] - spec.width
+        self.top, self.left = rows // 2, columns // 2
+        self.height, self.width = spec.height, spec.width
+        self.frame = (self.left, columns - self.left, self.top, rows - self.top)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | float]:
+        """Frames and dequantises."""
+        return self.inner(self._in_frame(x), generator)
+
+    def midpoint(self, x: Tensor) -> Tensor:
+        """Frames, and puts each pixel into the middle of its cell."""
+        return super().midpoint(self._in_frame(x))
+
+    def quantize(self, y: Tensor) -> Tensor:
+        """Rounds down to integers, and cuts the frame off."""
+        inner = y[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        return super().quantize(inner)
+
+    def _in_frame(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.frame) if any(self.frame) else x
+
+
+def image_spec(image_size: int | Sequence[int], channels: int) -> ImageSpec:
+    """The spec of images of one size, given as a number or as (height, width)."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return ImageSpec(height, width, channels)
+
+
+def framed_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]:
+    """The least size, no smaller than the image's, that can be halved ``halvings`` times.
+
+    Raises:
+        UserError: if the frame around the image would have to be as large as the image.
+    """
+    size = min(spec.height, spec.width)
+    most = (2 * size - 1).bit_length() - 1
+    if not 1 <= halvings <= most:
+        mend = f"use 1 to {most}" if most else "use larger images"
+        raise UserError(f"{setting}={halvings} does not fit images of {spec.height}×{spec.width} pixels: {mend}")
+    unit = 1 << halvings
+    return -(-spec.height // unit) * unit, -(-spec.width // unit) * unit
