@@ -8,7 +8,7 @@ from arflows.core.bijections.linear import InvertibleConv1x1, NormalizedConv1x1,
 from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, Mask
 from arflows.core.bijections.multiscale import Multiscale
-from arflows.core.bijections.normalization import ActNorm, BatchNorm, initialize
+from arflows.core.bijections.normalization import ActNorm, BatchNorm, Standardize, initialize
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Pointwise",
     "RationalQuadraticSpline",
     "Squeeze",
+    "Standardize",
     "TanhAffine",
     "initialize",
 ]
