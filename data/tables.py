@@ -38,8 +38,9 @@ class Table:
 
     Attributes:
         name: The file, or what else the user called it.
-        columns: Names of the columns: those of the file, or numbers from 0.
+        columns: Names of the columns: those of the file, or x0, x1, …
         splits: The rows of each split; the one split of a table that is not divided is `WHOLE`.
+        named: Whether the file itself names its columns.
 
     Raises:
         DataError: The arrays are no such rows, or differ in their columns.
@@ -48,6 +49,7 @@ class Table:
     name: str
     columns: tuple[str, ...]
     splits: Mapping[str, Float32[np.ndarray, "rows columns"]]
+    named: bool = False
 
     @classmethod
     def of(cls, name: str, splits: Mapping[str, np.ndarray], columns: Sequence[str] | None = None) -> Table:
@@ -57,7 +59,7 @@ class Table:
         if len(set(widths.values())) > 1:
             told = ", ".join(f"{split} {width}" for split, width in widths.items())
             raise DataError(f"the splits in {name} differ in their number of columns ({told}): give all the same.")
-        return cls(name, tuple(columns or map(str, range(next(iter(widths.values()))))), rows)
+        return cls(name, tuple(columns or default_names(next(iter(widths.values())))), rows, named=columns is not None)
 
     def find(self, names: Sequence[str]) -> list[int]:
         """Return the places of columns.
@@ -89,6 +91,11 @@ class Table:
         if not all(map(len, parts)):
             raise DataError(f"{self.name} has {len(rows)} rows, too few for three splits: give 10 or more.")
         return replace(self, splits={split: rows[np.sort(part)] for split, part in zip(SHARES, parts, strict=True)})
+
+
+def default_names(count: int) -> list[str]:
+    """What columns without names are called: x0, x1 and so on."""
+    return [f"x{index}" for index in range(count)]
 
 
 def read_table(path: Path) -> Table:

@@ -20,7 +20,7 @@ def test_files_with_splits(tmp_path, names, suffix):
         with h5py.File(path, "w") as file:
             file.update(arrays)
     table = read_table(path)
-    assert table.columns == ("0", "1", "2")
+    assert table.columns == ("x0", "x1", "x2")
     assert {split: len(rows) for split, rows in table.splits.items()} == {"train": 10, "val": 20, "test": 30}
     np.testing.assert_array_equal(table.splits["test"], ROWS[:30].astype(np.float32))
     assert table.divided(0) is table
@@ -30,7 +30,7 @@ def test_csv_with_names_and_without(tmp_path):
     np.savetxt(tmp_path / "plain.csv", ROWS, delimiter=",")
     (tmp_path / "named.csv").write_text("\ufeffa, b,c\n" + (tmp_path / "plain.csv").read_text(), encoding="utf-8")
     plain, named = (read_table(tmp_path / name) for name in ("plain.csv", "named.csv"))
-    assert plain.columns == ("0", "1", "2")
+    assert plain.columns == ("x0", "x1", "x2")
     assert named.columns == ("a", "b", "c")
     for table in (plain, named):
         np.testing.assert_allclose(table.splits[WHOLE], ROWS, rtol=1e-6)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from arflows.core.errors import UserError
 from arflows.data.errors import DataError
 from arflows.data.store import write_store
 from arflows.vision.datamodule import ImageDataModule
@@ -217,7 +216,7 @@ class TestBadInput:
     def test_settings_of_another_version(self, tmp_path):
         spec = SPEC.as_dict() | {"colour_space": "lab"}
         write_store(tmp_path / "s.h5", domain="vision", spec=spec, splits={"train": {"images": images(3)}})
-        with pytest.raises(UserError, match="colour_space"):
+        with pytest.raises(DataError, match="colour_space"):
             ImageDataModule(tmp_path / "s.h5")
 
     def test_fewer_images_than_a_batch(self, path):
