@@ -7,7 +7,7 @@ from pathlib import Path
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.tabular.representation import TableSpec
 
-INITIAL_ROWS = 65_536
+INITIAL_ROWS = 32_768
 """Training rows, at most, from which a model takes means and standard deviations."""
 
 

@@ -16,7 +16,7 @@ from arflows.tabular.representation import TableSpec
 def prepare(
     source: str,
     out: Path,
-    context: list[str] | None = None,
+    context: list[str] | str | None = None,
     size: int = 50_000,
     seed: int = 0,
 ) -> None:
@@ -30,13 +30,13 @@ def prepare(
         source: A .csv, .npy, .npz or HDF5 file, or a density of the plane: two_moons, rings, pinwheel, checkerboard,
             eight_gaussians, spirals.
         out: The store to write, such as power.h5.
-        context: Columns that the density of the others is conditioned on, as '[year, price]'; columns without names are
-            called x0, x1, …
+        context: Columns that the density of the others is conditioned on, as year or '[year, price]'; columns without
+            names are called x0, x1, …
         size: Points to draw from a density of the plane; 80, 10 and 10 % of them are the splits.
         seed: Of points drawn and rows divided.
     """
     table = _table(source, size, seed).divided(seed)
-    conditions = table.find(context or [])
+    conditions = table.find([context] if isinstance(context, str) else context or [])
     features = [index for index in range(len(table.columns)) if index not in conditions]
     if not features:
         raise UserError(f"{source} has no column left beside the context: name fewer columns in --context.")

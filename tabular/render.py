@@ -68,10 +68,11 @@ def density_figure(
     panels = 1 + len(points)
     figure = Figure(figsize=(3.6 * panels, 3.8), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, panels))
-    # Thin ridges are far denser than the rest, which would be black beside the highest of them.
-    axes[0].imshow(
-        density, origin="lower", extent=extent, aspect="auto", cmap="magma", vmax=float(np.quantile(density, 0.995))
-    )
+    # Narrow peaks can be far denser than all else, which would be black beside the highest of them: a tenth of the mass
+    # may be brighter than the scale goes.
+    ordered = np.sort(density, axis=None)
+    brightest = ordered[np.searchsorted(ordered.cumsum(), 0.9 * ordered.sum())]
+    axes[0].imshow(density, origin="lower", extent=extent, aspect="auto", cmap="magma", vmin=0, vmax=float(brightest))
     axes[0].set_title("density of the flow")
     for panel, (title, values) in zip(axes[1:], points, strict=True):
         panel.scatter(values[:, 0], values[:, 1], s=1.5, linewidths=0, alpha=0.5, color="#2b5cab")

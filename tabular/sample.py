@@ -25,7 +25,7 @@ def sample(
     out: Path,
     count: int = 1000,
     temperature: float = 1.0,
-    context: list[float] | None = None,
+    context: list[float] | float | None = None,
     seed: int = 0,
     solver: SolverName = "sequential",
     batch_size: int = 1000,
@@ -42,7 +42,7 @@ def sample(
         out: Folder to write; it must not hold anything yet.
         count: How many rows.
         temperature: Multiplies the standard deviation of the latents; below 1 for rows nearer to the mode.
-        context: What all rows are conditioned on, for a conditional model, as '[2019, 1.5]'.
+        context: What all rows are conditioned on, for a conditional model, as 2019 or '[2019, 1.5]'.
         seed: Seed of the latents.
         solver: How autoregressive flows are inverted: sequential goes column by column, jacobi all columns at once
             until they agree, gauss-seidel-jacobi in blocks.
@@ -55,6 +55,7 @@ def sample(
     with new_folder(out) as folder:
         flow = load_model(VectorFlow, model, device)
         columns = Columns.of(model, flow)
+        context = [context] if isinstance(context, float) else context
         if context is not None and flow.context_features and len(context) != flow.context_features:
             raise UserError(
                 f"--context has {len(context)} numbers, the model is conditioned on {', '.join(columns.context)}: give "

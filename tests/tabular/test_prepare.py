@@ -71,7 +71,7 @@ def saved(array):
         ),
         (lambda p: "two_moons", ["--size", 5], "size is 5"),
         (lambda p: "two_moons", ["--context", "[x0, x1]"], "no column left beside the context"),
-        (lambda p: "two_moons", ["--context", "[x7]"], "has no column 'x7'"),
+        (lambda p: "two_moons", ["--context", "x7"], "has no column 'x7'"),
         (saved(np.c_[ROWS, np.full(60, 0.1)]), [], "one value alone, to the precision of float32, .* of x4"),
         (saved(ROWS + np.array([0, 0, 0, 1e12])), [], "of x3: it has no density"),
         (saved(np.where(ROWS > 2, np.nan, ROWS)), [], "NaN, infinite or too large values"),

@@ -57,7 +57,7 @@ def test_solvers_draw_the_same_rows(solver, moons_run, tmp_path, ends):
 def test_a_conditional_model_takes_its_context(houses_run, tmp_path, ends):
     means = []
     for year in (1960, 2010):
-        words = ["--model", houses_run, "--out", tmp_path / str(year), "--context", f"[{year}]", "--count", 300]
+        words = ["--model", houses_run, "--out", tmp_path / str(year), "--context", year, "--count", 300]
         assert ends(sampling.main, *words)[0] == 0
         header, values = rows(tmp_path / str(year) / "samples.csv")
         assert header == ["price", "area", "year", "log_density"]
