@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := core data vision audio molecules
+PACKAGES := core data vision tabular audio molecules
 CODE := $(PACKAGES) tests benchmarks results
 
 INSTALLED := $(VENV)/.installed

@@ -69,9 +69,9 @@ class Experiment(LightningCLI):
 
     Args:
         model_class: What trains; its ``flow`` argument's type restricts which models a config may name.
-        datamodule_class: Where the batches come from.
+        datamodule_class: Where the batches come from: it takes a ``store``, the path of one.
         words: The command line.
-        prog: What the user typed to get here.
+        domain: The domain's name on the command line.
         callbacks: What the domain adds to training, such as pictures of samples.
     """
 
@@ -80,9 +80,10 @@ class Experiment(LightningCLI):
         model_class: type[FlowTraining],
         datamodule_class: type[LightningDataModule],
         words: Sequence[str],
-        prog: str,
+        domain: str,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        self.domain = domain
         self.domain_callbacks = list(callbacks)
         super().__init__(
             model_class,
@@ -94,7 +95,7 @@ class Experiment(LightningCLI):
                 "num_sanity_val_steps": 1,
                 "enable_model_summary": False,
             },
-            parser_kwargs={"prog": prog, "description": "Train a flow by maximum likelihood."},
+            parser_kwargs={"prog": f"arflows {domain} train", "description": "Train a flow by maximum likelihood."},
             parser_class=_Parser,
             args=list(words),
             run=False,
@@ -139,12 +140,19 @@ class Experiment(LightningCLI):
         return self.out / "model"
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to overwrite a run, or to resume what is none.
+        """Refuses to overwrite a run, or to resume what is none; says how to make a store that is missing.
 
-        Only the main process looks: it may already have written when others of a distributed run come to look.
+        Only the main process looks at the run: it may already have written when others of a distributed run come to
+        look.
         """
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._resume_or_refuse()
+        store = self.config.data.store
+        if not store.exists():
+            raise UserError(
+                f"there is no store {store}: make it by `arflows {self.domain} prepare --source … --out {store}`, or "
+                "give another --data.store."
+            )
 
     def after_instantiate_classes(self) -> None:
         """Lets the domain check that model and data fit."""

@@ -5,14 +5,15 @@
 
 Arguments have zuko's names. All flows take ``features`` (size of an example), ``context`` (size of what the density is
 conditioned on, 0 for nothing) and ``hidden_features`` (widths of the networks' hidden layers), and start as the
-standard normal density.
+standard normal density. ``flow.initialize(x)`` before training makes it the normal density with the means and standard
+deviations of the data, whose units may then be any; ``log_prob`` is always that of the data as given.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import (
@@ -27,6 +28,7 @@ from arflows.core.bijections import (
     Inverse,
     Permutation,
     RationalQuadraticSpline,
+    Standardize,
 )
 from arflows.core.conditioners import MADE as MADENetwork
 from arflows.core.conditioners import MLP
@@ -40,6 +42,8 @@ from arflows.core.pretrained import Pretrained
 class VectorFlow(Flow, Pretrained):
     """A flow over vectors with a standard normal base, optionally conditional.
 
+    It begins by standardising examples and context, as `initialize` has set it; without that call, by nothing.
+
     Args:
         bijection: from data to latents, both (batch, features).
         features: size of an example.
@@ -47,7 +51,11 @@ class VectorFlow(Flow, Pretrained):
     """
 
     def __init__(self, bijection: Bijection, features: int, context: int = 0) -> None:
-        super().__init__(StandardNormal((features,)), bijection)
+        super().__init__(
+            StandardNormal((features,)),
+            Chain(Standardize(features), bijection),
+            context_encoder=_StandardizedContext(context) if context else None,
+        )
         self.context_features = context
 
     def log_prob(
@@ -120,6 +128,17 @@ class VectorFlow(Flow, Pretrained):
         if not (torch.compiler.is_compiling() or values.is_cuda) and not values.isfinite().all():
             rows = (~values.isfinite().all(1)).nonzero().flatten()
             raise UserError(f"{name} holds NaN or infinite values in {len(rows)} of its rows, the first {int(rows[0])}")
+
+
+class _StandardizedContext(nn.Module):
+    """What a flow is conditioned on, as its networks see it."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.standardize = Standardize(features)
+
+    def forward(self, context: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+        return self.standardize(context)[0]
 
 
 class MAF(VectorFlow):
@@ -219,8 +238,8 @@ class IAF(VectorFlow):
 class NSF(VectorFlow):
     """Autoregressive neural spline flow, NSF (AR): MAF with rational-quadratic splines for affine maps.
 
-    Durkan, Bekasov, Murray & Papamakarios, 2019 (arXiv:1906.04032). Data should be standardised: outside ±``bound`` the
-    splines are the identity.
+    Durkan, Bekasov, Murray & Papamakarios, 2019 (arXiv:1906.04032). Call `initialize` with data before training:
+    outside ±``bound`` standard deviations the splines are the identity.
 
     Args:
         features: size of an example.
@@ -295,8 +314,8 @@ class RealNVP(VectorFlow):
 class NSFC(VectorFlow):
     """Neural spline flow with couplings, NSF (C): samples as fast as it scores.
 
-    Durkan, Bekasov, Murray & Papamakarios, 2019 (arXiv:1906.04032). Data should be standardised: outside ±``bound`` the
-    splines are the identity.
+    Durkan, Bekasov, Murray & Papamakarios, 2019 (arXiv:1906.04032). Call `initialize` with data before training:
+    outside ±``bound`` standard deviations the splines are the identity.
 
     Args:
         features: size of an example, at least 2.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -249,6 +249,16 @@ class GaussSeidelJacobi(_FixedPoint):
         if residual > self.tolerance:
             return self._not_converged(bijection, z, context, report)
         return torch.cat(blocks, 1), sum_event(torch.cat(log_derivatives, 1)), report
+
+
+SolverName: TypeAlias = Literal["sequential", "jacobi", "gauss-seidel-jacobi"]
+"""What an option of a command takes."""
+
+SOLVERS: dict[SolverName, type[Solver]] = {
+    "sequential": Sequential,
+    "jacobi": Jacobi,
+    "gauss-seidel-jacobi": GaussSeidelJacobi,
+}
 
 
 _in_force: ContextVar[tuple[Solver, list[Report]] | None] = ContextVar("solver", default=None)

@@ -6,9 +6,10 @@ arXiv:1902.00275): a **lower bound** on the log-probability, hence an upper boun
 see `Figure`.
 """
 
+import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.errors import UserError
+from arflows.core.files import replacing
 from arflows.core.flow import Flow
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -228,3 +230,26 @@ class Reference:
             The statistic in the scores' unit, shape (...); 0 is perfectly typical.
         """
         return np.abs(scores.mean(-1) - self.mean)
+
+
+def write_scores(
+    out: Path, columns: Mapping[str, Sequence[str]], scores: Float[np.ndarray, " count"], reference: Reference | None
+) -> None:
+    """Writes a CSV file of scored examples, with the columns percentile and typicality added.
+
+    Args:
+        out: The file; replaced if it exists.
+        columns: What is written of each example, such as its name and its score.
+        scores: The scores, as `Reference` has them.
+        reference: How the model scores its training data; without it the two columns stay empty.
+    """
+    compared = {
+        "percentile": [f"{value:.2f}" for value in reference.percentile(scores)] if reference else [""] * len(scores),
+        "typicality": (
+            [f"{value:.6f}" for value in reference.typicality(scores[:, None])] if reference else [""] * len(scores)
+        ),
+    }
+    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, *compared])
+        writer.writerows(zip(*columns.values(), *compared.values(), strict=True))

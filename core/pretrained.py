@@ -4,7 +4,7 @@ import inspect
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
@@ -14,6 +14,7 @@ from torch import nn
 
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
+from arflows.core.machine import pick_device
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -108,6 +109,29 @@ class Pretrained(nn.Module):
         if name not in known:
             raise UserError(f"{folder} holds a model of class {name!r}, not {' or '.join(sorted(known))}")
         return known[name]
+
+
+Model = TypeVar("Model", bound=Pretrained)
+
+
+def load_model(kind: type[Model], model: str, device: str = "auto") -> Model:
+    """Loads a trained model, ready to use.
+
+    Args:
+        kind: Its class, or one that it is a subclass of.
+        model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
+        device: Where to compute, as `pick_device` takes it.
+
+    Raises:
+        UserError: If there is no such model or device, or the model's files are damaged.
+    """
+    return kind.from_pretrained(model_folder(model)).to(pick_device(device)).eval()
+
+
+def model_folder(model: str) -> str:
+    """The folder of a model: as given, or ``model`` inside the folder of a training run."""
+    inside = Path(model) / "model"
+    return str(inside) if (inside / CONFIG_FILE).is_file() else model
 
 
 def _local_folder(source: str | Path, revision: str | None) -> Path:

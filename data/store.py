@@ -135,6 +135,16 @@ class Store:
             self._maps[split, name] = mapped.view(np.ndarray)
         return self._maps[split, name]
 
+    def facts(self) -> dict[str, Any]:
+        """Which data a result was obtained on: the store, its counts, and the fingerprint of its settings."""
+        return {
+            "store": str(self.path),
+            "source": Path(str(self.provenance.get("source"))).name,  # where it lay on one machine is nobody's business
+            "available": self.provenance.get("available"),
+            "fingerprint": self.fingerprint,
+            "counts": self.splits,
+        }
+
     def verify(self) -> None:
         """Read every byte and compare it with its checksum.
 

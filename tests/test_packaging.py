@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["core", "data", "audio", "vision", "molecules"]
+PACKAGES = ["core", "data", "audio", "vision", "molecules", "tabular"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

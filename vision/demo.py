@@ -11,11 +11,11 @@ from torch import Tensor
 
 from arflows.core.cli import resolve_configs
 from arflows.core.likelihood import bits_per_dim, log_probs
+from arflows.core.pretrained import load_model
 from arflows.core.report import Chapter, Figure, Paragraph, Protocol, Table
 from arflows.data.store import Store
 from arflows.vision.datamodule import ImageDataset
 from arflows.vision.evaluate import evaluate
-from arflows.vision.inputs import load_model
 from arflows.vision.model import ImageFlow
 from arflows.vision.prepare import prepare
 from arflows.vision.render import grid, score_histogram, training_curve
@@ -46,14 +46,14 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         words = ["--config", f"demo_{name}", "--data.store", str(out / f"{name}.h5"), "--out", str(run)]
         ImageExperiment(resolve_configs([*words, "--seed", str(seed)], "arflows.vision")).fit()
         results[name] = evaluate(str(run), out / f"{name}.h5", out / f"{name}.json", seed=seed)
-        blocks += _pictures(load_model(str(run), "cpu"), out / f"{name}.h5", run, name, seed)
+        blocks += _pictures(load_model(ImageFlow, str(run), "cpu"), out / f"{name}.h5", run, name, seed)
 
     blocks += [
         Paragraph(
             "A trained flow also says how well an image fits its training data. The model of patches sees the test "
             "patches, which come from regions of the photographs it never saw, and three sets that are unlike them."
         ),
-        _histogram(load_model(str(out / "patches"), "cpu"), out, seed),
+        _histogram(load_model(ImageFlow, str(out / "patches"), "cpu"), out, seed),
         _figures(results),
         Protocol(
             {

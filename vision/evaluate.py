@@ -1,24 +1,22 @@
 """Measure a trained flow on a test split: ``arflows vision evaluate``."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.errors import UserError
-from arflows.core.files import replacing
+from arflows.core.evaluation import per_second, protocol, write_result
 from arflows.core.likelihood import Figure, dequantization, log_probs
-from arflows.core.machine import hardware, software
+from arflows.core.pretrained import load_model
 from arflows.data.store import Store
-from arflows.vision.inputs import ImageInput, load_model, model_folder
-from arflows.vision.metrics import data_facts, frechet_distance, images_per_second, inception
+from arflows.vision.inputs import ImageInput
+from arflows.vision.metrics import frechet_distance, inception
 from arflows.vision.model import ImageFlow
 
 ROUND_TRIP_IMAGES = 256
@@ -71,8 +69,8 @@ def evaluate(
         "batch_size": batch_size,
     }
     start = time.perf_counter()
-    flow = load_model(model, device)
-    facts = data_facts(Store(store, expect_domain="vision"))
+    flow = load_model(ImageFlow, model, device)
+    facts = Store(store, expect_domain="vision").facts()
     given = ImageInput(store, flow, split=split)
     place = flow.device
     network = inception() if fid else None  # or says what is missing, before hours of work
@@ -92,18 +90,18 @@ def evaluate(
             "images": min(given.count, ROUND_TRIP_IMAGES),
         },
         "samples_per_second": {
-            "value": images_per_second(lambda: flow.sample(batch_size), batch_size, place),
+            "value": per_second(lambda: flow.sample(batch_size), batch_size, place),
             "batch_size": batch_size,
         },
-        "model": {"class": type(flow).__name__, "parameters": sum(p.numel() for p in flow.parameters())},
-        "options": options,
-        "training": _training(Path(model_folder(model))),
-        "data": facts,
-        "software": software(),
-        "hardware": hardware(place),
+        **protocol(flow, model, options, facts),
+    }
+    rows = {
+        "bits/dim": str(figure),
+        "round trip": f"{result['round_trip_error']['value']:.1e}, {result['round_trip_error']['unit']}",
+        "samples": f"{result['samples_per_second']['value']:.1f} a second, {batch_size} at a time",
     }
     if network is not None:
-        result["fid"] = {
+        fid_facts = result["fid"] = {
             "value": frechet_distance(
                 network,
                 (batch["x"] for batch in given.batches(batch_size, progress=f"features of {split}")),
@@ -116,10 +114,9 @@ def evaluate(
             "split": split,
             "network": "Inception-v3 of torch-fidelity, 2048 features, images resized as in TensorFlow 1",
         }
+        rows["FID"] = "{value:.2f}, {samples:,} samples, {images:,} images of {split}".format(**fid_facts)
     result["seconds"] = round(time.perf_counter() - start, 1)
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _print_table(out, figure, result)
+    write_result(out, result, rows)
     return result
 
 
@@ -132,33 +129,6 @@ def _samples(
             images = flow.sample(min(batch_size, count - start), generator=generator)
             yield images
             bar.update(len(images))
-
-
-def _training(folder: Path) -> dict[str, Any] | None:
-    """How the model came about, and every option of its run; None of a model that was not trained by `train`."""
-    facts, run = folder / "training.json", folder.parent / "config.yaml"
-    if not facts.is_file():
-        return None
-    kept = ("val", "epochs", "steps", "skipped_steps", "seconds", "seed", "software", "hardware")
-    training = json.loads(facts.read_text(encoding="utf-8"))
-    config = yaml.safe_load(run.read_text(encoding="utf-8")) if run.is_file() else None
-    return {**{name: training[name] for name in kept}, "config": config}
-
-
-def _print_table(out: Path, figure: Figure, result: dict[str, Any]) -> None:
-    fid = result.get("fid")
-    rows = {
-        "bits/dim": str(figure),
-        "round trip": f"{result['round_trip_error']['value']:.1e}, {result['round_trip_error']['unit']}",
-        **({"FID": "{value:.2f}, {samples:,} samples, {images:,} images of {split}".format(**fid)} if fid else {}),
-        "samples": f"{result['samples_per_second']['value']:.1f} a second, {result['options']['batch_size']} at a time",
-        "model": f"{result['model']['class']}, {result['model']['parameters']:,} parameters",
-        "data": f"{result['options']['split']} of {result['data']['store']}, from {result['data']['source']}",
-        "machine": "{device} ({processor}, {threads} threads)".format(**result["hardware"]),
-        "written": f"{out}, after {result['seconds']:.0f} s",
-    }
-    for name, value in rows.items():
-        print(f"{name:<11}{value}")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the verbs are given: a trained model, and images to look at."""
+"""What the verbs are given to look at: images for a trained model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from arflows.core.errors import UserError
 from arflows.core.likelihood import Batch
-from arflows.core.machine import pick_device
 from arflows.data.image_files import read_folder, read_npz
 from arflows.data.image_sources import ArrayExamples, FileExamples, Tally, uniform_batches
 from arflows.data.images import SkippedImage, open_image
@@ -23,25 +22,6 @@ from arflows.vision.model import ImageFlow
 from arflows.vision.representation import ImageSpec
 
 LARGEST_BATCH = 256
-
-
-def model_folder(model: str) -> str:
-    """The folder of a model: as given, or ``model`` inside the folder of a training run."""
-    inside = Path(model) / "model"
-    return str(inside) if (inside / "config.json").is_file() else model
-
-
-def load_model(model: str, device: str = "auto") -> ImageFlow:
-    """Loads a trained model, ready to use.
-
-    Args:
-        model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
-        device: Where to compute, as `pick_device` takes it.
-
-    Raises:
-        UserError: If there is no such model or device, or the model's files are damaged.
-    """
-    return ImageFlow.from_pretrained(model_folder(model)).to(pick_device(device)).eval()
 
 
 class ImageInput:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from arflows.core.errors import UserError
-from arflows.data.fingerprint import fingerprint
+from arflows.data.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ImageSpec:
+class ImageSpec(Spec):
     """The settings that data and model must share.
 
     Attributes:
@@ -39,34 +37,6 @@ class ImageSpec:
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image: channels, height, width."""
         return self.channels, self.height, self.width
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the settings in a form for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Read what `as_dict` gave.
-
-        Raises:
-            UserError: A setting is missing, or unknown to this version.
-        """
-        try:
-            return cls(**settings)
-        except TypeError as error:
-            known = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise UserError(
-                f"image settings must be {known}, not {', '.join(settings)}: update arflows, or prepare the data again."
-            ) from error
-
-    def fingerprint(self) -> str:
-        """Return a short hash that equal settings share."""
-        return fingerprint(self.as_dict())
-
-    def differences(self, other: ImageSpec) -> list[str]:
-        """Name each setting that differs, with both values: ``["height 32 ≠ 64", …]``; empty if none does."""
-        mine, theirs = self.as_dict(), other.as_dict()
-        return [f"{name} {mine[name]} ≠ {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
     def check(self, images: Tensor) -> None:
         """Make sure that a tensor holds images of this kind: uint8 (batch, channels, height, width).

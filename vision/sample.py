@@ -1,9 +1,5 @@
 """Draw images with a trained flow, or interpolate and reconstruct given ones: ``arflows vision sample``."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.errors import UserError
+from arflows.core.files import new_folder
 from arflows.core.likelihood import bits_per_dim, fixed_noise
-from arflows.vision.inputs import ImageInput, load_model, read_image
+from arflows.core.pretrained import load_model
+from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow
 from arflows.vision.render import grid, save_png
 
@@ -64,8 +62,8 @@ def sample(
         raise UserError("an interpolation has two ends: give both --interpolate_from and --interpolate_to.")
     if interpolate_from is not None and reconstruct is not None:
         raise UserError("give either --interpolate_from and --interpolate_to, or --reconstruct, not both.")
-    with _new_folder(out) as folder:
-        flow = load_model(model, device)
+    with new_folder(out) as folder:
+        flow = load_model(ImageFlow, model, device)
         if interpolate_from is not None and interpolate_to is not None:
             first, last = read_image(interpolate_from, flow.spec), read_image(interpolate_to, flow.spec)
             images = interpolate(flow, first, last, count, label, batch_size)
@@ -205,20 +203,6 @@ def _save_images(folder: Path, images: UInt8[Tensor, "count channels height widt
     for index, image in enumerate(tqdm(images, "writing", disable=None, leave=False)):
         save_png(image, folder / "images" / f"{index:04d}.png")
     np.savez_compressed(folder / "samples.npz", **{"images": images.cpu().numpy(), **arrays})
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder under a temporary name, which becomes ``out`` if all goes well and vanishes if not."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already: choose another --out, or remove it.")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,14 +1,14 @@
 """Rank images by how a trained flow sees them: ``arflows vision score``."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from arflows.core.errors import UserError
-from arflows.core.files import replacing
-from arflows.core.likelihood import Figure, Reference, bits_per_dim, dequantization, log_probs
-from arflows.vision.inputs import ImageInput, load_model, model_folder
+from arflows.core.likelihood import Figure, Reference, bits_per_dim, dequantization, log_probs, write_scores
+from arflows.core.pretrained import load_model, model_folder
+from arflows.vision.inputs import ImageInput
+from arflows.vision.model import ImageFlow
 
 LISTED = 5
 
@@ -47,39 +47,20 @@ def score(
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
-    flow = load_model(model, device)
+    flow = load_model(ImageFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     given = ImageInput(images, flow, split=split, label=label, convert=convert)
     log_prob = log_probs(flow, given.batches(batch_size, progress="scoring"), draws=draws, seed=seed)
     if not given.names:
         raise UserError(f"{images} holds no image that can be scored: {given.reasons()}.")
     bits = bits_per_dim(log_prob, flow.dims).numpy()
-    write_scores(out, given.names, bits, reference)
+    columns = {"image": given.names, "bits_per_dim": [f"{value:.6f}" for value in bits]}
+    write_scores(out, columns, bits, reference)
     _summarize(
         out, given.names, bits, reference, Figure.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
     )
     if given.skipped:
         print(f"skipped: {given.reasons()}")
-
-
-def write_scores(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None) -> None:
-    """Writes the CSV file; without a reference the columns that need it stay empty.
-
-    Args:
-        out: The file.
-        names: What each image is called.
-        bits: Bits/dim of each image.
-        reference: How the model scores its training data.
-    """
-    columns: dict[str, list[str]] = {"image": names, "bits_per_dim": [f"{value:.6f}" for value in bits]}
-    columns["percentile"] = [f"{value:.2f}" for value in reference.percentile(bits)] if reference else [""] * len(bits)
-    columns["typicality"] = (
-        [f"{value:.6f}" for value in reference.typicality(bits[:, None])] if reference else [""] * len(bits)
-    )
-    with replacing(out) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None, figure: Figure) -> None:

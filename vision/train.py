@@ -17,7 +17,6 @@ from arflows.core.experiment import Experiment, train
 from arflows.core.inversion import InversionError
 from arflows.core.training import FlowTraining
 from arflows.vision.datamodule import ImageDataModule
-from arflows.vision.metrics import data_facts
 from arflows.vision.model import ImageFlow
 from arflows.vision.render import grid, save_png
 
@@ -70,17 +69,7 @@ class ImageExperiment(Experiment):
     datamodule: ImageDataModule
 
     def __init__(self, words: Sequence[str]) -> None:
-        super().__init__(ImageFlowTraining, ImageDataModule, words, "arflows vision train", [SampleGrid()])
-
-    def before_instantiate_classes(self) -> None:
-        """Says how to make a store that is missing."""
-        super().before_instantiate_classes()
-        store = self.config.data.store
-        if not store.exists():
-            raise UserError(
-                f"there is no store {store}: make it by `arflows vision prepare --source <set, folder or .npz file> "
-                f"--out {store}`, or give another --data.store."
-            )
+        super().__init__(ImageFlowTraining, ImageDataModule, words, "vision", [SampleGrid()])
 
     def check(self) -> None:
         """Makes sure that the flow is one of such images, and of their classes.
@@ -105,7 +94,7 @@ class ImageExperiment(Experiment):
 
     def data_facts(self) -> dict[str, Any]:
         """Which store the model was trained on, and how much of it."""
-        return {**data_facts(self.datamodule.store), "limit": self.datamodule.limit}
+        return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
 from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, MixtureCDF
 from arflows.core.bijections.multiscale import Multiscale
-from arflows.core.bijections.normalization import ActNorm, BatchNorm, initialize
+from arflows.core.bijections.normalization import ActNorm, BatchNorm, Standardize, initialize
 from arflows.core.bijections.piecewise import PiecewiseLinearCDF
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
@@ -41,6 +41,7 @@ __all__ = [
     "Pointwise",
     "RationalQuadraticSpline",
     "Squeeze",
+    "Standardize",
     "TanhAffine",
     "initialize",
 ]

@@ -52,6 +52,44 @@ class ActNorm(Bijection):
         return (z - along_channels(self.shift, z)) * scale, no_volume(z) - sites(z) * self.log_scale.sum()
 
 
+class Standardize(Bijection):
+    """Brings each channel to zero mean and unit variance: z = (x − mean) / scale, fixed, with nothing to learn.
+
+    It is the identity until `initialize` sets mean and scale from a sample of the data. A flow that begins with it has
+    densities in the units of the data, log|det| being −Σ log scale.
+
+    Args:
+        channels: size of the first event dimension.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    @torch.no_grad()
+    def initialize_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
+        """Sets mean and scale to those of ``x``; a channel without spread keeps its scale."""
+        mean, variance = channel_statistics(x.double())  # data whose mean is far larger than its spread are common
+        over = [0, *range(2, x.ndim)]
+        spread = x.amax(over) > x.amin(over)  # the variance of equal numbers need not be zero in floating point
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(spread, variance.sqrt(), 1.0))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        z = (x - along_channels(self.mean, x)) / along_channels(self.scale, x)
+        return z, no_volume(x) - sites(x) * self.scale.log().sum()
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        x = torch.addcmul(along_channels(self.mean, z), z, along_channels(self.scale, z))
+        return x, no_volume(z) + sites(z) * self.scale.log().sum()
+
+
 class BatchNorm(Bijection):
     """Batch normalisation as a bijection: z = (x − μ) / sqrt(σ² + ε).
 

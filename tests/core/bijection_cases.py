@@ -34,6 +34,7 @@ from arflows.core.bijections import (
     Pointwise,
     RationalQuadraticSpline,
     Squeeze,
+    Standardize,
     TanhAffine,
 )
 from arflows.core.conditioners import MADE, MLP, GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
@@ -67,7 +68,7 @@ class Case:
             for name, buffer in bijection.named_buffers():
                 if name.endswith("mean"):
                     buffer.add_(scale * torch.randn_like(buffer))
-                elif name.endswith(("var", "variance")):
+                elif name.endswith(("var", "variance", "scale")):
                     buffer.mul_(torch.exp(scale * torch.randn_like(buffer)))
         return bijection
 
@@ -168,6 +169,8 @@ CASES: dict[str, Case] = {
     "normalized_conv": Case(lambda: NormalizedConv1x1(4), (4, 3, 2)),
     "actnorm_image": Case(lambda: ActNorm(3), (3, 4, 2), identity=True),
     "actnorm_vector": Case(lambda: ActNorm(5), (5,), identity=True),
+    "standardize_image": Case(lambda: Standardize(3), (3, 4, 2), identity=True),
+    "standardize_vector": Case(lambda: Standardize(5), (5,), identity=True),
     "batch_norm_image": Case(lambda: BatchNorm(3), (3, 4, 2)),
     "batch_norm_vector": Case(lambda: BatchNorm(5), (5,)),
     "coupling_vector": Case(lambda: vector_coupling(5, Affine), (5,), identity=True),

@@ -11,6 +11,7 @@ from arflows.core.bijections import (
     InvertibleConv1x1,
     NormalizedConv1x1,
     Permutation,
+    Standardize,
     initialize,
 )
 
@@ -53,6 +54,17 @@ def test_initialisation_survives_constant_channels():
 
 def test_initialisation_without_such_layers_runs_nothing():
     initialize(Permutation(torch.arange(3)), lambda: pytest.fail("nothing to initialise, so nothing to run"))
+
+
+def test_standardising_takes_mean_and_spread_of_the_data():
+    layer, x = Standardize(3), torch.tensor([[1.0, 0.1, -5e6], [3.0, 0.1, -5e6 + 1]]).repeat(50_000, 1)
+    initialize(layer, lambda: layer(x))
+    torch.testing.assert_close(layer.mean, torch.tensor([2.0, 0.1, -5e6 + 0.5]))
+    torch.testing.assert_close(layer.scale, torch.tensor([1.0, 1.0, 0.5]))  # a constant column keeps its scale
+    z, log_det = layer(x)
+    torch.testing.assert_close(z[0, 0], torch.tensor(-1.0))
+    torch.testing.assert_close(log_det, torch.full((len(x),), 2.0).log())
+    assert not list(layer.parameters())
 
 
 def test_training_sees_what_evaluation_sees():

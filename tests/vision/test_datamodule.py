@@ -5,7 +5,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from arflows.core.errors import UserError
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.data.store_writer import write_store
@@ -260,18 +259,18 @@ class TestBadInput:
     def test_settings_of_another_version(self, tmp_path):
         spec = SPEC.as_dict() | {"colour_space": "lab"}
         write_store(tmp_path / "s.h5", domain="vision", spec=spec, splits={"train": {"images": images(3)}})
-        with pytest.raises(UserError, match="colour_space"):
+        with pytest.raises(DataError, match="colour_space"):
             ImageDataModule(tmp_path / "s.h5")
 
     def test_fewer_images_than_a_batch(self, path):
-        with pytest.raises(UserError, match="300 training images, fewer than one batch of 301: lower batch_size"):
+        with pytest.raises(DataError, match="300 training examples, fewer than one batch of 301: lower batch_size"):
             ImageDataModule(path, batch_size=301).train_dataloader()
 
     @pytest.mark.parametrize("option", ["batch_size", "eval_batch_size", "limit"])
     def test_settings(self, path, option):
-        with pytest.raises(UserError, match=f"{option} is 0"):
+        with pytest.raises(DataError, match=f"{option} is 0"):
             ImageDataModule(path, **{option: 0})
 
     def test_workers(self, path):
-        with pytest.raises(UserError, match="workers is -1"):
+        with pytest.raises(DataError, match="workers is -1"):
             ImageDataModule(path, workers=-1)

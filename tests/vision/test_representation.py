@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from arflows.core.errors import UserError
+from arflows.data.errors import DataError
 from arflows.vision.representation import ImageSpec
 
 SPEC = ImageSpec(32, 32, 3)
@@ -23,7 +24,7 @@ def test_fingerprint_and_differences():
 
 @pytest.mark.parametrize("settings", [{"height": 8, "width": 8}, SPEC.as_dict() | {"colour_space": "lab"}])
 def test_settings_of_another_version(settings):
-    with pytest.raises(UserError, match="image settings must be height, width, channels, bits"):
+    with pytest.raises(DataError, match="settings must be height, width, channels, bits"):
         ImageSpec.from_dict(settings)
 
 

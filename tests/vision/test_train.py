@@ -259,7 +259,7 @@ def test_torchrun_trains_and_agrees_to_stop(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--data.store", "missing.h5"], "arflows vision prepare --source <set, folder or .npz file> --out missing.h5"),
+        (["--data.store", "missing.h5"], "arflows vision prepare --source … --out missing.h5"),
         (["--model.flow.init_args.image_size", "16"], "model ≠ store: height 16 ≠ 8, width 16 ≠ 8"),
         (["--model.flow.init_args.channels", "3"], "model ≠ store: channels 3 ≠ 1"),
         (["--model.flow.init_args.classes", "3"], "set model.flow.init_args.classes to 10"),

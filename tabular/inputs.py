@@ -1,0 +1,139 @@
+"""What the verbs are given to look at: rows for a trained model."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from arflows.core.errors import UserError
+from arflows.core.flows import VectorFlow
+from arflows.core.likelihood import Batch
+from arflows.core.pretrained import model_folder
+from arflows.data.store import Store
+from arflows.data.tables import WHOLE, Table, default_names, read_table
+from arflows.tabular.representation import TableSpec
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a model are called: those of its training data, else x0, x1 and so on.
+
+    Attributes:
+        features: Names of the data's columns.
+        context: Names of the columns conditioned on.
+    """
+
+    features: tuple[str, ...]
+    context: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: str, flow: VectorFlow) -> Self:
+        """Reads them from the ``training.json`` that `train` leaves with a model, if there is one."""
+        facts = Path(model_folder(model)) / "training.json"
+        known = json.loads(facts.read_text(encoding="utf-8"))["data"].get("columns", {}) if facts.is_file() else {}
+        names = default_names(flow.dims + flow.context_features)
+        return cls(
+            tuple(known.get("x", names[: flow.dims])),
+            tuple(known.get("context", names[flow.dims :])) if flow.context_features else (),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, those conditioned on last."""
+        return [*self.features, *self.context]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows for a model, with what they are conditioned on."""
+
+    x: Float[Tensor, "rows features"]
+    context: Float[Tensor, "rows context"] | None
+
+    @classmethod
+    def read(cls, source: Path, split: str, flow: VectorFlow, columns: Columns) -> Self:
+        """Reads the rows of a split of a store, or of a table.
+
+        The columns of a table are found by their names where it has some, else by their order. A table that is not
+        divided into splits is taken whole.
+
+        Args:
+            source: The file.
+            split: Which part of a store, or of a table in splits.
+            flow: The model that the rows must fit.
+            columns: What its columns are called.
+
+        Raises:
+            UserError: If they do not fit.
+            DataError: If the file is damaged, or no table of numbers.
+        """
+        if source.is_file() and h5py.is_hdf5(source) and _is_store(source):
+            store = Store(source, expect_domain="tabular")
+            spec = TableSpec.from_dict(store.spec)
+            given = TableSpec(spec.features, spec.context if flow.context_features else 0)
+            if differences := TableSpec(flow.dims, flow.context_features).differences(given):
+                raise UserError(f"{source} does not fit the model, model ≠ store: {', '.join(differences)}.")
+            store.fields(split)  # or says which splits there are
+            x = torch.from_numpy(np.array(store.array(split, "x")))
+            conditioned = flow.context_features > 0
+            return cls(x, torch.from_numpy(np.array(store.array(split, "context"))) if conditioned else None)
+        table = read_table(source)
+        split = WHOLE if WHOLE in table.splits else split
+        if split not in table.splits:
+            raise UserError(f"{source} has no split {split!r}: it has {', '.join(table.splits)}.")
+        values = torch.from_numpy(table.splits[split][:, _places(table, columns.names)])
+        x, context = values.split([flow.dims, flow.context_features], 1)
+        return cls(x, context if flow.context_features else None)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def first(self, count: int) -> Self:
+        """The first of the rows."""
+        return type(self)(self.x[:count], None if self.context is None else self.context[:count])
+
+    def batches(self, size: int, progress: str | None = None) -> Iterator[Batch]:
+        """Gives the rows in order.
+
+        Args:
+            size: Rows in a batch.
+            progress: What the progress bar says; None for no bar.
+        """
+        with tqdm(total=len(self), desc=progress, unit=" rows", disable=None if progress else True) as bar:
+            for start in range(0, len(self), size):
+                batch = {"x": self.x[start : start + size]}
+                yield batch if self.context is None else {**batch, "context": self.context[start : start + size]}
+                bar.update(len(batch["x"]))
+
+
+def _is_store(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return "format" in file.attrs
+    except OSError:
+        return True  # damaged; `Store` says so
+
+
+def _places(table: Table, names: Sequence[str]) -> list[int]:
+    """Where a model's columns are in a table."""
+    numbered = default_names(len(table.columns))
+    if table.named and set(names) <= set(table.columns):
+        return table.find(names)
+    if set(names) == set(numbered):  # the model knows its columns by their places alone
+        return [numbered.index(name) for name in names]
+    if table.named:
+        return table.find(names)  # says which is missing
+    if len(names) == len(numbered):
+        return list(range(len(names)))
+    raise UserError(
+        f"{table.name} has {len(numbered)} columns, the model takes {len(names)} ({', '.join(names)}): give these "
+        "alone, in this order, or a .csv file that names its columns."
+    )

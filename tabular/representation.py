@@ -1,0 +1,20 @@
+"""What an example is to a model: a vector of numbers, and perhaps another that it is conditioned on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arflows.data.spec import Spec
+
+
+@dataclass(frozen=True)
+class TableSpec(Spec):
+    """The settings that data and model must share.
+
+    Attributes:
+        features: Numbers in an example.
+        context: Numbers that its density is conditioned on; 0 for nothing.
+    """
+
+    features: int
+    context: int = 0

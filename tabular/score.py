@@ -1,0 +1,67 @@
+"""Give each row its log-density under a trained flow: ``arflows tabular score``."""
+
+from pathlib import Path
+
+import numpy as np
+
+from arflows.core.errors import UserError
+from arflows.core.flows import VectorFlow
+from arflows.core.likelihood import Reference, log_probs, write_scores
+from arflows.core.pretrained import load_model, model_folder
+from arflows.tabular.inputs import Columns, Rows
+
+LISTED = 5
+
+
+def score(
+    model: str,
+    rows: Path,
+    out: Path,
+    split: str = "test",
+    batch_size: int = 4096,
+    device: str = "auto",
+) -> None:
+    """Score rows by a trained flow and write a CSV file, one line a row.
+
+    Columns: row (counted from 0), log_density (nats, in the data's own units), percentile (the share in percent of
+    training rows that are likelier; near 100: unlike the training data) and typicality (distance of log_density from
+    its mean over training rows, Nalisnick et al. 2019).
+
+    Args:
+        model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
+        rows: A store, or a .csv, .npy, .npz or HDF5 file. Columns are found by the names they had in training where
+            the file has names, else by their order, those conditioned on last.
+        out: The CSV file to write; replaced if it exists.
+        split: Which part of a store, or of an .npz or HDF5 file.
+        batch_size: Rows computed at a time.
+        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
+    flow = load_model(VectorFlow, model, device)
+    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    given = Rows.read(rows, split, flow, Columns.of(model, flow))
+    log_density = log_probs(flow, given.batches(batch_size, progress="scoring")).numpy()
+    columns = {
+        "row": [str(index) for index in range(len(given))],
+        "log_density": [f"{value:.6f}" for value in log_density],
+    }
+    write_scores(out, columns, -log_density, reference)
+    print(f"{out}: {len(given):,} rows, {log_density.mean():.4f} nats on average")
+    if reference is None:
+        print("the model has no training.json: percentile and typicality are left empty")
+    else:
+        print(f"training rows: {-reference.mean:.4f} nats on average")
+    order = np.argsort(log_density, kind="stable")[:LISTED]
+    print("least likely: " + ", ".join(f"row {i} ({log_density[i]:.3f})" for i in order))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    from arflows.core.cli import run
+
+    run(score, args, prog="arflows tabular score")
+
+
+if __name__ == "__main__":
+    main()
