@@ -3,7 +3,7 @@
 from arflows.core.bijections.autoregressive import Autoregressive
 from arflows.core.bijections.base import Bijection, Chain, Inverse
 from arflows.core.bijections.coupling import Coupling
-from arflows.core.bijections.elementwise import Affine, Elementwise, Pointwise, TanhAffine
+from arflows.core.bijections.elementwise import Affine, Elementwise, LocationScale, Pointwise, TanhAffine
 from arflows.core.bijections.linear import InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, Mask
@@ -24,6 +24,7 @@ __all__ = [
     "Elementwise",
     "Inverse",
     "InvertibleConv1x1",
+    "LocationScale",
     "Logit",
     "Mask",
     "Multiscale",

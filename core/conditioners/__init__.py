@@ -2,6 +2,17 @@
 
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
 from arflows.core.conditioners.convolutional import GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
+from arflows.core.conditioners.guided import Guided
 from arflows.core.conditioners.made import MADE
+from arflows.core.conditioners.transformer import CausalTransformer
 
-__all__ = ["MADE", "AutoregressiveConditioner", "GatedResidualCNN", "ResidualCNN", "ShallowCNN", "ZeroConv"]
+__all__ = [
+    "MADE",
+    "AutoregressiveConditioner",
+    "CausalTransformer",
+    "GatedResidualCNN",
+    "Guided",
+    "ResidualCNN",
+    "ShallowCNN",
+    "ZeroConv",
+]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from arflows.core.bijections import (
     ActNorm,
     Affine,
+    Autoregressive,
     BatchNorm,
     Bijection,
     Chain,
@@ -20,6 +21,7 @@ from arflows.core.bijections import (
     Coupling,
     Inverse,
     InvertibleConv1x1,
+    LocationScale,
     Logit,
     Multiscale,
     NormalizedConv1x1,
@@ -29,7 +31,7 @@ from arflows.core.bijections import (
     Squeeze,
     TanhAffine,
 )
-from arflows.core.conditioners import GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
+from arflows.core.conditioners import CausalTransformer, GatedResidualCNN, Guided, ResidualCNN, ShallowCNN, ZeroConv
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ def shallow(inputs: int, outputs: int, context_features: int) -> ShallowCNN:
     return ShallowCNN(inputs, outputs, width=8, context_features=context_features)
 
 
+def transformer(elementwise, context_features: int = 0) -> CausalTransformer:
+    """A small transformer for 3 tokens of 2 values."""
+    return CausalTransformer(3, 2, elementwise.parameter_count, 8, layers=2, heads=2, context_features=context_features)
+
+
 def multiscale(context_features: int) -> Multiscale:
     """Two levels, the first with a split prior that depends on the kept half."""
     prior = image_coupling(ChannelMask(4), Affine(), ZeroConv, context_features)
@@ -173,6 +180,14 @@ CASES: dict[str, Case] = {
         (1, 4, 4),
         6,
         identity=True,
+    ),
+    "location_scale": Case(lambda: Pointwise(LocationScale(), (3, 2)), (3, 2), identity=True),
+    "transformer": Case(lambda: Autoregressive(LocationScale(), transformer(LocationScale)), (3, 2), identity=True),
+    "transformer_context": Case(
+        lambda: Autoregressive(Affine(), transformer(Affine, 6), torch.tensor([2, 0, 1])), (3, 2), 6, identity=True
+    ),
+    "guided_transformer": Case(
+        lambda: Autoregressive(LocationScale(), Guided(transformer(LocationScale, 3), 0.5)), (3, 2), 6, identity=True
     ),
     "multiscale": Case(lambda: multiscale(0), (1, 4, 4)),
     "multiscale_context": Case(lambda: multiscale(6), (1, 4, 4), 6),
