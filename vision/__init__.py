@@ -1,4 +1,4 @@
-"""Flows for images: RealNVP and Glow, with exact densities and likelihoods of discrete images.
+"""Flows for images: RealNVP, Glow and TarFlow, with exact densities and likelihoods of discrete images.
 
 >>> from arflows.vision import RealNVP
 >>> model = RealNVP(image_size=32, channels=3, scales=2, blocks=8, width=64)
@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from arflows.vision.model import Glow, ImageFlow, RealNVP
     from arflows.vision.representation import ImageSpec
+    from arflows.vision.tarflow import TarFlow
 
-__all__ = ["Glow", "ImageFlow", "ImageSpec", "RealNVP"]
+__all__ = ["Glow", "ImageFlow", "ImageSpec", "RealNVP", "TarFlow"]
 
-_HOMES = dict.fromkeys(__all__, "arflows.vision.model") | {"ImageSpec": "arflows.vision.representation"}
+_HOMES = dict.fromkeys(__all__, "arflows.vision.model") | {
+    "ImageSpec": "arflows.vision.representation",
+    "TarFlow": "arflows.vision.tarflow",
+}
 
 
 def __getattr__(name: str) -> Any:

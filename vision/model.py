@@ -1,6 +1,8 @@
 """Multiscale flows for images: RealNVP and Glow."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -63,6 +65,13 @@ class ImageFlow(Flow, Pretrained):
         super().__init__(base, bijection, FramedDequantizer(spec, padded_size), embedding)
         self.spec = spec
         self.classes = classes
+
+    @classmethod
+    def _named(cls, name: str, folder: Path) -> type[Self]:
+        """A model by the name of its class, which is known once it is imported."""
+        import arflows.vision.tarflow  # noqa: F401 (here, for it imports this module)
+
+        return super()._named(name, folder)
 
     @property
     def dims(self) -> int:

@@ -10,7 +10,7 @@ from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, 
 class Guided(AutoregressiveConditioner):
     """θ = θ(x, c) + w · (θ(x, c) − θ(x, ∅)): parameters pushed away from those of the unconditional model.
 
-    Ho & Salimans 2022 (arXiv:2207.12598), for autoregressive flows Zhai et al. 2024 (arXiv:2412.06329), section 2.5. The
+    Ho & Salimans 2022 (arXiv:2207.12598), equation 6; for autoregressive flows Zhai et al. 2024 (arXiv:2412.06329). The
     result is a map of its own: it makes samples clearer, and its density is not that of the model.
 
     Args:

@@ -12,7 +12,7 @@ class CausalTransformer(AutoregressiveConditioner):
     """A pre-norm transformer whose parameters for a token depend on the tokens before it alone.
 
     Vaswani et al., "Attention is all you need", 2017 (arXiv:1706.03762), as the networks of TarFlow (Zhai et al. 2024,
-    arXiv:2412.06329, section 2.2): causal attention, learned positions, the context added to every token. Sites are
+    arXiv:2412.06329): causal attention, learned positions, the context added to every token. Sites are
     tokens of ``channels`` values, in the order of generation; position i takes the token before it as its input, and
     position 0 nothing, so that its learned embedding is the start token. Under autocast the network runs in half
     precision.
@@ -51,6 +51,7 @@ class CausalTransformer(AutoregressiveConditioner):
         super().__init__(parameter_count, context_features)
         self.sites = sites
         self.channels = channels
+        self.heads = heads
         self.enter = nn.Linear(channels, width, bias=False)
         self.positions = nn.Parameter(0.02 * torch.randn(sites, width))
         self.from_context = nn.Linear(context_features, width, bias=False) if context_features else None
@@ -92,10 +93,13 @@ class CausalTransformer(AutoregressiveConditioner):
         return None if self.from_context is None else self.from_context(context)[:, None]
 
     def _parameters_after(
-        self, previous: Float[Tensor, "batch tokens channels"], shift: Tensor | None, cache: "_Cache | None" = None
+        self,
+        previous: Float[Tensor, "batch tokens channels"],
+        shift: Tensor | None,
+        start: int = 0,
+        cache: Float[Tensor, "layers 2 batch heads sites head"] | None = None,
     ) -> Float[Tensor, "batch tokens channels parameters"]:
-        """The parameters of tokens, given the one before each; the first of them comes after those in the cache."""
-        start = cache.length if cache else 0
+        """The parameters of the tokens from ``start`` on, given the one before each; earlier ones are in the cache."""
         stop = start + previous.shape[1]
         hidden = self.enter(previous) + self.positions[start:stop]
         if shift is not None:
@@ -105,7 +109,8 @@ class CausalTransformer(AutoregressiveConditioner):
         if start and stop > start + 1:
             mask = torch.ones(stop - start, stop, dtype=torch.bool, device=previous.device).tril(start)
         for number, block in enumerate(self.blocks):
-            hidden = block(hidden, mask, cache.upto(number, stop) if cache else None)
+            # Attention costs by what it sees, so it gets no more of the cache than it may see.
+            hidden = block(hidden, mask, None if cache is None else cache[number, :, :, :, :stop])
         return self.leave(self.norm(hidden)).unflatten(-1, (self.channels, self.parameter_count))
 
 
@@ -141,28 +146,6 @@ class _Block(nn.Module):
         return hidden + self.contract(F.gelu(self.expand(self.norm_perceptron(hidden))))
 
 
-class _Cache:
-    """Keys and values of all layers, allocated once for all the tokens there will be.
-
-    Attributes:
-        length: how many tokens are committed; those beyond may be written again.
-    """
-
-    def __init__(self, transformer: CausalTransformer, batch: int) -> None:
-        sites, width = transformer.positions.shape
-        heads = transformer.blocks[0].heads
-        self.store = transformer.positions.new_empty(
-            len(transformer.blocks), 2, batch, heads, sites, width // heads, requires_grad=False
-        )
-        self.length = 0
-
-    def upto(self, layer: int, stop: int) -> Float[Tensor, "2 batch heads stop head"]:
-        """What a layer keeps of the first tokens. Attention costs by what it sees, so it gets no more than that."""
-        if stop > self.store.shape[4]:
-            raise ValueError(f"the cache is declared for {self.store.shape[4]} sites, token {stop} does not fit")
-        return self.store[layer, :, :, :, :stop]
-
-
 class TransformerStream(Stream):
     """A transformer that computes each token's keys and values once and keeps them.
 
@@ -174,7 +157,9 @@ class TransformerStream(Stream):
         super().__init__()
         self.transformer = transformer
         self.shift = shift
-        self.cache = _Cache(transformer, batch)
+        sites, width = transformer.positions.shape
+        heads = transformer.heads
+        self.cache = transformer.positions.new_empty(len(transformer.blocks), 2, batch, heads, sites, width // heads)
         self.last = transformer.positions.new_zeros(batch, 1, transformer.channels)
         self.swept: Tensor | None = None
 
@@ -187,7 +172,6 @@ class TransformerStream(Stream):
         if previous is not None:
             self.last = previous[:, None]
             self.position += 1
-        self.cache.length = self.position
         return self._compute(self.last)[:, 0]
 
     def sweep(self, guess: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels parameters"]:
@@ -208,8 +192,10 @@ class TransformerStream(Stream):
         self.swept = None
         self.last = values[:, -1:]
         self.position += values.shape[1]
-        self.cache.length = self.position
 
     def _compute(self, previous: Tensor) -> Tensor:
-        self.computed += previous.shape[1]
-        return self.transformer._parameters_after(previous, self.shift, self.cache)
+        tokens, declared = previous.shape[1], self.transformer.sites
+        if self.position + tokens > declared:
+            raise ValueError(f"the generation is longer than declared: token {self.position + tokens} of {declared}")
+        self.computed += tokens
+        return self.transformer._parameters_after(previous, self.shift, self.position, self.cache)

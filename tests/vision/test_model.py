@@ -1,4 +1,4 @@
-"""RealNVP and Glow as models of images."""
+"""RealNVP, Glow and TarFlow as models of images."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from arflows.core.bijections import BatchNorm, ChannelMask, CheckerboardMask, Coupling, InvertibleConv1x1
 from arflows.core.conditioners import ResidualCNN
 from arflows.core.errors import UserError
-from arflows.vision import Glow, ImageFlow, RealNVP
+from arflows.vision import Glow, ImageFlow, RealNVP, TarFlow
 
 MODELS = {
     "realnvp": lambda: RealNVP(8, 3, scales=2, blocks=1, width=8),
@@ -14,6 +14,8 @@ MODELS = {
     "realnvp_conditional": lambda: RealNVP(8, 1, scales=1, blocks=1, width=8, classes=3),
     "glow": lambda: Glow(8, 3, levels=2, steps=2, width=8),
     "glow_conditional": lambda: Glow((6, 8), 1, levels=2, steps=1, width=8, classes=3),
+    "tarflow": lambda: TarFlow(8, 3, patch_size=4, blocks=2, layers=2, width=16, heads=2),
+    "tarflow_conditional": lambda: TarFlow((6, 8), 1, patch_size=2, blocks=2, layers=1, width=16, heads=2, classes=3),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
