@@ -4,7 +4,7 @@ from arflows.core.domains import Domain
 
 DOMAIN = Domain(
     name="vision",
-    summary="images: multiscale RealNVP and Glow",
+    summary="images: multiscale RealNVP and Glow, transformer flows",
     module="arflows.vision",
     verbs={
         "prepare": "turn a data set, a folder of images or an .npz file into a store",
