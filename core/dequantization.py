@@ -23,11 +23,11 @@ class Dequantizer(nn.Module, ABC):
         levels: number of integer values; 256 for 8-bit pixels.
 
     Attributes:
-        name: how figures call the kind of noise.
+        protocol: how figures call the kind of noise.
         likelihood: what a flow's `log_prob` with this dequantizer is.
     """
 
-    name: str
+    protocol: str
     likelihood: Literal["exact", "density", "bound"] = "bound"
     origin: Tensor
 
@@ -71,7 +71,7 @@ class UniformDequantizer(Dequantizer):
         levels: number of integer values; 256 for 8-bit pixels.
     """
 
-    name = "uniform"
+    protocol = "uniform dequantisation"
 
     def forward(
         self, x: Integer[Tensor, "batch *event"], generator: torch.Generator | None = None
@@ -93,7 +93,7 @@ class VariationalDequantizer(Dequantizer):
         levels: number of integer values; 256 for 8-bit pixels.
     """
 
-    name = "variational"
+    protocol = "variational dequantisation"
 
     def __init__(self, bijection: Bijection, encoder: nn.Module, levels: int = 256) -> None:
         super().__init__(levels)
@@ -111,3 +111,33 @@ class VariationalDequantizer(Dequantizer):
         # The uniform noise has density one, so −log q is the log-determinant of the way from it to u.
         log_derivative = F.logsigmoid(noise) + F.logsigmoid(-noise) - log_uniform - log_rest
         return (x + noise.sigmoid()) / self.levels, log_det + sum_event(log_derivative) + self._log_cell(x)
+
+
+class GaussianDequantizer(Dequantizer):
+    """Adds Gaussian noise to the middles of the integers' cells: y = (x + ½) / levels + σ ε.
+
+    Such noise blurs the cells into each other. What a flow then learns is the density of noisy data, with integers one
+    unit apart, which neither is nor bounds the probability of the integers.
+
+    Args:
+        scale: standard deviation σ, on the unit interval.
+        levels: number of integer values; 256 for 8-bit pixels.
+    """
+
+    likelihood: Literal["exact", "density", "bound"] = "density"
+
+    def __init__(self, scale: float, levels: int = 256) -> None:
+        super().__init__(levels)
+        self.scale = scale
+        self.protocol = f"Gaussian noise of {scale * levels:.3g} integers' standard deviation"
+
+    def forward(
+        self, x: Integer[Tensor, "batch *event"], generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "batch *event"], float]:
+        """Integers → noisy points around the unit interval, and the log-volume of an example's cell in nats."""
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=self.origin.dtype)
+        return self.midpoint(x) + self.scale * noise, self._log_cell(x)
+
+    def extra_repr(self) -> str:
+        """Shown when the module is printed."""
+        return f"scale={self.scale:g}, {super().extra_repr()}"

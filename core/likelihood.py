@@ -104,7 +104,7 @@ def dequantization(flow: Flow, draws: int = 1) -> str:
     """How a flow's integers were made continuous, as `Figure.protocol` has it; empty for continuous data."""
     if flow.dequantizer is None:
         return ""
-    return f"{flow.dequantizer.name} dequantisation, {draws} {'draw' if draws == 1 else 'draws'}"
+    return f"{flow.dequantizer.protocol}, {draws} {'draw' if draws == 1 else 'draws'}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Flows for images: RealNVP, Glow and Flow++, with exact densities and likelihoods of discrete images.
+"""Flows for images, with exact densities and likelihoods of discrete images.
 
 >>> from arflows.vision import RealNVP
 >>> model = RealNVP(image_size=32, channels=3, scales=2, blocks=8, width=64)
@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arflows.vision.model import MADE, MAF, FlowPlusPlus, Glow, ImageFlow, RealNVP
+    from arflows.vision.model import MADE, MAF, FlowPlusPlus, Glow, ImageFlow, RealNVP, TarFlow
     from arflows.vision.representation import ImageSpec
 
-__all__ = ["MADE", "MAF", "FlowPlusPlus", "Glow", "ImageFlow", "ImageSpec", "RealNVP"]
+__all__ = ["MADE", "MAF", "FlowPlusPlus", "Glow", "ImageFlow", "ImageSpec", "RealNVP", "TarFlow"]
 
 _HOMES = dict.fromkeys(__all__, "arflows.vision.model") | {"ImageSpec": "arflows.vision.representation"}
 

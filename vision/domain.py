@@ -4,7 +4,7 @@ from arflows.core.domains import Domain
 
 DOMAIN = Domain(
     name="vision",
-    summary="images: RealNVP, Glow, Flow++",
+    summary="images: multiscale, autoregressive and transformer flows",
     module="arflows.vision",
     verbs={
         "prepare": "turn a data set, a folder of images or an .npz file into a store",

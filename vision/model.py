@@ -30,8 +30,9 @@ from arflows.core.conditioners import ResidualCNN, ShallowCNN, ZeroConv
 from arflows.vision.flowpp import FlowPlusPlus
 from arflows.vision.image_flow import ImageFlow, framed_size, image_spec
 from arflows.vision.maf import MADE, MAF
+from arflows.vision.tarflow import TarFlow
 
-__all__ = ["MADE", "MAF", "FlowPlusPlus", "Glow", "ImageFlow", "RealNVP"]
+__all__ = ["MADE", "MAF", "FlowPlusPlus", "Glow", "ImageFlow", "RealNVP", "TarFlow"]
 
 
 class RealNVP(ImageFlow):

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from arflows.core.errors import UserError
 from arflows.core.files import new_folder
-from arflows.core.likelihood import bits_per_dim, fixed_noise
+from arflows.core.inversion import SOLVERS, SolverName, solving
+from arflows.core.likelihood import Figure, dequantization, fixed_noise
 from arflows.core.pretrained import load_model
 from arflows.vision.inputs import ImageInput, read_image
-from arflows.vision.model import ImageFlow
+from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
 
 
@@ -28,14 +29,18 @@ def sample(
     interpolate_from: Path | None = None,
     interpolate_to: Path | None = None,
     reconstruct: Path | None = None,
+    guidance: float = 0.0,
+    denoise: bool = False,
+    solver: SolverName = "sequential",
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
     """Draw images with a trained flow; or interpolate between two images; or reconstruct images.
 
     Writes a folder: grid.png with all images, images/0000.png, …, and samples.npz with the arrays images (uint8, count
-    × channels × height × width), log_probs (nats of the discrete image, a lower bound), seed, temperature and, of a
-    class-conditional model, labels. The same seed gives the same images on every device, up to rounding.
+    × channels × height × width), log_probs (nats of the discrete image, a lower bound; of a TarFlow trained with noise,
+    log-densities of noisy images), seed, temperature and, of a class-conditional model, labels. The same seed gives the
+    same images on every device, up to rounding.
 
     Interpolation runs through latent space, along the sphere around the base density's mean (as Dinh et al. 2017,
     section 4.2): a straight line would leave the shell where nearly all of the density's mass lies. Reconstruction
@@ -52,6 +57,10 @@ def sample(
         interpolate_to: Last image of an interpolation.
         reconstruct: Images to reconstruct: an image file, a folder, an .npz file or a store's test split. Image files
             of another size than the model's are cropped and reduced.
+        guidance: Of a class-conditional TarFlow, how much clearer the class of each sample is to be: weight of
+            classifier-free guidance, say 1. Guided samples no longer follow the model's density.
+        denoise: Of a TarFlow trained with noise, take the noise out of the samples.
+        solver: How models with autoregressive parts are inverted; all solvers give the same images.
         batch_size: Images computed at a time.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
@@ -62,8 +71,13 @@ def sample(
         raise UserError("an interpolation has two ends: give both --interpolate_from and --interpolate_to.")
     if interpolate_from is not None and reconstruct is not None:
         raise UserError("give either --interpolate_from and --interpolate_to, or --reconstruct, not both.")
-    with new_folder(out) as folder:
+    options = {name: value for name, value in {"guidance": guidance, "denoise": denoise}.items() if value}
+    if options and (interpolate_from is not None or reconstruct is not None):
+        raise UserError(f"--{' and --'.join(options)} of images that are not drawn: leave out.")
+    with new_folder(out) as folder, solving(SOLVERS[solver]()):
         flow = load_model(ImageFlow, model, device)
+        if options and not isinstance(flow, TarFlow):
+            raise UserError(f"--{' and --'.join(options)} are for a TarFlow, {model} is a {type(flow).__name__}.")
         if interpolate_from is not None and interpolate_to is not None:
             first, last = read_image(interpolate_from, flow.spec), read_image(interpolate_to, flow.spec)
             images = interpolate(flow, first, last, count, label, batch_size)
@@ -72,12 +86,12 @@ def sample(
         elif reconstruct is not None:
             _reconstruct(flow, reconstruct, folder, count, label, batch_size)
         else:
-            _draw(flow, folder, count, temperature, label, seed, batch_size)
+            _draw(flow, folder, count, temperature, label, seed, batch_size, **options)
     print(f"{out}: {sum(1 for _ in (out / 'images').iterdir())} images; see {out / 'grid.png'}.")
 
 
 def draw(
-    flow: ImageFlow, count: int, temperature: float, label: int | None, seed: int, batch_size: int
+    flow: ImageFlow, count: int, temperature: float, label: int | None, seed: int, batch_size: int, **options: Any
 ) -> dict[str, np.ndarray]:
     """Samples images a batch at a time, with a progress bar.
 
@@ -88,6 +102,7 @@ def draw(
         label: The class; None for all classes.
         seed: Seed of classes, latents, and the dequantisation noise of the log-probabilities.
         batch_size: Images at a time.
+        **options: More arguments of the flow's own ``sample_with_log_prob``.
 
     Returns:
         ``images`` (count, channels, height, width) uint8, ``log_probs`` (count,) in nats and, of a class-conditional
@@ -103,7 +118,9 @@ def draw(
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
             chosen = None if labels is None else labels[start : start + size]
-            batch, log_prob = flow.sample_with_log_prob(size, chosen, temperature=temperature, generator=generator)
+            batch, log_prob = flow.sample_with_log_prob(
+                size, chosen, temperature=temperature, generator=generator, **options
+            )
             images.append(batch.cpu())
             log_probs.append(log_prob.cpu())
             progress.update(size)
@@ -162,14 +179,21 @@ def spherical(first: Float[Tensor, " dims"], last: Float[Tensor, " dims"], count
 
 
 def _draw(
-    flow: ImageFlow, folder: Path, count: int, temperature: float, label: int | None, seed: int, batch_size: int
+    flow: ImageFlow,
+    folder: Path,
+    count: int,
+    temperature: float,
+    label: int | None,
+    seed: int,
+    batch_size: int,
+    **options: Any,
 ) -> None:
-    arrays = draw(flow, count, temperature, label, seed, batch_size)
+    arrays = draw(flow, count, temperature, label, seed, batch_size, **options)
     images = torch.from_numpy(arrays.pop("images"))
     save_png(grid(images), folder / "grid.png")
-    _save_images(folder, images, **arrays, seed=seed, temperature=temperature)
-    bits = bits_per_dim(torch.from_numpy(arrays["log_probs"]), flow.dims)
-    print(f"samples at temperature {temperature:g}: {bits.mean():.3f} bits/dim on average, an upper bound; seed {seed}")
+    _save_images(folder, images, **arrays, **options, seed=seed, temperature=temperature)
+    figure = Figure.of(torch.from_numpy(arrays["log_probs"]), flow.dims, flow.likelihood, dequantization(flow))
+    print(f"samples at temperature {temperature:g}, seed {seed}: {figure}")
 
 
 def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label: int | None, batch_size: int) -> None:

@@ -27,10 +27,11 @@ def score(
 ) -> None:
     """Score images by a trained flow and write a CSV file, one line an image.
 
-    Columns: image (file, or place in the .npz file or split), bits_per_dim (an upper bound by dequantisation),
-    percentile (the share in percent of training images that are likelier; near 100: unlike the training data) and
-    typicality (distance of bits_per_dim from its mean over training images, Nalisnick et al. 2019: large for images
-    that are too unlikely or, as simple images often are, too likely). Rank by typicality to find images from elsewhere.
+    Columns: image (file, or place in the .npz file or split), bits_per_dim (an upper bound by dequantisation;
+    of a TarFlow trained with noise, by the density of noisy images), percentile (the share in percent of training
+    images that are likelier; near 100: unlike the training data) and typicality (distance of bits_per_dim from its mean
+    over training images, Nalisnick et al. 2019: large for images that are too unlikely or, as simple images often are,
+    too likely). Rank by typicality to find images from elsewhere.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.

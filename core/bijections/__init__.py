@@ -3,7 +3,14 @@
 from arflows.core.bijections.autoregressive import Autoregressive
 from arflows.core.bijections.base import Bijection, Chain, Inverse
 from arflows.core.bijections.coupling import Coupling
-from arflows.core.bijections.elementwise import Affine, Elementwise, ElementwiseChain, Pointwise, TanhAffine
+from arflows.core.bijections.elementwise import (
+    Affine,
+    Elementwise,
+    ElementwiseChain,
+    LocationScale,
+    Pointwise,
+    TanhAffine,
+)
 from arflows.core.bijections.linear import Flatten, InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
@@ -30,6 +37,7 @@ __all__ = [
     "GaussianMixture",
     "Inverse",
     "InvertibleConv1x1",
+    "LocationScale",
     "LogisticMixture",
     "Logit",
     "Mask",

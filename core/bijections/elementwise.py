@@ -86,6 +86,27 @@ class TanhAffine(Affine):
         return self.factor * torch.tanh(raw)
 
 
+class LocationScale(Affine):
+    """z = (x − μ) · exp(−α), with the log-scale α bounded as in `Affine`.
+
+    Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057), equations 3–4: x given the sites before it is normal with
+    mean μ and standard deviation exp α. Unlike a shift of z, μ keeps the scale of the data however narrow the density.
+    Parameters: (μ, raw).
+    """
+
+    def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        mean, raw = parameters.unbind(-1)
+        log_derivative = self.log_scale(raw).neg()
+        return (values - mean) * log_derivative.exp(), log_derivative
+
+    def inverse(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        mean, raw = parameters.unbind(-1)
+        log_scale = self.log_scale(raw)
+        return torch.addcmul(mean, values, log_scale.exp()), log_scale
+
+
 class ElementwiseChain(Elementwise):
     """Elementwise maps one after the other, the first given nearest to the data.
 

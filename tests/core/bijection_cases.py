@@ -25,6 +25,7 @@ from arflows.core.bijections import (
     GaussianMixture,
     Inverse,
     InvertibleConv1x1,
+    LocationScale,
     LogisticMixture,
     Logit,
     Multiscale,
@@ -37,7 +38,16 @@ from arflows.core.bijections import (
     Standardize,
     TanhAffine,
 )
-from arflows.core.conditioners import MADE, MLP, GatedResidualCNN, ResidualCNN, ShallowCNN, ZeroConv
+from arflows.core.conditioners import (
+    MADE,
+    MLP,
+    CausalTransformer,
+    GatedResidualCNN,
+    Guided,
+    ResidualCNN,
+    ShallowCNN,
+    ZeroConv,
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,11 @@ def shallow(inputs: int, outputs: int, context_features: int) -> ShallowCNN:
     return ShallowCNN(inputs, outputs, width=8, context_features=context_features)
 
 
+def transformer(elementwise, context_features: int = 0) -> CausalTransformer:
+    """A small transformer for 3 tokens of 2 values."""
+    return CausalTransformer(3, 2, elementwise.parameter_count, 8, layers=2, heads=2, context_features=context_features)
+
+
 def multiscale(context_features: int) -> Multiscale:
     """Two levels, the first with a split prior that depends on the kept half."""
     prior = image_coupling(ChannelMask(4), Affine(), ZeroConv, context_features)
@@ -219,6 +234,14 @@ CASES: dict[str, Case] = {
     ),
     "autoregressive_few_units": Case(lambda: autoregressive(7, Affine(), (3, 2)), (7,), identity=True),
     "inverse_autoregressive": Case(lambda: Inverse(autoregressive(5, Affine())), (5,), identity=True),
+    "location_scale": Case(lambda: Pointwise(LocationScale(), (3, 2)), (3, 2), identity=True),
+    "transformer": Case(lambda: Autoregressive(LocationScale(), transformer(LocationScale)), (3, 2), identity=True),
+    "transformer_context": Case(
+        lambda: Autoregressive(Affine(), transformer(Affine, 6), torch.tensor([2, 0, 1])), (3, 2), 6, identity=True
+    ),
+    "guided_transformer": Case(
+        lambda: Autoregressive(LocationScale(), Guided(transformer(LocationScale, 3), 0.5)), (3, 2), 6, identity=True
+    ),
     "multiscale": Case(lambda: multiscale(0), (1, 4, 4)),
     "multiscale_context": Case(lambda: multiscale(6), (1, 4, 4), 6),
 }

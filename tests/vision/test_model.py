@@ -1,4 +1,4 @@
-"""RealNVP, Glow and Flow++ as models of images."""
+"""The models of images, what holds for all and what for each."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from arflows.core.bijections import BatchNorm, ChannelMask, CheckerboardMask, ColumnMask, Coupling, InvertibleConv1x1
 from arflows.core.conditioners import ResidualCNN
 from arflows.core.errors import UserError
-from arflows.vision import FlowPlusPlus, Glow, ImageFlow, RealNVP
+from arflows.vision import MAF, FlowPlusPlus, Glow, ImageFlow, RealNVP, TarFlow
 
 MODELS = {
     "realnvp": lambda: RealNVP(8, 3, scales=2, blocks=1, width=8),
@@ -20,6 +20,10 @@ MODELS = {
     "flowpp_conditional": lambda: FlowPlusPlus(
         (6, 8), 1, blocks=1, width=8, components=2, heads=0, dequantization="uniform", classes=3
     ),
+    "tarflow": lambda: TarFlow(8, 3, patch_size=4, blocks=2, layers=2, width=16, heads=2),
+    "tarflow_conditional": lambda: TarFlow((6, 8), 1, patch_size=2, blocks=2, layers=1, width=16, heads=2, classes=3),
+    "maf": lambda: MAF(6, 1, transforms=2, hidden_features=(32,)),
+    "maf_conditional": lambda: MAF((4, 6), 3, transforms=1, hidden_features=(32, 32), alpha=0.05, classes=3),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 

@@ -1,0 +1,201 @@
+"""A causal transformer: the parameters of every token from the tokens before it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream
+
+
+class CausalTransformer(AutoregressiveConditioner):
+    """A pre-norm transformer whose parameters for a token depend on the tokens before it alone.
+
+    Vaswani et al., "Attention is all you need", 2017 (arXiv:1706.03762), as the networks of TarFlow (Zhai et al. 2024,
+    arXiv:2412.06329): causal attention, learned positions, the context added to every token. Sites are
+    tokens of ``channels`` values, in the order of generation; position i takes the token before it as its input, and
+    position 0 nothing, so that its learned embedding is the start token. Under autocast the network runs in half
+    precision.
+
+    Linear layers have no biases of their own where normalisations and positions already bring one.
+
+    Args:
+        sites: number of tokens.
+        channels: values of a token.
+        parameter_count: parameters P of a value.
+        width: size of the hidden features.
+        layers: number of blocks of attention and perceptron.
+        heads: heads of the attention, which share ``width``.
+        context_features: size of the context; 0 for none.
+
+    Raises:
+        ValueError: if a size is below 1, or ``width`` is no multiple of ``heads``.
+    """
+
+    def __init__(
+        self,
+        sites: int,
+        channels: int,
+        parameter_count: int,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        context_features: int = 0,
+    ) -> None:
+        sizes = {"sites": sites, "channels": channels, "width": width, "layers": layers, "heads": heads}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        if width % heads:
+            raise ValueError(f"width={width} must be a multiple of heads={heads}")
+        super().__init__(parameter_count, context_features)
+        self.sites = sites
+        self.channels = channels
+        self.heads = heads
+        self.enter = nn.Linear(channels, width, bias=False)
+        self.positions = nn.Parameter(0.02 * torch.randn(sites, width))
+        self.from_context = nn.Linear(context_features, width, bias=False) if context_features else None
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, channels * parameter_count)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(
+        self, x: Float[Tensor, "batch sites channels"], context: Float[Tensor, "batch context"] | None = None
+    ) -> Float[Tensor, "batch sites channels parameters"]:
+        """Computes the parameters of all tokens at once.
+
+        Raises:
+            ValueError: if the tokens' number or size is another, or the context is missing or of another size.
+        """
+        self._check(x)
+        shift = self._context_shift(context)
+        return self._parameters_after(F.pad(x[:, :-1], (0, 0, 1, 0)), shift)
+
+    def stream(
+        self, like: Float[Tensor, "batch sites channels"], context: Float[Tensor, "batch context"] | None = None
+    ) -> Stream:
+        """Starts a generation, a token or a block of tokens at a time."""
+        self._check(like)
+        if torch.is_autocast_enabled(like.device.type):
+            return super().stream(like, context)  # in half precision, only the same arithmetic rounds the same way
+        return TransformerStream(self, len(like), self._context_shift(context))
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1:] != (self.sites, self.channels):
+            raise ValueError(
+                f"expected examples of {self.sites} sites with {self.channels} channels, got shape {tuple(x.shape[1:])}"
+            )
+
+    def _context_shift(self, context: Tensor | None) -> Float[Tensor, "batch 1 width"] | None:
+        self.check_context(context)
+        return None if self.from_context is None else self.from_context(context)[:, None]
+
+    def _parameters_after(
+        self,
+        previous: Float[Tensor, "batch tokens channels"],
+        shift: Tensor | None,
+        start: int = 0,
+        cache: Float[Tensor, "layers 2 batch heads sites head"] | None = None,
+    ) -> Float[Tensor, "batch tokens channels parameters"]:
+        """The parameters of the tokens from ``start`` on, given the one before each; earlier ones are in the cache."""
+        stop = start + previous.shape[1]
+        hidden = self.enter(previous) + self.positions[start:stop]
+        if shift is not None:
+            hidden = hidden + shift
+        # Tokens that come after others see those, and each other causally.
+        mask = None
+        if start and stop > start + 1:
+            mask = torch.ones(stop - start, stop, dtype=torch.bool, device=previous.device).tril(start)
+        for number, block in enumerate(self.blocks):
+            # Attention costs by what it sees, so it gets no more of the cache than it may see.
+            hidden = block(hidden, mask, None if cache is None else cache[number, :, :, :, :stop])
+        return self.leave(self.norm(hidden)).unflatten(-1, (self.channels, self.parameter_count))
+
+
+class _Block(nn.Module):
+    """Attention, then a perceptron of four times the width, each added to what it was computed from."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.merge = nn.Linear(width, width, bias=False)
+        self.norm_perceptron = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.contract = nn.Linear(4 * width, width, bias=False)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch tokens width"],
+        mask: Tensor | None = None,
+        cached: Float[Tensor, "2 batch heads seen head"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Takes tokens; with a cache, its last places are theirs, and are written."""
+        tokens = hidden.shape[1]
+        joint = self.query_key_value(self.norm_attention(hidden)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = joint.permute(2, 0, 3, 1, 4)
+        if cached is not None:
+            cached[:, :, :, -tokens:] = joint[:, :, 1:].permute(2, 0, 3, 1, 4)
+            key, value = cached
+        causal = mask is None and tokens > 1
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        hidden = hidden + self.merge(seen.transpose(1, 2).flatten(2))
+        return hidden + self.contract(F.gelu(self.expand(self.norm_perceptron(hidden))))
+
+
+class TransformerStream(Stream):
+    """A transformer that computes each token's keys and values once and keeps them.
+
+    The cache has its full size from the start, so that a step writes its token's place and copies nothing else. Shapes
+    are known before the loop begins and nothing waits for the device, so a CUDA graph can hold the loop.
+    """
+
+    def __init__(self, transformer: CausalTransformer, batch: int, shift: Tensor | None) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.shift = shift
+        sites, width = transformer.positions.shape
+        heads = transformer.heads
+        self.cache = transformer.positions.new_empty(len(transformer.blocks), 2, batch, heads, sites, width // heads)
+        self.last = transformer.positions.new_zeros(batch, 1, transformer.channels)
+        self.swept: Tensor | None = None
+
+    def step(self, previous: Float[Tensor, "batch channels"] | None) -> Float[Tensor, "batch channels parameters"]:
+        """Takes the value of the token before (None at the first) and returns the parameters of the next.
+
+        Raises:
+            ValueError: after the last token.
+        """
+        if previous is not None:
+            self.last = previous[:, None]
+            self.position += 1
+        return self._compute(self.last)[:, 0]
+
+    def sweep(self, guess: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels parameters"]:
+        """The parameters of the next tokens, given a guess at their values; nothing is committed.
+
+        Raises:
+            ValueError: beyond the last token.
+        """
+        self.swept = guess
+        return self._compute(torch.cat([self.last, guess[:, :-1]], 1))
+
+    def commit(self, values: Float[Tensor, "batch tokens channels"]) -> None:
+        """Takes the values of the next tokens."""
+        # What the last sweep left in the cache stands, where the values are those it was given: the rule, for they are
+        # a fixed point. The last of them has not entered yet.
+        if self.swept is None or not torch.equal(self.swept[:, :-1], values[:, :-1]):
+            self.sweep(values)
+        self.swept = None
+        self.last = values[:, -1:]
+        self.position += values.shape[1]
+
+    def _compute(self, previous: Tensor) -> Tensor:
+        tokens, declared = previous.shape[1], self.transformer.sites
+        if self.position + tokens > declared:
+            raise ValueError(f"the generation is longer than declared: token {self.position + tokens} of {declared}")
+        self.computed += tokens
+        return self.transformer._parameters_after(previous, self.shift, self.position, self.cache)
