@@ -233,7 +233,9 @@ class GaussSeidelJacobi(_FixedPoint):
 
     def _solve(self, bijection: Autoregressive, z: Tensor, context: Tensor | None) -> Solution:
         stream = bijection.conditioner.stream(z, context)
-        blocks, log_derivatives, sweeps, residual = [], [], 0, 0.0
+        blocks: list[Tensor] = []
+        log_derivatives: list[Tensor] = []
+        sweeps, residual = 0, 0.0
         for z_block in z.split(self.block, 1):
             if blocks:
                 stream.commit(blocks[-1])

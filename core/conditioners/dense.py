@@ -34,9 +34,10 @@ class MLP(nn.Module):
         self.context_features = context_features
         self.activate = ACTIVATIONS[activation]
         widths = [in_features + context_features, *hidden_features, out_features]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(
         self, x: Float[Tensor, "batch in_features"], context: Float[Tensor, "batch context"] | None = None
@@ -44,6 +45,7 @@ class MLP(nn.Module):
         """Computes the parameters."""
         if self.context_features:
             check_context(context, self.context_features)
+            assert context is not None
             x = torch.cat([x, context], 1)
         *hidden, last = self.layers
         for layer in hidden:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
 
 
 class Guided(AutoregressiveConditioner):
@@ -44,7 +44,7 @@ class Guided(AutoregressiveConditioner):
         return given + self.weight * (given - without)
 
     def _stacked(self, context: Tensor | None) -> Tensor | None:
-        self.check_context(context)
+        check_context(context, self.context_features)
         return None if context is None else torch.cat(context.chunk(2, 1))
 
 

@@ -52,14 +52,16 @@ class MaskedLinear(nn.Module):
 
     def masked_weight(self) -> Float[Tensor, "out in"]:
         """The weights as one matrix, zero where an output must not see an input."""
-        return torch.cat([F.pad(weight, (0, self.in_features - weight.shape[1])) for weight, _ in self._parts()])
+        weights = [rows.weight() for rows in self._rows]
+        return torch.cat([F.pad(weight, (0, self.in_features - weight.shape[1])) for weight in weights])
 
     def full_bias(self) -> Float[Tensor, " out"]:
         """The biases as one vector."""
-        return torch.cat([bias for _, bias in self._parts()])
+        return torch.cat([rows.bias for rows in self._rows])
 
-    def _parts(self) -> list[tuple[Tensor, Tensor]]:
-        return [(block.weight(), block.bias) for block in self.blocks]
+    @property
+    def _rows(self) -> "list[_Rows]":
+        return list(self.blocks)  # type: ignore[arg-type]
 
     def zero_(self) -> None:
         """Sets all weights and biases to zero."""
@@ -68,8 +70,8 @@ class MaskedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
         """Multiplies, block by block."""
-        rows = [block(x) for block in self.blocks]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        parts = [rows(x) for rows in self._rows]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class _Rows(nn.Module):
@@ -154,6 +156,11 @@ class MADE(AutoregressiveConditioner):
         self.skips = [residual and number > 0 and number % 2 == 0 for number in range(len(widths))] + [False]
         self.from_context = nn.Linear(context_features, widths[0], bias=False) if context_features else None
 
+    @property
+    def masked_layers(self) -> list[MaskedLinear]:
+        """The layers, from the variables to the parameters."""
+        return list(self.layers)  # type: ignore[arg-type]
+
     def forward(
         self, x: Float[Tensor, "batch features"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, "batch features parameters"]:
@@ -211,8 +218,8 @@ class MADEStream(Stream):
         super().__init__()
         self.made = made
         self.activate = ACTIVATIONS[made.activation]
-        self.weights = [layer.masked_weight() for layer in made.layers]
-        self.sums = [layer.full_bias()[:, None].repeat(1, batch) for layer in made.layers]
+        self.weights = [layer.masked_weight() for layer in made.masked_layers]
+        self.sums = [layer.full_bias()[:, None].repeat(1, batch) for layer in made.masked_layers]
         if made.from_context is not None:
             with full_precision(self.sums[0]):
                 self.sums[0] += made.from_context(context).T
@@ -306,14 +313,16 @@ class MADEStream(Stream):
         start, stop = self.position, self.position + values.shape[1]
         if self.past is None or self.past[:2] != (start, stop):
             past_sums = []
-            for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
+            for number, (weight, complete) in enumerate(zip(self.weights, self.sums, strict=True)):
                 own, past, _ = self._edges(number, start, stop)
-                past_sums.append(sums[own].clone().addmm_(weight[own, past], self._inputs(number)[past]))
+                past_sums.append(complete[own].clone().addmm_(weight[own, past], self._inputs(number)[past]))
             self.past = start, stop, past_sums
-        inputs, sums, hidden = values.T, [], []
-        for number, past_sums in enumerate(self.past[2]):
+        inputs = values.T
+        sums: list[Tensor] = []
+        hidden: list[Tensor] = []
+        for number, layer_sums in enumerate(self.past[2]):
             own, _, block = self._edges(number, start, stop)
-            new = past_sums.clone().addmm_(self.weights[number][own, block], inputs)
+            new = layer_sums.clone().addmm_(self.weights[number][own, block], inputs)
             if self.made.skips[number]:
                 new += sums[number - 2]
             sums.append(new)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
 
 
 class CausalTransformer(AutoregressiveConditioner):
@@ -89,7 +89,7 @@ class CausalTransformer(AutoregressiveConditioner):
             )
 
     def _context_shift(self, context: Tensor | None) -> Float[Tensor, "batch 1 width"] | None:
-        self.check_context(context)
+        check_context(context, self.context_features)
         return None if self.from_context is None else self.from_context(context)[:, None]
 
     def _parameters_after(
