@@ -4,9 +4,9 @@
     flow.log_prob(x); flow.sample(100, solver=Jacobi()); x, log_prob = flow.sample_with_log_prob(100)
 
 Arguments have zuko's names. All flows take ``features`` (size of an example), ``context`` (size of what the density is
-conditioned on, 0 for nothing) and ``hidden_features`` (widths of the networks' hidden layers), and start as the
-standard normal density. ``flow.initialize(x)`` before training makes it the normal density with the means and standard
-deviations of the data, whose units may then be any; ``log_prob`` is always that of the data as given.
+conditioned on, 0 for nothing) and ``hidden_features`` (widths of the networks' hidden layers). They start as the
+standard normal density (those with mixtures near it); ``flow.initialize(x)`` before training makes it the one with the
+means and standard deviations of x. `log_prob` is always that of the data as given.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from arflows.core.bijections import (
     ChannelMask,
     Coupling,
     Elementwise,
+    GaussianMixture,
     Inverse,
     Permutation,
     RationalQuadraticSpline,
@@ -201,6 +202,90 @@ class MADE(VectorFlow):
     ) -> None:
         (layer,) = autoregressive_layers(Affine, features, context, 1, hidden_features, randperm, residual, activation)
         super().__init__(layer, features, context)
+
+
+class MADEMoG(VectorFlow):
+    """Masked autoencoder for distribution estimation with mixtures of Gaussians for conditionals, MADE MoG.
+
+    Papamakarios, Pavlakou & Murray, 2017 (arXiv:1705.07057), sections 3.1 and 4, with 10 components as there. As one
+    autoregressive layer of `GaussianMixture` maps: x is exactly the mixture under a standard normal base.
+
+    Args:
+        features: size of an example.
+        context: size of what the density is conditioned on; 0 for nothing.
+        components: Gaussians of each conditional, at least 2. Their means start evenly spaced on [−1, 1].
+        hidden_features: widths of the hidden layers.
+        randperm: an order drawn at random instead of the given one.
+        residual: residual blocks in the network.
+        activation: nonlinearity of the network.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        components: int = 10,
+        hidden_features: Sequence[int] = (256, 256),
+        randperm: bool = False,
+        residual: bool = False,
+        activation: Activation = "relu",
+    ) -> None:
+        (layer,) = autoregressive_layers(
+            lambda: GaussianMixture(components, spread=1.0),
+            features,
+            context,
+            1,
+            hidden_features,
+            randperm,
+            residual,
+            activation,
+        )
+        super().__init__(layer, features, context)
+
+
+class MAFMoG(VectorFlow):
+    """MAF whose base density is a MADE MoG: `MAF` followed by the layer of `MADEMoG`.
+
+    Papamakarios, Pavlakou & Murray, 2017 (arXiv:1705.07057), section 3.1, with 10 components as there.
+
+    Args:
+        features: size of an example.
+        context: size of what the density is conditioned on; 0 for nothing.
+        transforms: number of affine autoregressive layers; the paper uses 5.
+        components: Gaussians of each conditional of the base, at least 2.
+        hidden_features: widths of the hidden layers.
+        randperm: orders drawn at random, one for each layer, instead of one and its reverse in turn.
+        batch_norm: normalise between the layers, by the batch in training and by running averages in evaluation.
+        residual: residual blocks in the networks.
+        activation: nonlinearity of the networks.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 5,
+        components: int = 10,
+        hidden_features: Sequence[int] = (256, 256),
+        randperm: bool = False,
+        batch_norm: bool = True,
+        residual: bool = False,
+        activation: Activation = "relu",
+    ) -> None:
+        layers = autoregressive_layers(
+            Affine, features, context, transforms, hidden_features, randperm, residual, activation
+        )
+        (base,) = autoregressive_layers(
+            lambda: GaussianMixture(components, spread=1.0),
+            features,
+            context,
+            1,
+            hidden_features,
+            randperm,
+            residual,
+            activation,
+        )
+        super().__init__(Chain(*normalized(layers, features, batch_norm), base), features, context)
 
 
 class IAF(VectorFlow):

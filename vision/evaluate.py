@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from arflows.core.errors import UserError
 from arflows.core.evaluation import per_second, protocol, write_result
-from arflows.core.likelihood import Figure, dequantization, log_probs
+from arflows.core.likelihood import Figure, dequantization, fixed_noise, log_probs
 from arflows.core.pretrained import load_model
 from arflows.data.store import Store
 from arflows.vision.inputs import ImageInput
-from arflows.vision.metrics import frechet_distance, inception
+from arflows.vision.metrics import first_logit, frechet_distance, inception, logit_space_figure
 from arflows.vision.model import ImageFlow
 
 ROUND_TRIP_IMAGES = 256
@@ -34,6 +34,9 @@ def evaluate(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a trained flow on a split of a store: bits/dim, speed, and how exactly it is inverted.
+
+    Of a model that takes pixels through a logit (RealNVP, MAF, MADE) it gives the negative log-density in logit space
+    too, in nats, which is what the MAF paper reports, with its sign turned.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
     A model trained by `arflows vision train` holds the moving average of its weights; that is what is measured.
@@ -95,8 +98,14 @@ def evaluate(
         },
         **protocol(flow, model, options, facts),
     }
-    rows = {
-        "bits/dim": str(figure),
+    rows = {"bits/dim": str(figure)}
+    logit = first_logit(flow)
+    if logit is not None:
+        with fixed_noise(seed, place):
+            density = logit_space_figure(flow, logit, log_prob, given.batches(batch_size))
+        result["logit_space_nats"] = density.as_dict()
+        rows["in logits"] = f"{density}, α = {logit.alpha:g}"
+    rows |= {
         "round trip": f"{result['round_trip_error']['value']:.1e}, {result['round_trip_error']['unit']}",
         "samples": f"{result['samples_per_second']['value']:.1f} a second, {batch_size} at a time",
     }

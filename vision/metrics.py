@@ -4,11 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
+from arflows.core.bijections import Chain, Logit
 from arflows.core.errors import UserError
+from arflows.core.likelihood import Batch, Figure, dequantization
+from arflows.vision.image_flow import ImageFlow
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -54,3 +57,33 @@ def frechet_distance(
         for images in batches:
             distance.update(images.to(device).expand(-1, 3, -1, -1), real=are_real)
     return distance.compute().item()
+
+
+def first_logit(flow: ImageFlow) -> Logit | None:
+    """The logit that pixels go through first, if the flow begins with one."""
+    first = next(iter(flow.bijection), None) if isinstance(flow.bijection, Chain) else None
+    return first if isinstance(first, Logit) else None
+
+
+@torch.no_grad()
+def logit_space_figure(
+    flow: ImageFlow, logit: Logit, log_prob: Float[Tensor, " count"], batches: Iterable[Batch]
+) -> Figure:
+    """Negative log-density of dequantised images in logit space, in nats, as Papamakarios et al. report it.
+
+    Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057), appendix E: log p(logit) = log p(y) − log|∂ logit/∂y|, the
+    density of y in [0, 1] being the probability of the discrete image over the volume of its cell.
+
+    Args:
+        flow: The model, of images without a frame.
+        logit: Its first bijection.
+        log_prob: Bounds on the log-probabilities of the images, in nats.
+        batches: The same images in the same order; their noise is drawn anew, which leaves the mean as it is.
+    """
+    dequantizer = flow.dequantizer
+    assert dequantizer is not None
+    volumes = []
+    for batch in batches:
+        y, log_cell = dequantizer(batch["x"].to(flow.device))
+        volumes.append((logit(y)[1] + log_cell).cpu())
+    return Figure.of(log_prob.cpu() - torch.cat(volumes), None, "density", dequantization(flow))

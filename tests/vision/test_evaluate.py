@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from arflows.core.dequantization import Dequantizer
 from arflows.core.errors import UserError
 from arflows.data.store_writer import write_store
 from arflows.vision import evaluate as evaluation
 from arflows.vision import metrics
 from arflows.vision.evaluate import evaluate
-from arflows.vision.metrics import frechet_distance
-from arflows.vision.model import RealNVP
+from arflows.vision.metrics import first_logit, frechet_distance, logit_space_figure
+from arflows.vision.model import MAF, Glow, RealNVP
 from arflows.vision.representation import ImageSpec
 
 
@@ -154,3 +155,24 @@ def test_weights_are_not_changed_by_evaluation(run_folder, digits, tmp_path):
     evaluate(str(run_folder), digits, tmp_path / "r.json")
     assert path.read_bytes() == before
     assert not torch.is_inference_mode_enabled()
+
+
+def test_density_in_logit_space_is_that_of_the_part_behind_the_logit(monkeypatch):
+    """With the noise held still, it is what the rest of the flow says of the logits."""
+    monkeypatch.setattr(Dequantizer, "_uniform_noise", lambda self, x, generator: torch.full(x.shape, 0.25))
+    torch.manual_seed(0)
+    flow = MAF(4, 1, transforms=2, hidden_features=(16,), alpha=0.01).eval()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    images = torch.randint(0, 256, (6, 1, 4, 4), dtype=torch.uint8)
+    logits = (0.01 + 0.98 * (images + 0.25) / 256).logit().flatten(1)
+    z, log_det = logits, 0.0
+    for bijection in list(flow.bijection)[2:]:
+        z, part = bijection(z)
+        log_det = log_det + part
+    expected = -(flow.base.log_prob(z) + log_det).mean()
+    figure = logit_space_figure(flow, first_logit(flow), flow.log_prob(images), [{"x": images[:4]}, {"x": images[4:]}])
+    assert figure.value == pytest.approx(expected.item(), rel=1e-5)
+    assert (figure.unit, figure.kind, figure.count) == ("nats", "density", 6)
+    assert first_logit(Glow(8, 3, levels=1, steps=1, width=8)) is None
