@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arflows.core.bijections import Affine, Autoregressive, RationalQuadraticSpline
-from arflows.core.conditioners import MADE
+from arflows.core.conditioners import MADE, CausalTransformer
 from arflows.core.conditioners.autoregressive import RecomputedStream
 from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, solving
 
@@ -262,3 +262,24 @@ def test_replayed_graphs_follow_shapes_and_weights():
             for a, b in zip(bijection.parameters(), moved.parameters(), strict=True):
                 a.mul_(0.9)
                 b.mul_(0.9)
+
+
+@pytest.mark.parametrize(
+    ("conditioner", "graphs"),
+    [(lambda: MADE(6, 2, (12, 12)), 6), (lambda: CausalTransformer(6, 2, 2, 16, 2, 2), 4)],
+    ids=["made", "transformer"],
+)
+def test_steps_compile(conditioner, graphs):
+    """Each to whole graphs: of MADE's one for each site, since each reveals its own units; of a transformer's few."""
+    torch.manual_seed(0)
+    conditioner = conditioner()
+    x = torch.randn(3, 6) if isinstance(conditioner, MADE) else torch.randn(3, 6, 2)
+    with torch.no_grad():
+        for parameter in conditioner.parameters():
+            parameter.normal_(0, 0.2)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        step = torch.compile(conditioner.stream(x).step, fullgraph=True, backend="aot_eager")
+        parameters = torch.stack([step(previous).clone() for previous in [None, *x.unbind(1)[:-1]]], 1)
+        torch.testing.assert_close(parameters, conditioner(x), atol=1e-5, rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= graphs
