@@ -46,6 +46,7 @@ def run_section(path: Path) -> str:
     facts = {
         "test bits/dim": f"**{bits['value']:.4f} ± {bits['standard_error']:.4f}** (s.e. over {bits['count']:,} images)",
         "kind": f"{bits['kind']}: {bits['protocol']}",
+        **logit_space(run.get("logit_space_nats")),
         "data": f"{data['source']}: {split} split, {available.get(split, bits['count']):,} images available, "
         f"{bits['count']:,} scored; trained on {data['counts']['train']:,}, chosen by {data['counts'].get('val', 0):,}",
         "model": f"{run['model']['class']}, {run['model']['parameters']:,} parameters",
@@ -63,6 +64,15 @@ def run_section(path: Path) -> str:
     if picture.is_file():
         lines += [f"![samples of {path.stem}](../{picture.relative_to(ROOT)})\n"]
     return "\n".join(lines)
+
+
+def logit_space(figure: dict[str, Any] | None) -> dict[str, str]:
+    """The figure of the MAF paper's convention, of which it prints the negative."""
+    if figure is None:
+        return {}
+    return {
+        "test log-likelihood in logit space": f"{-figure['value']:.1f} ± {figure['standard_error']:.1f} nats (s.e.)"
+    }
 
 
 def benchmark_section(path: Path) -> str:
