@@ -110,11 +110,11 @@ class Sequential(Solver):
 
         def loop(z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
             nonlocal computed
-            stream = bijection.conditioner.stream(z, context)
+            stream, elementwise = bijection.conditioner.stream(z, context), bijection.elementwise
             x: Tensor | None = None
             values, log_derivatives = [], []
             for z_site in z.movedim(1, 0).contiguous().unbind(0):
-                x, log_derivative = bijection.elementwise.inverse(z_site, stream.step(x).to(z.dtype))
+                x, log_derivative = elementwise.inverse(z_site, stream.step(x).to(z.dtype))
                 values.append(x)
                 log_derivatives.append(log_derivative)
             computed = stream.computed

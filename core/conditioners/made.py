@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -27,8 +27,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _BLOCK_ROWS = 128
 
 # Sites that a stream computes between two products with all the past. Within a block the past grows a site at a time
-# through tiny products, whose cost is the call; a longer block means fewer, larger products with the past.
-_STREAM_BLOCK = 16
+# through small products, which multiply with the zeros of the block's masked half too; a longer block does more of that
+# and is entered less often.
+_STREAM_BLOCK = 32
 
 
 class MaskedLinear(nn.Module):
@@ -52,8 +53,10 @@ class MaskedLinear(nn.Module):
 
     def masked_weight(self) -> Float[Tensor, "out in"]:
         """The weights as one matrix, zero where an output must not see an input."""
-        weights = [rows.weight() for rows in self._rows]
-        return torch.cat([F.pad(weight, (0, self.in_features - weight.shape[1])) for weight in weights])
+        rows = self._rows
+        if len(rows) == 1 and rows[0].width == self.in_features:
+            return rows[0].weight()
+        return torch.cat([F.pad(part.weight(), (0, self.in_features - part.width)) for part in rows])
 
     def full_bias(self) -> Float[Tensor, " out"]:
         """The biases as one vector."""
@@ -195,16 +198,6 @@ class MADE(AutoregressiveConditioner):
         return MADEStream(self, len(like), context)
 
 
-class _Slice(NamedTuple):
-    """What a site reveals of one layer: sums to complete, by which product, and where they go."""
-
-    sums: Float[Tensor, "units batch"]
-    weight: Float[Tensor, "units inputs"]
-    inputs: Float[Tensor, "inputs batch"]
-    skipped: Float[Tensor, "units batch"] | None
-    hidden: Float[Tensor, "units batch"]
-
-
 class MADEStream(Stream):
     """A MADE that reveals its units a variable at a time: over all variables, the arithmetic of one pass.
 
@@ -227,7 +220,9 @@ class MADEStream(Stream):
         self.hidden = [torch.zeros_like(s) if any(made.skips) else s for s in self.sums[:-1]]
         self.values = self.sums[0].new_zeros(made.features, batch)
         self.rows = self.values.unbind(0)
-        self.block: list[list[_Slice]] = []  # of each site still to come in the block, last first
+        # Of each site still to come in the block, last first: for each layer that it reveals units of, the sums to
+        # complete, weights and inputs of what is left to add, what skips the layers before, where activated sums go.
+        self.block: list[list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]]] = []
         # Position, sites, and for each layer the sums of the sites' units as far as the past goes.
         self.past: tuple[int, int, list[Tensor]] | None = None
 
@@ -239,36 +234,36 @@ class MADEStream(Stream):
         if not self.block:
             self._enter_block(self.position, min(self.position + _STREAM_BLOCK, self.made.features))
         self.computed += 1
-        *slices, last = self.block.pop()
-        for sums, weight, inputs, skipped, hidden in slices:
-            sums.addmm_(weight, inputs)
+        reveals = self.block.pop()
+        parameters, weight, inputs, _, _ = reveals.pop()
+        for sums, hidden_weight, hidden_inputs, skipped, hidden in reveals:
+            sums.addmm_(hidden_weight, hidden_inputs)
             if skipped is not None:
                 sums += skipped
             if hidden is not sums:
                 hidden.copy_(sums)
             self.activate(hidden)
-        return last.sums.addmm_(last.weight, last.inputs).T
+        return parameters.addmm_(weight, inputs).T
 
     def _enter_block(self, start: int, stop: int) -> None:
-        layers: list[list[_Slice]] = []
+        sites = range(stop - start)
+        self.block = [[] for _ in sites]
         for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
             own, past, block = self._edges(number, start, stop)
             inputs = self._inputs(number)
-            sums[own].addmm_(weight[own, past], inputs[past])
+            if start:
+                sums[own].addmm_(weight[own, past], inputs[past])
             sizes = [b - a for a, b in pairwise(self._revealed(number, site) for site in range(start, stop + 1))]
-            own_sums = sums[own].split(sizes)
-            skips = self.sums[number - 2][own].split(sizes) if self.made.skips[number] else [None] * len(sizes)
-            hidden = (
-                self.hidden[number][own].split(sizes) if self.hidden[number:] and any(self.made.skips) else own_sums
-            )
-            weights = weight[own, block].split(sizes)
-            layers.append(
-                [
-                    _Slice(*parts)
-                    for parts in zip(own_sums, weights, [inputs[block]] * len(sizes), skips, hidden, strict=True)
-                ]
-            )
-        self.block = [[part for part in site if len(part.sums)] for site in zip(*layers, strict=True)][::-1]
+            own_sums, own_weights, own_inputs = sums[own].split(sizes), weight[own, block].split(sizes), inputs[block]
+            hidden, skipped = own_sums, [None] * len(sizes)
+            if any(self.made.skips) and number < len(self.hidden):
+                hidden = self.hidden[number][own].split(sizes)
+                if self.made.skips[number]:
+                    skipped = self.sums[number - 2][own].split(sizes)
+            for site in sites:
+                if sizes[site]:
+                    slices = own_sums[site], own_weights[site], own_inputs, skipped[site], hidden[site]
+                    self.block[-1 - site].append(slices)
 
     def _revealed(self, number: int, site: int) -> int:
         """How many units of a layer (−1 for the variables themselves) are complete when ``site`` comes next."""

@@ -8,9 +8,8 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import ChannelMask, Coupling, GaussianMixture, LogisticMixture, MixtureCDF, Pointwise
+from arflows.core.conditioners import MLP
 from arflows.core.flow import Flow
-
-from .bijection_cases import Dense
 
 both_families = pytest.mark.parametrize("family", [LogisticMixture, GaussianMixture])
 
@@ -118,7 +117,10 @@ def test_equal_components_stay_equal_and_spread_ones_do_not():
     def train(spread: float) -> tuple[float, float]:
         torch.manual_seed(0)
         mixture = LogisticMixture(4, spread)
-        flow = Flow(StandardNormal((2,)), Coupling(ChannelMask(2), mixture, Dense(1, mixture.parameter_count)))
+        flow = Flow(
+            StandardNormal((2,)),
+            Coupling(ChannelMask(2), mixture, MLP(1, mixture.parameter_count, (16,), activation="tanh")),
+        )
         optimizer = torch.optim.Adam(flow.parameters(), 0.01)
         for _ in range(200):
             x = torch.randn(128, 2) * 0.2 + torch.tensor([0.0, 2.0]) * torch.randint(-1, 2, (128, 1))

@@ -23,7 +23,7 @@ MODELS = {
     "tarflow": lambda: TarFlow(8, 3, patch_size=4, blocks=2, layers=2, width=16, heads=2),
     "tarflow_conditional": lambda: TarFlow((6, 8), 1, patch_size=2, blocks=2, layers=1, width=16, heads=2, classes=3),
     "maf": lambda: MAF(6, 1, transforms=2, hidden_features=(32,)),
-    "maf_conditional": lambda: MAF((4, 6), 3, transforms=1, hidden_features=(32, 32), alpha=0.05, classes=3),
+    "maf_conditional": lambda: MAF((4, 6), 3, transforms=2, hidden_features=(64,), alpha=0.05, classes=3),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
