@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Affine, BatchNorm, Bijection, Chain, Flatten, Logit
-from arflows.core.flows import autoregressive_layers, normalized
+from arflows.core.flows.autoregressive import autoregressive_layers
+from arflows.core.flows.base import normalized
 from arflows.vision.image_flow import ImageFlow, image_spec
 
 
