@@ -14,8 +14,8 @@ from arflows.core.bijections.elementwise import Elementwise, bounded
 _NEWTON_STEPS_WITH_GRADIENT = 2
 """Newton's method doubles the order to which derivatives are right: two steps from a constant give three orders."""
 
-_FLATTEST = -60.0
-"""Log-derivative below which Newton steps are no longer; keeps their inverse finite in float32."""
+_FLATTEST = -40.0
+"""Log-derivative below which Newton steps grow no longer; keeps their derivatives, with its square, in float32."""
 
 
 class MixtureCDF(Elementwise):

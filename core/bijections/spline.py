@@ -84,8 +84,10 @@ class RationalQuadraticSpline(Elementwise):
         a = height * (slope - left) + rise * bend
         b = height * left - rise * bend
         c = -slope * rise
-        # The root in [0, 1]; b + sqrt(...) > 0 always, so no cancellation. The clamp guards against rounding only.
-        t = (-2 * c / (b + (b.square() - 4 * a * c).clamp_min(0).sqrt())).clamp(0, 1)
+        # The root in [0, 1], by the one of its two forms in which nothing cancels. The clamps guard against rounding,
+        # the first one also against the infinite slope of the square root at zero.
+        root = (b.square() - 4 * a * c).clamp_min(torch.finfo(b.dtype).eps ** 2).sqrt()
+        t = (torch.where(b < 0, root - b, -2 * c) / torch.where(b < 0, 2 * a, b + root)).clamp(0, 1)
         mixed = t * (1 - t)
         denominator = slope + bend * mixed
         log_derivative = self._log_derivative(slope, left, right, t, mixed, denominator)

@@ -9,7 +9,18 @@ from torch.func import jacrev, vmap
 
 import arflows.core.bijections
 import arflows.core.conditioners
-from arflows.core.bijections import Bijection, Chain, Elementwise, Mask
+from arflows.core.bijections import (
+    Affine,
+    Bijection,
+    Chain,
+    Elementwise,
+    GaussianMixture,
+    LocationScale,
+    LogisticMixture,
+    Mask,
+    PiecewiseLinearCDF,
+    RationalQuadraticSpline,
+)
 
 from .bijection_cases import CASES, Case
 
@@ -215,3 +226,31 @@ def test_vmap_and_jacrev_work_through_a_chain():
     )
     jacobians = vmap(jacrev(lambda v: bijection(v[None])[0][0]))(x)
     torch.testing.assert_close(jacobians.slogdet().logabsdet, bijection(x)[1], atol=1e-8, rtol=0)
+
+
+ELEMENTWISE = [
+    Affine(),
+    LocationScale(),
+    RationalQuadraticSpline(8),
+    LogisticMixture(4),
+    GaussianMixture(3),
+    PiecewiseLinearCDF(5),
+]
+
+
+@pytest.mark.parametrize("elementwise", ELEMENTWISE, ids=lambda item: type(item).__name__)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_parameters_may_be_huge(elementwise, dtype, size, direction):
+    """Bins collapse, log-scales reach their bounds, and values and gradients stay finite."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = (
+        size * torch.randn(400, elementwise.parameter_count, generator=generator, dtype=dtype)
+    ).requires_grad_()
+    values = torch.rand(400, generator=generator, dtype=dtype)
+    values = (values if isinstance(elementwise, PiecewiseLinearCDF) else 12 * values - 6).requires_grad_()
+    output, log_derivative = getattr(elementwise, direction)(values, parameters)
+    gradients = torch.autograd.grad(1e-3 * output.sum() + log_derivative.sum(), [values, parameters])
+    for tensor in (output, log_derivative, *gradients):
+        assert tensor.isfinite().all()
