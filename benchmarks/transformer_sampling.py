@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from arflows.core.bijections import Autoregressive, LocationScale
 from arflows.core.conditioners import CausalTransformer
 from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Report, Sequential, Solver, solving
-from arflows.vision.inputs import load_model
+from arflows.core.pretrained import load_model
+from arflows.vision import ImageFlow
 
-GOALS = {"cache": {"list / static": 2.0}, "solvers": "GaussSeidelJacobi faster than Sequential at equal error"}
+GOALS = {"cache": {"joined / static": 2.0}, "solvers": {"Sequential / GaussSeidelJacobi at equal error": 2.0}}
 TOLERANCE = 1e-5
 # Sites, channels, width, layers, heads, batch: images of 28² and of 32² in patches of 4² and of 2².
 FLOWS = {
@@ -94,7 +95,7 @@ def measure_cache(name: str, threads: int, repeats: int) -> dict[str, Any]:
 def measure_solvers(model: str, batch: int, threads: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each solver: time, work, and the error of samples, as the flow maps them back to their latents."""
     device = prepare(threads)
-    flow = load_model(model, device.type)
+    flow = load_model(ImageFlow, model, device.type)
     z = flow.base.sample(batch)
     labels = flow.labels_for(batch, None)
     context = None if labels is None or flow.context_encoder is None else flow.context_encoder(labels)
@@ -141,7 +142,9 @@ def main() -> None:
     """Measure, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder of a trained TarFlow; without it only the caches are compared")
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64], help="samples at a time of the trained model")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1, 16, 64], help="samples at a time of the trained model"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the JSON file")
