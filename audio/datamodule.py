@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Int64
 
-from arflows.audio.representation import MelSpec
+from arflows.audio.representation import Condition, MelSpec
 from arflows.data.audio_files import from_int16
-from arflows.data.batches import Batch, StoreDataset
+from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 
