@@ -126,7 +126,7 @@ def stoi(original: Wave, synthesised: Wave, rate: int) -> float:
     return float(optional("pystoi").stoi(original, synthesised, rate))
 
 
-def optional(name: Literal["pesq", "pystoi"]) -> Any:
+def optional(name: str) -> Any:
     """Import a package that the extra ``metrics`` brings.
 
     Raises:
