@@ -22,7 +22,7 @@ from arflows.core.errors import UserError
 from arflows.core.experiment import Experiment, train
 from arflows.core.files import replacing
 from arflows.core.inversion import InversionError
-from arflows.core.likelihood import Figure, Reference, log_probs
+from arflows.core.likelihood import Batch, Figure, Reference, log_probs
 from arflows.core.training import FlowTraining
 from arflows.data.audio_files import write_wav
 
@@ -40,6 +40,12 @@ class WaveFlowTraining(FlowTraining):
 
     def __init__(self, flow: WaveFlow, **options: Any) -> None:
         super().__init__(flow, unit="nats_per_dim", **options)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Scores a whole utterance; each has a length of its own, for which compiling would take longer than it saves."""
+        compiled, self._log_prob = self._log_prob, self.flow.log_prob
+        super().validation_step(batch, batch_idx)
+        self._log_prob = compiled
 
 
 class SampleClip(Callback):
