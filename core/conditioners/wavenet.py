@@ -24,9 +24,10 @@ class WaveNet(AutoregressiveConditioner):
     and look to both sides along them, unless ``causal_width``. Sites are the rows, in the order of generation.
 
     The context (batch, context_features, columns) has a vector for each column, which all rows of the column share: it
-    is projected once for a column, not once for a sample. It may have one channel more, which counts the samples of
-    each column that belong to the signal, where signals of a batch differ in length or do not fill their last column.
-    What does not belong acts as the zeros that convolutions see beyond a border, and gets zero parameters.
+    is projected once for a column, not once for a sample. A context (batch, context_features, rows, columns) has one
+    for each sample, rows as they lie. It may have one channel more, which counts the samples of each column that belong
+    to the signal, where signals of a batch differ in length or do not fill their last column. What does not belong
+    acts as the zeros that convolutions see beyond a border, and gets zero parameters.
 
     Args:
         channels: of the hidden layers.
@@ -35,7 +36,7 @@ class WaveNet(AutoregressiveConditioner):
         context_features: size of a column's context; 0 for none.
         causal_width: let no column see the columns after it.
         order: which row of a column is generated first, second, …; None for the order in which they lie. Only a
-            context that counts samples needs it.
+            context that counts samples, or has rows, needs it.
 
     Raises:
         ValueError: for sizes below 1, or an even width of the kernel.
@@ -54,7 +55,8 @@ class WaveNet(AutoregressiveConditioner):
     ) -> None:
         if channels < 1 or not dilations or min(min(pair) for pair in [kernel, *dilations]) < 1 or not kernel[1] % 2:
             raise ValueError(
-                f"channels={channels}, dilations={dilations} and kernel={kernel} must be positive, the kernel's width odd"
+                f"channels={channels}, dilations={dilations} and kernel={kernel} must be positive, and the kernel's "
+                "width odd"
             )
         super().__init__(PARAMETERS, context_features)
         self.channels = channels
@@ -101,7 +103,7 @@ class WaveNet(AutoregressiveConditioner):
         hidden = self.enter(before[:, None]).contiguous(memory_format=torch.channels_last)
         skipped: Tensor | None = None
         entered = []
-        added = self.context_of_layers(context)
+        added = self.context_of_layers(context, position, before.shape[1])
         for number, layer in enumerate(self.layers):
             if columns is not None:
                 hidden = hidden * columns
@@ -127,22 +129,32 @@ class WaveNet(AutoregressiveConditioner):
             raise ValueError(f"the conditioner needs a context with {features} features a column, got {given}")
         if context is None:
             return None, None
-        return context[:, :features] if features else None, context[:, features] if given > features else None
+        inside = None if given == features else context[:, features]
+        if inside is not None and inside.ndim == 3:
+            inside = inside[:, 0]  # the same in all rows
+        return context[:, :features] if features else None, inside
 
-    def context_of_layers(self, context: Tensor | None) -> Sequence[Tensor | None]:
-        """What the context adds in each layer, (batch, 2 · channels, 1, columns)."""
-        if self.from_context is None or context is None:
+    def context_of_layers(self, features: Tensor | None, position: int, rows: int) -> Sequence[Tensor | None]:
+        """What the context adds in each layer to rows from ``position``, (batch, 2 · channels, rows or 1, columns)."""
+        if self.from_context is None or features is None:
             return [None] * len(self.layers)
-        return self.from_context(context)[:, :, None].chunk(len(self.layers), 1)
+        if features.ndim == 3:
+            features = features[:, :, None]
+        else:
+            features = features.index_select(2, self._place(position, rows, features.device))
+        return self.from_context(features.flatten(2)).unflatten(2, features.shape[2:]).chunk(len(self.layers), 1)
 
     def belongs(
         self, inside: Float[Tensor, "batch columns"], rows: int, position: int = 0
     ) -> Float[Tensor, "batch rows columns"]:
         """Which samples of rows from ``position`` on belong to the signal, rows in the order of generation."""
-        place = torch.arange(position, position + rows, device=inside.device)
+        return (self._place(position, rows, inside.device)[:, None] < inside[:, None]).to(inside.dtype)
+
+    def _place(self, position: int, rows: int, device: torch.device) -> Int[Tensor, " rows"]:
+        """Where rows from ``position`` on lie."""
         if self.order is not None:
-            place = self.order[position : position + rows]
-        return (place[None, :, None] < inside[:, None]).to(inside.dtype)
+            return self.order[position : position + rows]
+        return torch.arange(position, position + rows, device=device)
 
     def stream(self, like: Tensor, context: Tensor | None = None, memory: list[Tensor] | None = None) -> WaveNetStream:
         """Starts a generation, a row at a time; see `WaveNetStream`.

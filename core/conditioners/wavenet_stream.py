@@ -1,8 +1,7 @@
-"""A WaveNet at work on a generation: row by row with all that can be folded folded, or by sweeps over blocks of rows."""
+"""A WaveNet at work on a generation: row by row with all folded that can be, or by sweeps over blocks of rows."""
 
 from __future__ import annotations
 
-import math
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ class WaveNetStream(Stream):
     weight normalisation, the factors √½ and the ½ of σ(b) = ½ + ½ tanh(b/2) are folded into the weights; so is the skip
     path into the last layer, for nothing but sums lies between; so is the first layer, which sees one number of each
     sample, into the convolution after it. A layer whose convolution reaches p rows back keeps p + 1 of them; the newest
-    takes the place of the oldest, so nothing moves, shapes are static, and heights, kernels and dilations do not matter.
+    takes the place of the oldest, so nothing moves, shapes are static, whatever heights, kernels and dilations.
 
     Under autocast the products of a step are taken in the lower precision, and parameters are summed in that of the
     samples.
@@ -103,7 +102,10 @@ class _Rows:
             self.belongs = None if inside is None else network.belongs(inside, rows)[..., None]
             self.valid = like.new_ones(batch, columns, 1) if inside is None else (inside > 0).to(like.dtype)[..., None]
             self._fold(like.dtype, low)
-            self._add(features, low)
+        self.low = low
+        # A context of each sample is projected row by row, one of each column once for all.
+        self.features = features
+        self.features_of_rows = features is not None and features.ndim == 4
         self.mask = None if inside is None else self.valid.to(low)
         # For each layer and each row it keeps, (batch, columns and margins, channels); of the first layer's input there
         # are two channels: the sample, and one that tells it from the zeros beyond a border.
@@ -142,13 +144,19 @@ class _Rows:
             self.left = self.left + count**-0.5 * bias @ leave
         self.residuals = [(weight, bias.to(low)) for weight, bias in self.residuals]
 
-    def _add(self, features: Tensor | None, low: torch.dtype) -> None:
-        """What is added to each layer's gates, of each column or of all: (batch or 1, columns or 1, 2 · channels)."""
-        self.added = []
-        for bias, added in zip(self.biases, self.network.context_of_layers(features), strict=True):
-            if added is not None:
-                bias = (added[:, :, 0].mT * self.halves + bias).contiguous()
-            self.added.append(bias.to(low).expand(1, 1, -1) if added is None else bias.to(low))
+    def _added(self, position: int) -> list[list[Tensor]]:
+        """What is added to each layer's gates, of each tile: (batch or 1, columns or 1, 2 · channels)."""
+        layers = []
+        with torch.autocast(self.valid.device.type, enabled=False):
+            for bias, added in zip(
+                self.biases, self.network.context_of_layers(self.features, position, 1), strict=True
+            ):
+                if added is None:
+                    layers.append([bias.to(self.low).expand(1, 1, -1)] * len(self.tiles))
+                    continue
+                total = torch.addcmul(bias, added[:, :, 0].mT, self.halves).to(self.low).contiguous()
+                layers.append([total[b if len(total) > 1 else slice(None), c] for b, c in self.tiles])
+        return layers
 
     def _lay_out(self, like: Tensor, low: torch.dtype) -> None:
         """Cuts batch and columns into tiles, and makes all views that steps need, since making them takes time too."""
@@ -211,7 +219,10 @@ class _Rows:
         self.windows = [
             [
                 [
-                    [place[b, c.start + at * layer.dilation[1] : c.stop + at * layer.dilation[1]] for at in range(along)]
+                    [
+                        place[b, c.start + at * layer.dilation[1] : c.stop + at * layer.dilation[1]]
+                        for at in range(along)
+                    ]
                     for b, c in self.tiles
                 ]
                 for place in places
@@ -225,12 +236,7 @@ class _Rows:
             ]
             for layer, places in zip(network.layers, self.places, strict=True)
         ]
-        self.added_tiles = [
-            [added[b, c] if added.shape[1] > 1 or columns == 1 else added for b, c in self.tiles]
-            if added.shape[0] == batch and (added.shape[1] == columns)
-            else [added] * len(self.tiles)
-            for added in self.added
-        ]
+        self.added_tiles = self._added(0)
         self.mask_tiles = [None if self.mask is None else self.mask[tile] for tile in self.tiles]
 
     def compute(self, position: int, previous: Tensor | None) -> Float[Tensor, "batch columns 2"]:
@@ -238,13 +244,15 @@ class _Rows:
         valid = self.valid
         parameters = torch.empty(*valid.shape[:2], 2, dtype=valid.dtype, device=valid.device).copy_(self.left)
         layers = self.network.layers
+        if self.features_of_rows and position:
+            self.added_tiles = self._added(position)
         entry, left = self.places[0][position % len(self.places[0])], layers[0].margins[0]
         own = entry[:, left : left + valid.shape[1]]
         own[..., 1:].copy_(valid)
         if previous is not None:
-            torch.mul(previous[..., None], valid, out=own[..., :1]) if own.dtype == valid.dtype else own[
-                ..., :1
-            ].copy_(previous[..., None] * valid)
+            torch.mul(previous[..., None], valid, out=own[..., :1]) if own.dtype == valid.dtype else own[..., :1].copy_(
+                previous[..., None] * valid
+            )
         self._remember(0, position)
         last = len(layers) - 1
         for number, layer in enumerate(layers):
