@@ -78,6 +78,30 @@ def test_steps_give_what_the_parallel_pass_gives(stack, height, dtype, scale, to
 
 
 @pytest.mark.parametrize("counted", [False, True], ids=["full", "counted"])
+def test_a_context_of_each_sample(counted):
+    """Rows of the context lie as those of the signal do, whatever their order; equal rows are a context of columns."""
+    net = network(height=9, ordered=True)
+    x, context = signal(9, counted=counted)
+    rows = context[:, :, None].repeat(1, 1, 9, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, rows), net(x, context))
+        rows[:, :CONTEXT] += torch.randn(2, CONTEXT, 9, 9, dtype=torch.float64)
+        expected = net(x, rows)
+        assert not torch.equal(expected, net(x, context))
+        stream, swept = net.stream(x, rows), []
+        for block in x.split(4, 1):
+            swept.append(stream.sweep(block))
+            stream.commit(block)
+    torch.testing.assert_close(steps(net.stream(x, rows), x), expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(torch.cat(swept, 1), expected, atol=1e-9, rtol=1e-9)
+    changed = rows.clone()
+    changed[:, 0, net.order[3]] += 1.0  # of the row that is generated fourth
+    moved = (net(x, changed) - expected).abs().amax((0, 2, 3))
+    assert (moved[:3] == 0).all()
+    assert moved[3] > 0
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["full", "counted"])
 def test_tiles_of_columns_and_batches_fit_together(counted, monkeypatch):
     """Steps work on a tile of columns and examples at a time; small ones here, so that there are many."""
     net = network(height=7, ordered=True)
