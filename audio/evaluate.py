@@ -66,8 +66,8 @@ def evaluate(
     dequantisation, which is an upper bound; both with 95% confidence intervals over utterances, and for each speaker.
 
     Copy synthesis (original → mel spectrogram → waveform) is compared with the original: PESQ, STOI, mel-cepstral
-    distortion, multi-resolution STFT, pitch and voicing, and tones at multiples of rate/height, an artefact of flows that
-    fold the waveform. An unconditional model is measured by its likelihood alone.
+    distortion, multi-resolution STFT, pitch and voicing, and tones at multiples of rate/height, an artefact of flows
+    that fold the waveform. An unconditional model is measured by its likelihood alone.
 
     Writes a JSON file with the figures and all that is needed to repeat them, and beside it spectrograms as PNG and the
     clips they show as WAV.
@@ -213,7 +213,10 @@ def _by_speaker(columns: Mapping[str, np.ndarray], speakers: list[str]) -> dict[
 def _draw(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
     assert utterance.waveform is not None
     spec = flow.spec
-    mels = {"original": utterance.mel[0].cpu().numpy(), "synthesised": log_mel(torch.from_numpy(synthesised)[None], spec)[0].numpy()}
+    mels = {
+        "original": utterance.mel[0].cpu().numpy(),
+        "synthesised": log_mel(torch.from_numpy(synthesised)[None], spec)[0].numpy(),
+    }
     figure = spectrograms(mels, spec, difference=("original", "synthesised"))
     save_figure(figure, stem.with_name(f"{stem.name}.png"))
     for name, wave in (("original", utterance.waveform[0].numpy()), ("synthesised", synthesised)):
