@@ -40,22 +40,21 @@ def page(root: Path = ROOT) -> str:
 def run_section(path: Path) -> str:
     """One trained model: its figures and how they came about."""
     run = json.loads(path.read_text(encoding="utf-8"))
-    training, data, bits = run["training"], run["data"], run["bits_per_dim"]
+    training, data = run["training"], run["data"]
     available = data["available"] or {}
     split = run["options"]["split"]
+    scored, kind = (
+        (run["utterances"], "utterances") if "utterances" in run else (run["bits_per_dim"]["count"], "images")
+    )
     facts = {
-        "test bits/dim": f"**{bits['value']:.4f} ± {bits['standard_error']:.4f}** (s.e. over {bits['count']:,} images)",
-        "kind": f"{bits['kind']}: {bits['protocol']}",
-        **logit_space(run.get("logit_space_nats")),
-        "data": f"{data['source']}: {split} split, {available.get(split, bits['count']):,} images available, "
-        f"{bits['count']:,} scored; trained on {data['counts']['train']:,}, chosen by {data['counts'].get('val', 0):,}",
+        **(speech_figures(run) if "utterances" in run else image_figures(run)),
+        "data": f"{data['source']}: {split} split, {available.get(split, scored):,} {kind} available, "
+        f"{scored:,} scored; trained on {data['counts']['train']:,}, chosen by {data['counts'].get('val', 0):,}",
         "model": f"{run['model']['class']}, {run['model']['parameters']:,} parameters",
         "training": f"{duration(training['seconds'])}, {training['steps']:,} steps, {training['epochs']} epochs, "
         f"{training['skipped_steps']} steps skipped, seed {training['seed']}",
         "trained on": machine(training["hardware"]) + f", commit `{training['software']['commit']}`",
-        "round trip": f"{run['round_trip_error']['value']:.1e} ({run['round_trip_error']['unit']})",
-        "sampling": f"{run['samples_per_second']['value']:.1f} images/s, "
-        f"{run['samples_per_second']['batch_size']} at a time, on {machine(run['hardware'])}",
+        **(speech_speed(run) if "utterances" in run else image_speed(run)),
     }
     if "note" in run:
         facts["note"] = run["note"]
@@ -64,6 +63,60 @@ def run_section(path: Path) -> str:
     if picture.is_file():
         lines += [f"![samples of {path.stem}](../{picture.relative_to(ROOT)})\n"]
     return "\n".join(lines)
+
+
+def image_figures(run: dict[str, Any]) -> dict[str, str]:
+    """The likelihood of images."""
+    bits = run["bits_per_dim"]
+    return {
+        "test bits/dim": f"**{bits['value']:.4f} ± {bits['standard_error']:.4f}** (s.e. over {bits['count']:,} images)",
+        "kind": f"{bits['kind']}: {bits['protocol']}",
+        **logit_space(run.get("logit_space_nats")),
+    }
+
+
+def image_speed(run: dict[str, Any]) -> dict[str, str]:
+    """How exactly and how fast a flow of images is inverted."""
+    return {
+        "round trip": f"{run['round_trip_error']['value']:.1e} ({run['round_trip_error']['unit']})",
+        "sampling": f"{run['samples_per_second']['value']:.1f} images/s, "
+        f"{run['samples_per_second']['batch_size']} at a time, on {machine(run['hardware'])}",
+    }
+
+
+def speech_figures(run: dict[str, Any]) -> dict[str, str]:
+    """The likelihood of speech, and how good its copies are."""
+    quality = {
+        figure["unit"]: with_interval(figure)
+        for figure in run.get("quality", {}).values()
+        if figure["value"] is not None
+    }
+    nats, bits = run["log_likelihood"], run["bits_per_sample"]
+    rows = {
+        "test log-likelihood": f"**{with_interval(nats)} nats/sample** (95% over {nats['count']} utterances)",
+        "kind": nats["kind"],
+        "bits/sample": f"{with_interval(bits)}, {bits['kind']}",
+    }
+    for name, figures in run.get("speakers", {}).items():
+        rows[f"speaker {name}"] = f"{with_interval(figures['log_likelihood'])} nats/sample"
+    if quality:
+        rows["copy synthesis"] = f"temperature {run['options']['temperature']:g}; means and 95% intervals"
+    for name, separation in run.get("separation", {}).items():
+        rows[f"told from {name}"] = separation
+    return rows | quality
+
+
+def speech_speed(run: dict[str, Any]) -> dict[str, str]:
+    """How fast speech is synthesised."""
+    speed = run.get("real_time_factor")
+    return {} if speed is None else {"synthesis": f"{speed['value']:.2f} × real time on {machine(run['hardware'])}"}
+
+
+def with_interval(figure: dict[str, Any]) -> str:
+    """A mean with half the width of its 95% confidence interval."""
+    if figure["standard_error"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ± {1.96 * figure['standard_error']:.3f}"
 
 
 def logit_space(figure: dict[str, Any] | None) -> dict[str, str]:
