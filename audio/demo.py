@@ -137,8 +137,8 @@ def _histogram(flow: WaveFlow, utterances: list[Speech], seed: int) -> Figure:
             scores[name].append(sample_log_likelihoods(flow, _changed(utterance, change(utterance.waveform))).mean())
     return Figure(
         score_histogram({name: np.array(values) for name, values in scores.items()}, "log-likelihood, nats/sample"),
-        "Log-likelihood of test sentences, given their mel spectrograms, and of the same with noise at -50 dB or played "
-        "backwards.",
+        "Log-likelihood of test sentences, given their mel spectrograms, and of the same with noise at -50 dB or "
+        "played backwards.",
         "Histograms of nats per sample of the three sets",
     )
 

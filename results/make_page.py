@@ -102,7 +102,10 @@ def speech_figures(run: dict[str, Any]) -> dict[str, str]:
     if quality:
         rows["copy synthesis"] = f"temperature {run['options']['temperature']:g}; means and 95% intervals"
     for name, separation in run.get("separation", {}).items():
-        rows[f"told from {name}"] = separation
+        rows[f"told from {name}"] = (
+            f"AUROC {separation['auroc']:.3f} by nats/sample; {separation['log_likelihood']['count']} recordings of "
+            f"{with_interval(separation['log_likelihood'])} nats/sample"
+        )
     return rows | quality
 
 
