@@ -328,7 +328,8 @@ class WaveFlow(Flow, Pretrained):
         """The features with the count of each column's samples where not all columns of ``waveform`` are full."""
         batch, samples = waveform.shape
         if features is not None:
-            features = features.expand(batch, *features.shape[1:])
+            # In full precision also where the encoder ran in half: counts would be rounded.
+            features = features.expand(batch, *features.shape[1:]).to(waveform.dtype)
         if lengths is None:
             if samples % self.height == 0:
                 return features

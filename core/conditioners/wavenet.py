@@ -138,11 +138,14 @@ class WaveNet(AutoregressiveConditioner):
         """What the context adds in each layer to rows from ``position``, (batch, 2 · channels, rows or 1, columns)."""
         if self.from_context is None or features is None:
             return [None] * len(self.layers)
-        if features.ndim == 3:
-            features = features[:, :, None]
-        else:
-            features = features.index_select(2, self._place(position, rows, features.device))
+        features = self.features_of(features, position, rows)
         return self.from_context(features.flatten(2)).unflatten(2, features.shape[2:]).chunk(len(self.layers), 1)
+
+    def features_of(self, features: Tensor, position: int, rows: int) -> Float[Tensor, "batch features rows columns"]:
+        """The features of rows from ``position`` on; a single row where all share them."""
+        if features.ndim == 3:
+            return features[:, :, None]
+        return features.index_select(2, self._place(position, rows, features.device))
 
     def belongs(
         self, inside: Float[Tensor, "batch columns"], rows: int, position: int = 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from arflows.core.conditioners.autoregressive import Stream
 
@@ -98,7 +99,7 @@ class _Rows:
         kind = like.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
         with torch.autocast(kind, enabled=False):
-            features, inside = network.split_context(context)
+            features, inside = network.split_context(None if context is None else context.to(like.dtype))
             self.belongs = None if inside is None else network.belongs(inside, rows)[..., None]
             self.valid = like.new_ones(batch, columns, 1) if inside is None else (inside > 0).to(like.dtype)[..., None]
             self._fold(like.dtype, low)
@@ -138,6 +139,7 @@ class _Rows:
         self.enter = enter.to(low)[None]
         self.halves = halves
         self.kernels, self.biases, self.residuals, self.skips = [], [], [], []
+        self.from_context: list[Tensor] = []
         self.left = network.leave.bias.clone()
         for number, layer in enumerate(network.layers):
             kernel = layer.convolution.weight * halves[:, None, None, None] * 2 ** (-number / 2)
@@ -151,6 +153,10 @@ class _Rows:
                 ]
             )
             self.biases.append(layer.convolution.bias * halves)
+            if network.from_context is not None:
+                part = slice(2 * network.channels * number, 2 * network.channels * (number + 1))
+                self.from_context.append(network.from_context.weight[part, :, 0] * halves[:, None])
+                self.biases[-1] = self.biases[-1] + network.from_context.bias[part] * halves
             weight, bias = layer.mix.weight[:, :, 0, 0].T, layer.mix.bias
             if number < count - 1:
                 scale = 2 ** (number / 2)
@@ -165,15 +171,15 @@ class _Rows:
     def _added(self, position: int) -> list[list[Tensor]]:
         """What is added to each layer's gates, of each tile: (batch or 1, columns or 1, 2 · channels)."""
         layers = []
-        with torch.autocast(self.valid.device.type, enabled=False):
-            for bias, added in zip(
-                self.biases, self.network.context_of_layers(self.features, position, 1), strict=True
-            ):
-                if added is None:
-                    layers.append([bias.to(self.low).expand(1, 1, -1)] * len(self.tiles))
-                    continue
-                total = torch.addcmul(bias, added[:, :, 0].mT, self.halves).to(self.low).contiguous()
-                layers.append([total[b if len(total) > 1 else slice(None), c] for b, c in self.tiles])
+        features = self.features
+        if features is not None:
+            features = self.network.features_of(features, position, 1)[:, :, 0].mT.contiguous()
+        for number, bias in enumerate(self.biases):
+            if features is None:
+                layers.append([bias.to(self.low).expand(1, 1, -1)] * len(self.tiles))
+                continue
+            total = F.linear(features, self.from_context[number], bias).to(self.low)
+            layers.append([total[b if len(total) > 1 else slice(None), c] for b, c in self.tiles])
         return layers
 
     def _lay_out(self, like: Tensor, low: torch.dtype) -> None:

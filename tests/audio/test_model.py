@@ -213,6 +213,17 @@ def test_half_precision_keeps_log_determinants_in_single():
     assert not torch.equal(rough, exact)
 
 
+@pytest.mark.parametrize("options", [{}, {"height": 48}], ids=["columns", "samples"])
+def test_half_precision_draws_nearly_the_same(options):
+    flow, mel = noisy(WaveFlow(**SMALL | {"height": 8} | options), 0.05), speech(90)[1].float()
+    exact = flow.sample(mel=mel, samples=90, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = flow.sample(mel=mel, samples=90, generator=torch.Generator().manual_seed(0))
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, atol=0.05, rtol=0.05)
+    assert not torch.equal(rough, exact)
+
+
 def test_densities_compile_to_one_graph():
     flow, (waveform, mel) = model(flows=1, layers=1, dtype=torch.float32), speech(dtype=torch.float32)
     compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
