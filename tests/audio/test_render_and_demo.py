@@ -54,7 +54,7 @@ def test_the_chapter(monkeypatch, tmp_path):
         "1",
     ]
     monkeypatch.setattr(demo, "resolve_configs", lambda words, package: [*resolve(words, package), *shorter, *small])
-    monkeypatch.setattr(demo, "prepare", lambda *args, **options: prepare(*args, **options, limit=6))
+    monkeypatch.setattr(demo, "prepare", lambda *args, **options: prepare(*args, **{**options, "limit": 6}))
     monkeypatch.setattr(demo, "EVALUATED", 1)
     chapter = demo.chapter(tmp_path / "demo", seed=3)
     kinds = [Sounds, Figure, Figure, Paragraph, Figure, Figure, Table, Protocol]
