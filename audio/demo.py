@@ -64,7 +64,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         _figures(result),
         Protocol(
             {
-                "data": f"built in: eSpeak NG reads sentences of this project in five voices, {UTTERANCES} to train on; "
+                "data": f"built in: eSpeak NG reads this project's sentences in five voices, {UTTERANCES} to train on; "
                 "no sentence is in two splits",
                 "likelihood": "density of waveforms in [-1, 1] in nats per sample, no dequantisation, with 95% "
                 "intervals over sentences; bits per 16-bit sample by uniform dequantisation, an upper bound",
