@@ -112,7 +112,9 @@ def speech_figures(run: dict[str, Any]) -> dict[str, str]:
 def speech_speed(run: dict[str, Any]) -> dict[str, str]:
     """How fast speech is synthesised."""
     speed = run.get("real_time_factor")
-    return {} if speed is None else {"synthesis": f"{speed['value']:.2f} × real time on {machine(run['hardware'])}"}
+    if speed is None:
+        return {}
+    return {"synthesis": f"{speed['value']:.2f} × real time on {machine(speed.get('hardware', run['hardware']))}"}
 
 
 def with_interval(figure: dict[str, Any]) -> str:
