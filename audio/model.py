@@ -215,7 +215,7 @@ class WaveFlow(Flow, Pretrained):
         temperature: float = 1.0,
         seed: int = 0,
         block: int = 64,
-        margin: int = 32,
+        margin: int = 16,
     ) -> Iterator[Float[Tensor, "batch samples"]]:
         """Synthesises while mel spectrograms still arrive; see `arflows.audio.streaming.stream`."""
         return streaming.stream(self, mel_chunks, speaker, temperature, seed, block, margin)
