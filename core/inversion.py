@@ -99,7 +99,7 @@ class Solver(ABC):
 
 
 class Sequential(Solver):
-    """Site after site, each once, by the conditioner's stream: exact by construction.
+    """Site after site, each once, by the conditioner's stream or its loop: exact by construction.
 
     On a CUDA device the loop is captured as a graph at its first use and replayed afterwards.
     """
@@ -111,6 +111,9 @@ class Sequential(Solver):
         def loop(z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
             nonlocal computed
             stream, elementwise = bijection.conditioner.stream(z, context), bijection.elementwise
+            if (solved := stream.invert(elementwise, z)) is not None:
+                computed = stream.computed
+                return solved[0], sum_event(solved[1])
             x: Tensor | None = None
             values, log_derivatives = [], []
             for z_site in z.movedim(1, 0).contiguous().unbind(0):
