@@ -164,6 +164,24 @@ class Store:
         return self.__dict__ | {"_maps": {}}
 
 
+def verify(path: Path) -> str | None:
+    """Read every byte of a store and compare it with its checksum.
+
+    Returns:
+        What was found sound; None if the path is no HDF5 file, nor called like one.
+
+    Raises:
+        DataError: Something differs; the sentence names each damaged dataset.
+    """
+    if not path.is_file() or not (h5py.is_hdf5(path) or path.suffix in (".h5", ".hdf5")):
+        return None
+    store = Store(path)
+    store.verify()
+    return (
+        f"{path}: a store of {store.domain}, {', '.join(f'{name} {count:,}' for name, count in store.splits.items())}"
+    )
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file, with one sentence for each way it can fail to be one."""
