@@ -1,7 +1,6 @@
 """The states from which a run can go on: written whole, checked before they are believed."""
 
 import os
-import shutil
 import zipfile
 from collections.abc import Callable
 from itertools import pairwise
@@ -105,8 +104,11 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes one under a temporary name, waits until it is on the disk, and renames it."""
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # what PyTorch makes of a disk that is full
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -143,27 +145,28 @@ class RunCheckpoint(ModelCheckpoint):
         """Writes the logs to disk first, so that none are missing before the place where a run goes on."""
         for logger in trainer.loggers:
             logger.save()
-        if trainer.is_global_zero and not self._replaces_damaged(trainer, filepath):
-            self._age(Path(filepath))
-        super()._save_checkpoint(trainer, filepath)
+        path = Path(filepath)
+        new = path.with_name(f".{path.name}.new")
+        ages = not self._replaces_damaged(trainer, path)
+        super()._save_checkpoint(trainer, str(new))
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            if ages:
+                self._age(path)
+            os.replace(new, path)
+        trainer.strategy.barrier()
 
-    def _replaces_damaged(self, trainer: Trainer, filepath: str) -> bool:
+    def _replaces_damaged(self, trainer: Trainer, path: Path) -> bool:
         """Whether the run went on from an older state than the one that is now written over."""
         first = not self._last_checkpoint_saved
-        return first and trainer.ckpt_path is not None and Path(trainer.ckpt_path).name != Path(filepath).name
+        return first and trainer.ckpt_path is not None and Path(trainer.ckpt_path).name != path.name
 
     def _age(self, path: Path) -> None:
-        """Gives the states there are the next older names; ``path`` keeps its own until the new one replaces it."""
+        """Gives the states there are the next older names, once the new one is whole."""
         names = [path, *(path.with_stem(f"{path.stem}-{age}") for age in range(1, self.keep))]
         for younger, older in reversed(list(pairwise(names))):
             if younger.exists():
-                link = older.with_name(f".{older.name}.{os.getpid()}.tmp")
-                link.unlink(missing_ok=True)
-                try:
-                    os.link(younger, link)
-                except OSError:  # a file system without hard links
-                    shutil.copy(younger, link)
-                os.replace(link, older)
+                os.replace(younger, older)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Reads the state as if it had been saved in the folder as it is called now."""

@@ -40,6 +40,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells
 
 COMMANDS = {
     "demo": "train, sample and score a small flow of every domain; write report.html",
+    "reproduce": "repeat a measured result and compare",
     "verify": "compare a store, a model or a run with its checksums",
 }
 """What is not a domain; the module ``arflows.core.<command>`` has its ``main``."""

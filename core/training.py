@@ -212,12 +212,11 @@ class FlowTraining(LightningModule):
         return self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * progress)) / 2
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is random, and the number by which loggers count steps, which Lightning raises too late."""
+        """Adds what is random."""
         checkpoint["noise_seed"] = self._noise_seed
         checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is random for when training starts."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ from arflows.data.fingerprint import fingerprint
 
 FORMAT = "arflows-store"
 FORMAT_VERSION = 1
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""For each older version, what makes the attributes of a store of it those of one of the next version."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Store:
         self.path = Path(path)
         self._maps: dict[tuple[str, str], np.ndarray] = {}
         with _opened(self.path) as file:
-            attributes = file.attrs
+            attributes = dict(file.attrs)
             if attributes.get("format") != FORMAT:
                 raise DataError(f"{self.path} is an HDF5 file but not an arflows store: make one with `prepare`.")
             if (version := int(attributes["format_version"])) > FORMAT_VERSION:
@@ -89,6 +92,9 @@ class Store:
                     f"{self.path} is a store of format version {version}, newer than the {FORMAT_VERSION} that this "
                     "arflows reads: update arflows, or prepare the data again with this one."
                 )
+            while version < FORMAT_VERSION:
+                attributes = MIGRATIONS[version](attributes)
+                version += 1
             self.domain = str(attributes["domain"])
             self.spec: dict[str, Any] = json.loads(attributes["spec"])
             self.fingerprint = str(attributes["fingerprint"])
@@ -139,6 +145,7 @@ class Store:
         """Which data a result was obtained on: the store, its counts, and the fingerprint of its settings."""
         return {
             "store": str(self.path),
+            "domain": self.domain,
             "source": Path(str(self.provenance.get("source"))).name,  # where it lay on one machine is nobody's business
             "available": self.provenance.get("available"),
             "fingerprint": self.fingerprint,
