@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -307,60 +308,74 @@ class Stopwatch(Callback):
 
 
 class OrderlyInterrupt(Callback):
-    """Ctrl-C takes effect when the step (or validation) at hand is done, so that the state saved then is whole.
+    """Ctrl-C and SIGTERM take effect when the step (or validation) at hand is done and logged, so that nothing is lost.
 
-    A second Ctrl-C stops at once and saves nothing more.
+    A second one stops at once and saves nothing more.
     """
 
     def __init__(self) -> None:
-        self._interrupted = False
+        self._received: int | None = None
         self._process = os.getpid()
-        self._previous_handler: Any = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over the interrupt signal, where signals can be handled."""
+        """Takes over the signals, where signals can be handled."""
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if os.getpid() != self._process:
                 return  # a data-loading worker, which inherits this handler: the main process ends it
-            if self._interrupted:
+            if self._received is not None:
                 for callback in trainer.checkpoint_callbacks:
                     if isinstance(callback, ModelCheckpoint):
                         callback.save_on_exception = False
-                raise KeyboardInterrupt
-            self._interrupted = True
-            rank_zero_info("\nInterrupted: stopping after this step. Ctrl-C again stops at once, without saving.")
+                raise _exception(number)
+            self._received = number
+            rank_zero_info("\nInterrupted: stopping after this step. Once more stops at once, without saving.")
 
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous_handlers[number] = signal.signal(number, on_signal)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stops after a step."""
-        self._stop_if_interrupted(trainer)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stops between steps."""
+        if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0 and self._agreed(trainer):
+            before_batch(trainer)
+            raise _exception(self._received)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops after the validation that ended the epoch before."""
-        self._stop_if_interrupted(trainer)
+        if self._agreed(trainer):
+            raise _exception(self._received)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops after the last validation."""
-        self._stop_if_interrupted(trainer)
+        if self._agreed(trainer):
+            raise _exception(self._received)
 
-    def _stop_if_interrupted(self, trainer: Trainer) -> None:
-        """Stops all processes at the same place, if any of them was interrupted."""
+    def _agreed(self, trainer: Trainer) -> bool:
+        """Whether any process was interrupted; all of them ask at the same place."""
+        interrupted = self._received is not None
         if trainer.world_size > 1:
-            self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        if self._interrupted:
-            raise KeyboardInterrupt
+            interrupted = trainer.strategy.reduce_boolean_decision(interrupted, all=False)
+        return interrupted
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """From now on acts at once: Lightning, which restores signals after this, leaves our handler in place."""
-        self._interrupted = True
+        self._received = self._received or signal.SIGINT
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the signal back."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        """Gives the signals back."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers = {}
+
+
+def _exception(number: int | None) -> BaseException:
+    return SIGTERMException() if number == signal.SIGTERM else KeyboardInterrupt()
+
+
+def before_batch(trainer: Trainer) -> None:
+    """Makes a state that is saved at the start of a batch, whose step is still to come, one that ends with the last."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress.total.ready -= 1
+    progress.current.ready -= 1

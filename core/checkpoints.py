@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from arflows.core.callbacks import before_batch
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
 
@@ -133,13 +134,15 @@ class RunCheckpoint(ModelCheckpoint):
         self.keep = keep
         self.every = every
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Saves in the midst of an epoch, if that was asked for."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.every and trainer.global_step % self.every == 0 and not self._should_skip_saving_checkpoint(trainer):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves between steps, if that was asked for: now the last one is logged, as it is not at its own end."""
+        due = self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0
+        if due and batch_idx and not self._should_skip_saving_checkpoint(trainer):
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            before_batch(trainer)
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+            progress.total.ready += 1
+            progress.current.ready += 1
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Writes the logs to disk first, so that none are missing before the place where a run goes on."""

@@ -81,6 +81,17 @@ ALLOWED_CLASSES = (
 class _Parser(ShortErrors, LightningArgumentParser):
     """LightningCLI's parser, with errors of one sentence."""
 
+    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
+        """Builds what the options name; sizes of which nothing can be built are the user's to mend."""
+        try:
+            return super().instantiate_classes(*args, **kwargs)
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"of these settings nothing can be built ({reason}): check those under model and data; --debug shows "
+                "where it failed."
+            ) from error
+
 
 def _allow_known_classes() -> None:
     """Makes the parser refuse the path of any other class before it is imported, which would run its module."""

@@ -150,7 +150,7 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        torch.manual_seed(batch_seed(self._noise_seed, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+        torch.manual_seed(batch_seed(self._noise_seed, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
@@ -162,7 +162,7 @@ class FlowTraining(LightningModule):
         """Logs the loss of steps that counted."""
         if not self._guard.skipped:
             loss = outputs["loss"] * self.trainer.accumulate_grad_batches
-            self.log(f"train/{self.unit}", loss, prog_bar=True)
+            self.log(f"train/{self.unit}", loss, prog_bar=True, sync_dist=True)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

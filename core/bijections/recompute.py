@@ -55,7 +55,7 @@ def forward_recomputing(
     for way, group in groupby(bijections, _way):
         parts = list(group)
         if way == "inverse" and x.is_floating_point():
-            parameters = [parameter for part in parts for parameter in part.parameters()]
+            parameters = dict.fromkeys(parameter for part in parts for parameter in part.parameters())  # each once
             x, log_det = _ByInverse.apply(parts, x, context, *parameters)
             log_dets.append(log_det)
             continue
