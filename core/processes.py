@@ -120,6 +120,11 @@ def interleaved(rank: int, count: int) -> Iterator[None]:
         _rows = before
 
 
+def sharers() -> int:
+    """How many processes share the training batch at hand."""
+    return _rows.count
+
+
 def noise_rows(draw: Callable[..., "Tensor"], shape: tuple[int, ...], **options: Any) -> "Tensor":
     """Noise of a batch: this process's rows of what one process alone would have drawn for all of them.
 
@@ -128,14 +133,19 @@ def noise_rows(draw: Callable[..., "Tensor"], shape: tuple[int, ...], **options:
         shape: Of this process's batch, (batch, …).
         **options: More arguments of ``draw``.
     """
-    if _rows.count == 1:
+    if sharers() == 1:
         return draw(shape, **options)
     return draw((shape[0] * _rows.count, *shape[1:]), **options)[_rows.rank :: _rows.count]
 
 
-def mean_over_processes(values: "Tensor") -> "Tensor":
-    """The mean of a tensor over the processes that share a training batch, through which gradients pass."""
-    if _rows.count == 1:
+def batch_statistics(mean: "Tensor", variance: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Mean and (biased) variance of a training batch, of those of this process's share; gradients pass through."""
+    over_all = _mean_over_processes(mean)
+    return over_all, _mean_over_processes(variance + (mean - over_all).square())
+
+
+def _mean_over_processes(values: "Tensor") -> "Tensor":
+    if sharers() == 1:
         return values
     from torch.distributed.nn.functional import all_reduce
 

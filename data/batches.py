@@ -20,6 +20,9 @@ from arflows.data.store import Store
 
 Batch = dict[str, Tensor]
 
+INITIAL_EXAMPLES = 256
+"""Training examples, at most, by which layers that start from data are set."""
+
 
 class StoreDataset(Dataset[Batch]):
     """The examples of one split, fetched a batch at a time.
@@ -198,8 +201,8 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
         return self._loader(self.dataset(split), self.eval_batch_size)
 
     def initialization_batch(self) -> Batch:
-        """Return one training batch, the same in every process and run, for data-dependent initialisation."""
-        return self._training_examples(self.batch_size)
+        """Return some training examples, the same in any number of processes, for data-dependent initialisation."""
+        return self._training_examples(INITIAL_EXAMPLES)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled training batches of this process.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.base import Bijection, no_volume
-from arflows.core.processes import mean_over_processes
+from arflows.core.processes import batch_statistics
 
 
 class ActNorm(Bijection):
@@ -152,9 +152,7 @@ class BatchNorm(Bijection):
         return x, no_volume(z) + sites(z) * log_scale.sum()
 
     def _training_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = channel_statistics(x)
-        batch_mean = mean_over_processes(mean)
-        batch_variance = mean_over_processes(variance + (mean - batch_mean).square())
+        batch_mean, batch_variance = batch_statistics(*channel_statistics(x))
         self.batches.add_(1)
         weight = (1 / self.batches).clamp_min(1 - self.momentum).to(x.dtype)
         mean = torch.lerp(self.mean, batch_mean, weight)
