@@ -35,11 +35,11 @@ def words(store, folder, batch_size, *more):
 
 
 def curve(run, name):
-    values = []
+    values = {}  # of a step that was done again the later ones
     for version in sorted((run / "logs").glob("version_*")):
         with (version / "metrics.csv").open(newline="") as file:
-            values += [(int(row["step"]), float(row[name])) for row in csv.DictReader(file) if row.get(name)]
-    return np.array(values)
+            values |= {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+    return np.array(sorted(values.items()))
 
 
 def start(module, words, processes=1):
