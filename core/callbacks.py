@@ -360,8 +360,10 @@ class OrderlyInterrupt(Callback):
         return interrupted
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """From now on acts at once: Lightning, which restores signals after this, leaves our handler in place."""
+        """From now on Ctrl-C acts at once, and SIGTERM waits until all is saved."""
         self._received = self._received or signal.SIGINT
+        if signal.SIGTERM in self._previous_handlers:
+            signal.signal(signal.SIGTERM, self._previous_handlers.pop(signal.SIGTERM))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""

@@ -149,4 +149,4 @@ def _mean_over_processes(values: "Tensor") -> "Tensor":
         return values
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(values) / _rows.count  # type: ignore[no-untyped-call]
+    return all_reduce(values) / _rows.count

@@ -1,8 +1,8 @@
 """Tables of numbers from files: a row is an example, a column a variable.
 
-What is read: ``.csv`` with or without a line of names, ``.npy`` with one array (rows, columns), and ``.npz`` or HDF5
-(``.h5``, ``.hdf5``) with one such array for each split. Splits are called train, val and test, or as the data sets of
-Papamakarios et al. 2017 (arXiv:1705.07057) are passed on: trn, tst, validation.
+What is read: ``.csv`` (or ``.csv.gz``) with or without a line of names, ``.npy`` with one array (rows, columns), and
+``.npz`` or HDF5 (``.h5``, ``.hdf5``) with one such array for each split. Splits are called train, val and test, or as
+the data sets of Papamakarios et al. 2017 (arXiv:1705.07057) are passed on: trn, tst, validation.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float32
 
+from arflows.data.archives import open_text
 from arflows.data.arrays import read_hdf5, read_npy, read_npz
 from arflows.data.errors import DataError
 
@@ -112,6 +113,8 @@ def read_table(path: Path) -> Table:
     match path.suffix:
         case ".csv":
             return _read_csv(path)
+        case ".gz" if path.stem.endswith(".csv"):
+            return _read_csv(path)
         case ".npy":
             return Table.of(str(path), {WHOLE: read_npy(path)})
         case ".npz":
@@ -140,15 +143,14 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
 def _read_csv(path: Path) -> Table:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             first = next(csv.reader(file), [])
         named = not all(map(_is_number, first))
         if named and len(set(first)) < len(first):
             raise DataError(f"two columns of {path} have the same name: rename one.")
-        with warnings.catch_warnings(action="ignore"):  # of a file without numbers, which is refused below
-            values = np.loadtxt(
-                path, np.float64, delimiter=",", skiprows=int(named), ndmin=2, comments=None, encoding="utf-8-sig"
-            )
+        # It warns of a file without numbers, which is refused below.
+        with warnings.catch_warnings(action="ignore"), open_text(path) as file:
+            values = np.loadtxt(file, np.float64, delimiter=",", skiprows=int(named), ndmin=2, comments=None)
     except (ValueError, csv.Error) as error:  # an encoding that is none is a ValueError too
         raise DataError(
             f"{path} is no table of numbers ({str(error).rstrip('.')}): give comma-separated numbers, as many in each "

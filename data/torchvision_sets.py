@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from arflows.data.archives import unpack_tar
 from arflows.data.downloads import Remote, fetch
 from arflows.data.errors import DataError
 from arflows.data.image_files import array_examples
@@ -137,7 +138,9 @@ def _load(name: str, root: Path, download: bool, **options: Any) -> Any:
             ) from error
     if name in FILES:  # torchvision finds them where it would put them, and unpacks them
         below, files = FILES[name]
-        fetch(files, root / below)
+        for path in fetch(files, root / below):
+            if path.name.endswith(".tar.gz"):
+                unpack_tar(path, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         return dataset(root, download=True, **options)

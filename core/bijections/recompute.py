@@ -131,7 +131,7 @@ def _step_back(
         given = None if context is None else context.detach().requires_grad_(wants_context)
         outputs = part(x, given)
         wanted = {parameter: parameter for parameter in part.parameters() if parameter.requires_grad}
-        inputs = [x, *([given] if wants_context else []), *wanted]
+        inputs = [x, *([given] if given is not None and wants_context else []), *wanted]
         followed = [(o, g) for o, g in zip(outputs, (gradient, of_log_det), strict=True) if o.requires_grad]
         results = torch.autograd.grad(
             [o for o, _ in followed], inputs, [g.to(o.dtype) for o, g in followed], allow_unused=True
