@@ -108,9 +108,9 @@ def _report(
     print(f"{'figure':<24}{'then':>14}{'now':>14}")
     for name, was, is_now, same in rows:
         print(f"{name:<24}{was:>14.6g}{is_now:>14.6g}  {'same' if same else 'OTHER'}")
-    for name in ("fingerprint", "counts"):
-        if then["data"].get(name) != now["data"].get(name):
-            print(f"the data differ in {name}: {then['data'].get(name)} then, {now['data'].get(name)} now")
+    for name in ("fingerprint", "content", "counts"):
+        if name in then["data"] and then["data"][name] != now["data"].get(name):
+            print(f"the data differ in {name}: {then['data'][name]} then, {now['data'].get(name)} now")
 
 
 def _read(path: Path) -> dict[str, Any]:

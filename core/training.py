@@ -150,7 +150,8 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        torch.manual_seed(batch_seed(self._noise_seed, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed))
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        torch.manual_seed(batch_seed(self._noise_seed, done))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""

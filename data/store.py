@@ -142,13 +142,20 @@ class Store:
         return self._maps[split, name]
 
     def facts(self) -> dict[str, Any]:
-        """Which data a result was obtained on: the store, its counts, and the fingerprint of its settings."""
+        """Which data a result was obtained on: the store, its counts, the fingerprints of its settings and content."""
         return {
             "store": str(self.path),
             "domain": self.domain,
             "source": Path(str(self.provenance.get("source"))).name,  # where it lay on one machine is nobody's business
             "available": self.provenance.get("available"),
             "fingerprint": self.fingerprint,
+            "content": fingerprint(
+                {
+                    f"{split}/{name}": field.sha256
+                    for split, fields in self._fields.items()
+                    for name, field in fields.items()
+                }
+            ),
             "counts": self.splits,
         }
 

@@ -64,7 +64,6 @@ class Command:
         self.log = log
         self.process = os.fork()
         if self.process == 0:
-            os.setsid()
             with log.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
