@@ -11,7 +11,7 @@ from arflows.core.processes import is_main, wait
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it to ``path`` if the block succeeds.
 
     The folder is made where it does not exist. Whoever reads ``path`` meanwhile sees the older file, whole; if the
@@ -22,6 +22,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     >>> with replacing("runs/figures.csv") as temporary:
     ...     temporary.write_text("image,bits_per_dim")
 
+    Args:
+        path: The file.
+        durable: Wait until it is on the disk; False for one of very many files.
+
     Raises:
         OSError: from the block or from the file system; it carries ``path`` as its file name, never the temporary one.
     """
@@ -31,9 +35,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if is_main():
-            sync(temporary)
+            if durable:
+                sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            if durable:
+                sync(path.parent)
     except OSError as error:
         if error.filename in (None, str(temporary), temporary):
             error.filename, error.filename2 = str(path), None

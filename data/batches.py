@@ -100,7 +100,7 @@ class ResumableOrder(DistributedSampler[Batch]):
 
     def __iter__(self) -> Iterator[Any]:
         first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        order = islice(super().__iter__(), self._done if self.epoch == self._resumed_epoch else 0, None)
+        order: Iterator[Any] = islice(super().__iter__(), self._done if self.epoch == self._resumed_epoch else 0, None)
         return (first + index for index in order)
 
 

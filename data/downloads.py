@@ -145,7 +145,7 @@ def fetch(files: Sequence[Remote], folder: Path, attempts: int = ATTEMPTS, patie
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answers {error.response.status_code}"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
         return "the server does not answer"

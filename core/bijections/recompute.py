@@ -130,12 +130,12 @@ def _step_back(
         x = x.detach().requires_grad_()
         given = None if context is None else context.detach().requires_grad_(wants_context)
         outputs = part(x, given)
-        wanted = {parameter: parameter for parameter in part.parameters() if parameter.requires_grad}
-        inputs = [x, *([given] if given is not None and wants_context else []), *wanted]
+        wanted: dict[Any, Tensor] = {p: p for p in part.parameters() if p.requires_grad}
+        if given is not None and wants_context:
+            wanted = {None: given, **wanted}
         followed = [(o, g) for o, g in zip(outputs, (gradient, of_log_det), strict=True) if o.requires_grad]
         results = torch.autograd.grad(
-            [o for o, _ in followed], inputs, [g.to(o.dtype) for o, g in followed], allow_unused=True
+            [o for o, _ in followed], [x, *wanted.values()], [g.to(o.dtype) for o, g in followed], allow_unused=True
         )
-    keys = [*([None] if wants_context else []), *wanted]
-    more = {key: value for key, value in zip(keys, results[1:], strict=True) if value is not None}
+    more = {key: value for key, value in zip(wanted, results[1:], strict=True) if value is not None}
     return x.detach(), results[0], more
