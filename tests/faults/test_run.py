@@ -7,7 +7,13 @@ from safetensors.torch import load_file, save_file
 from tests.faults import run
 
 
-@pytest.mark.parametrize("domain", [name for name, _ in run.domains()])
+QUICKEST = "tabular"
+DOMAINS = [name for name, _ in run.domains()]
+
+
+@pytest.mark.parametrize(
+    "domain", [name if name == QUICKEST else pytest.param(name, marks=pytest.mark.slow) for name in DOMAINS]
+)
 def test_nothing_is_lost(domain, tmp_path):
     results = run.run([domain], cycles=3, folder=tmp_path)
     for fault, count in results[domain].items():
@@ -18,7 +24,7 @@ def test_nothing_is_lost(domain, tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("domain", [name for name, _ in run.domains()])
+@pytest.mark.parametrize("domain", DOMAINS)
 def test_nothing_is_lost_in_a_hundred_kills(domain, tmp_path):
     for fault, count in run.run([domain], cycles=100, folder=tmp_path)[domain].items():
         assert count.survived == count.tried, (fault, count.remarks)

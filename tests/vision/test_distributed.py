@@ -51,7 +51,7 @@ def start(module, words, processes=1):
     return done.stdout
 
 
-@pytest.mark.parametrize("model", ["RealNVP", "Glow"])
+@pytest.mark.parametrize("model", ["RealNVP", pytest.param("Glow", marks=pytest.mark.slow)])
 def test_the_same_global_batch_gives_the_same_losses(model, store, tmp_path):
     """Noise, mirrored images, statistics of batches, initialisation from data: all as in one process."""
     more = []
@@ -68,6 +68,7 @@ def test_the_same_global_batch_gives_the_same_losses(model, store, tmp_path):
         np.testing.assert_allclose(two, one, rtol=1e-4 if "norm" in name else 1e-5)
 
 
+@pytest.mark.slow
 def test_a_distributed_run_resumes(store, tmp_path):
     """Each process loads the state; layers that start from data are not set again."""
     for name in ("parts", "whole"):
