@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.faults import run
 
-
 QUICKEST = "tabular"
 DOMAINS = [name for name, _ in run.domains()]
 
