@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 """Of `CONFIG_FILE`."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""For each older version, what makes a config of it one of the next version."""
+"""For an older version, what makes a config of it one of the next; none where nothing is to do."""
 
 
 class Pretrained(nn.Module):
@@ -224,8 +224,9 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
             "upgrade arflows (pip install --upgrade arflows)"
         )
-    while (version := config["format_version"]) < FORMAT_VERSION:
-        if version not in MIGRATIONS:
-            raise UserError(f"{path} has format version {version}, which no arflows has written: copy the model again")
-        config = {**MIGRATIONS[version](config), "format_version": version + 1}
+    version = config["format_version"]
+    if version < 1:
+        raise UserError(f"{path} has format version {version}, which no arflows has written: copy the model again")
+    for older in range(version, FORMAT_VERSION):
+        config = MIGRATIONS.get(older, dict)(config)
     return config

@@ -37,7 +37,7 @@ FORMAT = "arflows-store"
 FORMAT_VERSION = 1
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""For each older version, what makes the attributes of a store of it those of one of the next version."""
+"""For an older version, what makes the attributes of its stores those of the next; none where nothing is to do."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ class Store:
                     f"{self.path} is a store of format version {version}, newer than the {FORMAT_VERSION} that this "
                     "arflows reads: update arflows, or prepare the data again with this one."
                 )
-            while version < FORMAT_VERSION:
-                attributes = MIGRATIONS[version](attributes)
-                version += 1
+            if version < 1:
+                raise ValueError(f"there never was a format version {version}")
+            for older in range(version, FORMAT_VERSION):
+                attributes = MIGRATIONS.get(older, dict)(attributes)
             self.domain = str(attributes["domain"])
             self.spec: dict[str, Any] = json.loads(attributes["spec"])
             self.fingerprint = str(attributes["fingerprint"])
