@@ -1,9 +1,9 @@
-"""What a molecule is to a model: its heavy atoms and bonds in an order of generation, and the settings that make it so.
+"""What a molecule is to a model: its heavy atoms and bonds in an order of generation, and the settings of both.
 
-Aromatic rings are kekulised, so that bonds are single, double or triple; hydrogens are implicit, their numbers those that
-RDKit gives an atom of this element, charge and bonds; stereochemistry is dropped. RDKit's sanitisation makes of such a
-graph the molecule again, aromaticity and hydrogens included. What would come back as another molecule is refused by
-`graph_of`, with the reason.
+Aromatic rings are kekulised, so that bonds are single, double or triple; hydrogens are implicit, as many as RDKit gives
+an atom of this element, charge and bonds; stereochemistry is dropped. RDKit's sanitisation makes of such a graph the
+molecule again, aromaticity and hydrogens included. What would come back as another molecule is refused by `graph_of`,
+with the reason.
 """
 
 from __future__ import annotations
@@ -179,12 +179,29 @@ def parse(smiles: str) -> Chem.Mol:
     Raises:
         Refused: They cannot be read, or mean no molecule.
     """
+    return _sane(_quietly(Chem.MolFromSmiles, smiles), "SMILES")
+
+
+def parse_block(block: str) -> Chem.Mol:
+    """Read a mol block, the form of molecules in SD files.
+
+    Raises:
+        Refused: It cannot be read, or means no molecule.
+    """
+    return _sane(_quietly(Chem.MolFromMolBlock, block), "a mol block")
+
+
+def _quietly(reader: Any, text: str) -> Chem.Mol | None:
     with BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles, sanitize=False)
-        if molecule is None:
-            raise Refused("not SMILES that RDKit can parse")
-        if not molecule.GetNumAtoms():
-            raise Refused("no atoms")
+        return reader(text, sanitize=False)
+
+
+def _sane(molecule: Chem.Mol | None, form: str) -> Chem.Mol:
+    if molecule is None:
+        raise Refused(f"not {form} that RDKit can parse")
+    if not molecule.GetNumAtoms():
+        raise Refused("no atoms")
+    with BlockLogs():
         failed = Chem.SanitizeMol(molecule, catchErrors=True)
         if failed == Chem.SanitizeFlags.SANITIZE_PROPERTIES:
             raise Refused("an atom with more bonds than its valence allows")
@@ -211,8 +228,9 @@ def canonical_smiles(smiles: str) -> str:
 
 def has_stereochemistry(molecule: Chem.Mol) -> bool:
     """Say whether `graph_of` drops something: a stereo centre or the geometry of a double bond."""
+    drawn = Chem.BondDir.BEGINWEDGE, Chem.BondDir.BEGINDASH, Chem.BondDir.ENDUPRIGHT, Chem.BondDir.ENDDOWNRIGHT
     return any(atom.GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED for atom in molecule.GetAtoms()) or any(
-        bond.GetStereo() > Chem.BondStereo.STEREOANY for bond in molecule.GetBonds()
+        bond.GetBondDir() in drawn or bond.GetStereo() > Chem.BondStereo.STEREOANY for bond in molecule.GetBonds()
     )
 
 
@@ -233,7 +251,7 @@ def graph_of(molecule: Chem.Mol | str, order: Order = "bfs") -> Graph:
 
 
 def graph_and_smiles(molecule: Chem.Mol | str, order: Order = "bfs") -> tuple[Graph, str]:
-    """Return a molecule's graph as `graph_of`, and its canonical flat SMILES, which the graph was checked to give back."""
+    """Return a molecule's graph as `graph_of`, and its canonical flat SMILES, which the graph gives back."""
     if isinstance(molecule, str):
         molecule = parse(molecule)
     _refuse_unusual(molecule)
@@ -262,7 +280,7 @@ def _refuse_unusual(molecule: Chem.Mol) -> None:
             raise Refused("an isotope")
         if atom.GetSymbol() not in ELEMENTS:
             what = {"*": "a dummy atom", "H": "a hydrogen that is no substituent of a heavy atom"}
-            raise Refused(what.get(atom.GetSymbol(), f"the element {atom.GetSymbol()}, which has no fixed valence"))
+            raise Refused(what.get(atom.GetSymbol(), f"the element {atom.GetSymbol()} has no fixed valence"))
         if atom.GetNumRadicalElectrons():
             raise Refused("a radical")
     for bond in molecule.GetBonds():
