@@ -1,0 +1,48 @@
+"""Mending what a model without masks gets wrong, so that validity can be reported before and after.
+
+Published figures of validity are often those after such a step ("MoFlow" by Zang and Wang 2020, arXiv:2006.10137,
+removes bonds and keeps the largest part). It changes molecules, so that it is counted apart here, never folded in.
+"""
+
+from __future__ import annotations
+
+from arflows.molecules.representation import Graph, largest_valence
+
+
+def repaired(graph: Graph) -> Graph:
+    """Return a graph in which no atom has more bonds than its valence allows.
+
+    Bonds in order of generation keep as much of their order as the valences of both atoms leave; what has lost its last
+    bond to the rest falls off, and the largest part is kept (of several, that of the earliest atom).
+    """
+    left = [largest_valence(kind) for kind in graph.atoms]
+    bonds = []
+    for i, j, wanted in graph.bonds:
+        order = min(wanted, left[i], left[j])
+        if order:
+            left[i] -= order
+            left[j] -= order
+            bonds.append((i, j, order))
+    return _largest_part(Graph(graph.atoms, tuple(bonds)))
+
+
+def _largest_part(graph: Graph) -> Graph:
+    neighbours = graph.neighbours()
+    parts: list[list[int]] = []
+    seen: set[int] = set()
+    for first in range(len(graph.atoms)):
+        if first in seen:
+            continue
+        part = [first]
+        seen.add(first)
+        for at in part:  # grows while it is read
+            found = [n for n in neighbours[at] if n not in seen]
+            seen.update(found)
+            part += found
+        parts.append(part)
+    best = sorted(max(parts, key=len))
+    new = {old: k for k, old in enumerate(best)}
+    return Graph(
+        tuple(graph.atoms[old] for old in best),
+        tuple((new[i], new[j], order) for i, j, order in graph.bonds if i in new),
+    )
