@@ -72,6 +72,10 @@ class Reading:
         """How many entries were rejected for each reason, the most frequent first."""
         return dict(Counter(reason for _, _, reason in self.rejects).most_common())
 
+    def told(self) -> str:
+        """The reasons in words."""
+        return ", ".join(f"{reason} ({count:,})" for reason, count in self.reasons().items())
+
 
 def prepare(
     source: str,
@@ -192,8 +196,7 @@ def _read(
                 reading.molecules.append(molecule._replace(values=(*molecule.values, *entry.values)))
             progress.update(len(entries))
     if not reading.molecules:
-        told = ", ".join(f"{reason} ({count:,})" for reason, count in reading.reasons().items())
-        raise UserError(f"{source.name}: none of its {reading.read:,} molecules can be used: {told}.")
+        raise UserError(f"{source.name}: none of its {reading.read:,} molecules can be used: {reading.told()}.")
 
 
 def represent(entries: Sequence[Entry], form: str, order: Order, max_atoms: int) -> list[Molecule | str]:
@@ -240,7 +243,7 @@ def _covered(molecules: list[Molecule], spec: MoleculeSpec, reading: Reading) ->
         else:
             kept.append(molecule)
     if not kept:
-        raise UserError(f"{reading.source.name}: no test molecule is like the training data: {reading.reasons()}.")
+        raise UserError(f"{reading.source.name}: no test molecule is like the training data: {reading.told()}.")
     return kept
 
 
