@@ -28,7 +28,7 @@ from arflows.core.errors import UserError
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.workers import Workers, chunked
 
-UNIQUE_AT = (1_000, 10_000)
+UNIQUE_AT = {"unique@1k": 1_000, "unique@10k": 10_000}
 MEASURES = (*PROPERTIES, "SA", "atoms", "rings")
 """What distributions are compared of: `PROPERTIES`, synthetic accessibility (Ertl and Schuffenhauer 2009), heavy atoms
 and rings (the smallest set of smallest rings)."""
@@ -141,9 +141,9 @@ def uniqueness(valid: Sequence[str]) -> dict[str, Any]:
     Args:
         valid: Canonical SMILES of the valid samples in the order in which they were drawn.
     """
-    counts = {f"unique@{k}": k for k in UNIQUE_AT if len(valid) >= k} | {"unique": len(valid)}
+    first = {name: k for name, k in UNIQUE_AT.items() if len(valid) >= k} | {"unique": len(valid)}
     return {
-        name: share(len(set(valid[:k])), k, "different ones of the first valid samples") for name, k in counts.items()
+        name: share(len(set(valid[:k])), k, "different ones of the first valid samples") for name, k in first.items()
     }
 
 
@@ -201,7 +201,10 @@ def nearest_similarity(
 
 
 def internal_diversity(fingerprints: Sequence[DataStructs.ExplicitBitVect], p: int) -> float:
-    """IntDiv_p: 1 minus the p-th power mean of the similarity of all pairs, each molecule with itself included."""
+    """IntDiv_p: 1 minus the p-th power mean of the similarity of all pairs, each molecule with itself included.
+
+    This is the paper's equation; MOSES' program takes the p-th root before the last mean, which differs for p = 2.
+    """
     fingerprints = list(fingerprints)
     means = [np.mean(np.power(DataStructs.BulkTanimotoSimilarity(each, fingerprints), p)) for each in fingerprints]
     return float(1 - np.mean(means) ** (1 / p))
