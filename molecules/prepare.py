@@ -2,79 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from arflows.core.errors import UserError
-from arflows.core.files import replacing
-from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
+from arflows.data.molecule_files import nci, read_molecules
 from arflows.data.store_writer import StoreWriter
-from arflows.molecules.properties import PROPERTIES, properties_of
-from arflows.molecules.representation import (
-    Graph,
-    MoleculeSpec,
-    Order,
-    Refused,
-    encode,
-    graph_and_smiles,
-    has_stereochemistry,
-    parse,
-    parse_block,
-)
-from arflows.molecules.workers import CHUNK, Workers, chunked
+from arflows.molecules.inputs import Molecule, Reading, keep, read, write_rejects
+from arflows.molecules.properties import PROPERTIES
+from arflows.molecules.representation import MoleculeSpec, Order, encode
+from arflows.molecules.workers import Workers, chunked
 
 BUILTIN = {"nci": nci}
 MOST_ATOMS = 255  # what a byte can count
-
-
-class Molecule(NamedTuple):
-    """A molecule that can be represented.
-
-    Attributes:
-        smiles: Canonical, without stereochemistry.
-        graph: Its graph in the order of generation.
-        values: `PROPERTIES`, then the numbers that its file gave.
-        flattened: Whether stereochemistry was dropped.
-    """
-
-    smiles: str
-    graph: Graph
-    values: tuple[float, ...]
-    flattened: bool
-
-
-@dataclass
-class Reading:
-    """What became of a file.
-
-    Attributes:
-        source: The file.
-        molecules: The molecules that can be used, each once.
-        read: Entries read.
-        rejects: The line, text and reason of each entry that is not used.
-    """
-
-    source: MoleculeFile
-    molecules: list[Molecule] = field(default_factory=list)
-    read: int = 0
-    rejects: list[tuple[int, str, str]] = field(default_factory=list)
-
-    def reasons(self) -> dict[str, int]:
-        """How many entries were rejected for each reason, the most frequent first."""
-        return dict(Counter(reason for _, _, reason in self.rejects).most_common())
-
-    def told(self) -> str:
-        """The reasons in words."""
-        return ", ".join(f"{reason} ({count:,})" for reason, count in self.reasons().items())
 
 
 def prepare(
@@ -119,17 +62,17 @@ def prepare(
     if len(set(names)) < len(names):
         raise UserError(f"values is {', '.join(values)}: name each column once, and none {', '.join(PROPERTIES)}.")
     file = BUILTIN[source]() if source in BUILTIN else read_molecules(Path(source), column, values)
-    readings = {"train": Reading(file)}
-    if test is not None:
-        readings = {"test": Reading(read_molecules(test, column, values))} | readings
+    files = {"training": file} if test is None else {"test": read_molecules(test, column, values), "training": file}
+    readings: dict[str, Reading] = {}
     seen: dict[str, str] = {}
     with Workers(workers) as pool:
-        for name, reading in readings.items():
-            _read(reading, seen, name, pool, order, max_atoms, len(values))
+        for name, each in files.items():  # those for testing first, so that training goes without them
+            readings[name] = read(each, pool, order, max_atoms)
+            keep(readings[name], _repeated(readings[name].molecules, seen, name))
     splits = _divided(readings, val_fraction, test_fraction, limit, np.random.default_rng(seed))
     spec = MoleculeSpec.measure((m.graph for split in ("train", "val") for m in splits.get(split, [])), order)
     if "test" in splits:
-        splits["test"] = _covered(splits["test"], spec, readings.get("test", readings["train"]))
+        splits["test"] = _covered(splits["test"], spec, readings.get("test", readings["training"]))
     counts = {
         name: {
             "read": reading.read,
@@ -148,7 +91,7 @@ def prepare(
         provenance={
             "source": file.name,
             **file.notes,
-            "available": {name: reading.read for name, reading in readings.items()},
+            "available": {"train" if name == "training" else name: each.read for name, each in readings.items()},
             "files": counts,
             "options": options | {"test": None if test is None else test.name, "max_atoms": max_atoms},
         },
@@ -156,7 +99,7 @@ def prepare(
         for split, molecules in splits.items():
             _write(writer, split, molecules, spec)
     rejects = out.with_suffix(".rejects.csv")
-    _write_rejects(rejects, readings)
+    write_rejects(rejects, readings.values())
     _report(out, rejects, spec, splits, counts, time.perf_counter() - start)
 
 
@@ -172,53 +115,21 @@ def _check(max_atoms: int, val: float, test: float, limit: int | None, workers: 
         )
 
 
-def _read(
-    reading: Reading, seen: dict[str, str], name: str, pool: Workers, order: Order, max_atoms: int, values: int
-) -> None:
-    """Fill a reading; ``seen`` says of each canonical SMILES in which file it was found first."""
-    source = reading.source
-    chunks, kept = itertools.tee(chunked(source, CHUNK))
-    results = pool.map(represent, chunks, source.form, order, max_atoms)
-    with tqdm(desc=f"reading {Path(source.name).name}", unit=" molecules", leave=False, disable=None) as progress:
-        for entries, found in zip(kept, results, strict=False):  # the results end first
-            for entry, molecule in zip(entries, found, strict=True):
-                reading.read += 1
-                reason = molecule if isinstance(molecule, str) else None
-                if reason is None and not np.isfinite(entry.values).all():
-                    reason = "no number in a column of values"
-                if reason is None and (first := seen.get(molecule.smiles)):  # type: ignore[union-attr]
-                    reason = "a duplicate" if first == name else f"a duplicate of a {first} molecule"
-                if reason is not None:
-                    reading.rejects.append((entry.number, entry.text, reason))
-                    continue
-                assert not isinstance(molecule, str)
-                seen[molecule.smiles] = name
-                reading.molecules.append(molecule._replace(values=(*molecule.values, *entry.values)))
-            progress.update(len(entries))
-    if not reading.molecules:
-        raise UserError(f"{source.name}: none of its {reading.read:,} molecules can be used: {reading.told()}.")
-
-
-def represent(entries: Sequence[Entry], form: str, order: Order, max_atoms: int) -> list[Molecule | str]:
-    """Return each entry's molecule, or the reason why it has none; runs in a process of its own."""
-    found: list[Molecule | str] = []
-    for entry in entries:
-        try:
-            molecule = parse(entry.text) if form == "smiles" else parse_block(entry.text)
-            if molecule.GetNumHeavyAtoms() > max_atoms:
-                raise Refused(f"more than {max_atoms} heavy atoms")
-            graph, smiles = graph_and_smiles(molecule, order)
-            found.append(Molecule(smiles, graph, properties_of(molecule), has_stereochemistry(molecule)))
-        except Refused as refused:
-            found.append(str(refused))
-    return found
+def _repeated(molecules: list[Molecule], seen: dict[str, str], file: str) -> Iterator[str | None]:
+    """Say of each molecule whether it was there before; ``seen`` keeps in which file each was found first."""
+    for molecule in molecules:
+        if (first := seen.get(molecule.smiles)) is None:
+            seen[molecule.smiles] = file
+            yield None
+        else:
+            yield "a duplicate" if first == file else f"a duplicate of a {first} molecule"
 
 
 def _divided(
     readings: dict[str, Reading], val: float, test: float, limit: int | None, generator: np.random.Generator
 ) -> dict[str, list[Molecule]]:
     """Set molecules aside for validation and, if they have no file of their own, for testing."""
-    source = readings["train"]
+    source = readings["training"]
     molecules = source.molecules
     shuffled = generator.permutation(len(molecules))[:limit]
     shares = {"val": val} if "test" in readings else {"val": val, "test": test}
@@ -236,15 +147,12 @@ def _divided(
 
 def _covered(molecules: list[Molecule], spec: MoleculeSpec, reading: Reading) -> list[Molecule]:
     """Leave out test molecules for which the training data have no place."""
-    kept = []
-    for molecule in molecules:
-        if objection := spec.objection(molecule.graph):
-            reading.rejects.append((0, molecule.smiles, objection))
-        else:
-            kept.append(molecule)
-    if not kept:
-        raise UserError(f"{reading.source.name}: no test molecule is like the training data: {reading.told()}.")
-    return kept
+    objections = {molecule.smiles: spec.objection(molecule.graph) for molecule in molecules}
+    keep(reading, (objections.get(molecule.smiles) for molecule in reading.molecules))
+    covered = [molecule for molecule in molecules if objections[molecule.smiles] is None]
+    if not covered:
+        raise UserError(f"{reading.source.name}: no test molecule is like those trained on: {reading.told()}.")
+    return covered
 
 
 def _write(writer: StoreWriter, split: str, molecules: list[Molecule], spec: MoleculeSpec) -> None:
@@ -255,16 +163,6 @@ def _write(writer: StoreWriter, split: str, molecules: list[Molecule], spec: Mol
         writer.append(split, {"atoms": atoms, "bonds": bonds, "properties": properties})
 
 
-def _write_rejects(path: Path, readings: dict[str, Reading]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["file", "line", "molecule", "reason"])
-        for reading in readings.values():
-            name = Path(reading.source.name).name
-            for number, text, reason in reading.rejects:
-                table.writerow([name, number or "", text.partition("\n")[0], reason])
-
-
 def _report(
     out: Path,
     rejects: Path,
@@ -273,14 +171,16 @@ def _report(
     counts: dict[str, dict[str, object]],
     seconds: float,
 ) -> None:
-    read = sum(int(count["read"]) for count in counts.values())  # type: ignore[call-overload]
-    print(f"{out}: {read:,} molecules read in {seconds:.0f} s")
+    total = sum(int(count["read"]) for count in counts.values())  # type: ignore[call-overload]
+    print(f"{out}: {total:,} molecules read in {seconds:.0f} s")
     print(f"  at most {spec.max_atoms} atoms, {spec.order}, bonds reach back {spec.look_back} atoms at most")
     print(f"  atom types {' '.join(spec.atom_types)}")
     for split, molecules in splits.items():
         print(f"  {split:<5} {len(molecules):>9,} molecules")
     for name, count in counts.items():
-        print(f"  {name} file: stereochemistry dropped from {count['stereochemistry dropped']:,}")
+        print(
+            f"  {name} file: {count['read']:,} read, stereochemistry dropped from {count['stereochemistry dropped']:,}"
+        )
         for reason, number in count["rejected"].items():  # type: ignore[attr-defined]
             print(f"        {number:>9,} rejected: {reason}")
     print(f"  every rejected molecule with its reason: {rejects}")
