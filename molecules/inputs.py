@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
-from arflows.data.molecule_files import Entry, MoleculeFile
+from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
 from arflows.molecules.properties import properties_of
 from arflows.molecules.representation import (
     Graph,
@@ -27,6 +27,20 @@ from arflows.molecules.representation import (
     parse_block,
 )
 from arflows.molecules.workers import Workers, chunked
+
+
+BUILTIN = {"nci": nci}
+
+
+def open_molecules(source: str, column: str | None = None, values: Sequence[str] = ()) -> MoleculeFile:
+    """Open a built-in set by its name, or a file; see `read_molecules`."""
+    if source in BUILTIN:
+        if column is not None or values:
+            raise UserError(f"{source} is no table: leave out --column and --values.")
+        return BUILTIN[source]()
+    if not Path(source).exists():
+        raise UserError(f"there is no source {source!r}: give the path of a file, or {', '.join(BUILTIN)}.")
+    return read_molecules(Path(source), column, values)
 
 
 class Molecule(NamedTuple):

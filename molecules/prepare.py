@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from arflows.core.errors import UserError
-from arflows.data.molecule_files import nci, read_molecules
+from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
-from arflows.molecules.inputs import Molecule, Reading, keep, read, write_rejects
+from arflows.molecules.inputs import Molecule, Reading, keep, open_molecules, read, write_rejects
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, Order, encode
 from arflows.molecules.workers import Workers, chunked
 
-BUILTIN = {"nci": nci}
 MOST_ATOMS = 255  # what a byte can count
 
 
@@ -61,7 +60,7 @@ def prepare(
     names = [*PROPERTIES, *values]
     if len(set(names)) < len(names):
         raise UserError(f"values is {', '.join(values)}: name each column once, and none {', '.join(PROPERTIES)}.")
-    file = BUILTIN[source]() if source in BUILTIN else read_molecules(Path(source), column, values)
+    file = open_molecules(source, column, values)
     files = {"training": file} if test is None else {"test": read_molecules(test, column, values), "training": file}
     readings: dict[str, Reading] = {}
     seen: dict[str, str] = {}

@@ -22,6 +22,7 @@ from rdkit.rdBase import BlockLogs
 
 from arflows.core.errors import UserError
 from arflows.data.spec import Spec
+from arflows.molecules.workers import Workers, chunked
 
 Order = Literal["bfs", "dfs"]
 """How atoms are generated: breadth first or depth first."""
@@ -311,7 +312,24 @@ def _settled(molecule: Chem.Mol) -> tuple[str, Chem.Mol]:
 def mol_of(graph: Graph) -> Chem.Mol | None:
     """Return the molecule of a graph, sanitised: with aromaticity and hydrogens. None if RDKit finds it impossible."""
     molecule = unsanitized(graph)
-    return molecule if Chem.SanitizeMol(molecule, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE else None
+    with BlockLogs():
+        return molecule if Chem.SanitizeMol(molecule, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE else None
+
+
+def smiles_of(graph: Graph) -> str | None:
+    """Return a graph's canonical SMILES, those that `canonical_smiles` gives; None if RDKit finds it impossible."""
+    molecule = mol_of(graph)
+    return None if molecule is None else _settled(molecule)[0]
+
+
+def smiles_of_all(graphs: Iterable[Graph], workers: Workers) -> list[str | None]:
+    """Return `smiles_of` each graph, several at a time."""
+    return [smiles for chunk in workers.map(_smiles_of_chunk, chunked(graphs)) for smiles in chunk]
+
+
+def _smiles_of_chunk(graphs: Sequence[Graph]) -> list[str | None]:
+    with BlockLogs():
+        return [smiles_of(graph) for graph in graphs]
 
 
 def unsanitized(graph: Graph) -> Chem.RWMol:
