@@ -28,7 +28,6 @@ from arflows.molecules.representation import (
 )
 from arflows.molecules.workers import Workers, chunked
 
-
 BUILTIN = {"nci": nci}
 
 
