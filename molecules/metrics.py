@@ -161,6 +161,28 @@ def novelty(valid: Iterable[str], training: set[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ two sets of molecules
 
 
+def quality(
+    generated: Sequence[str], training: set[str], reference: Sequence[str], workers: Workers, fcd: bool
+) -> dict[str, Any]:
+    """Measure valid samples by all that is here.
+
+    Args:
+        generated: Their canonical SMILES, in the order in which they were drawn.
+        training: Canonical SMILES of the training data.
+        reference: Canonical SMILES of molecules like those that were to be learned, but not trained on.
+        workers: The processes that do it.
+        fcd: Whether to compute the Fréchet ChemNet distance, which takes minutes.
+    """
+    found = uniqueness(generated) | {"novel": novelty(generated, training)}
+    if fcd:
+        found["FCD"] = {
+            "value": frechet_chemnet_distance(generated, reference),
+            "generated": len(generated),
+            "reference": len(reference),
+        }
+    return found | compare(describe(generated, workers), describe(reference, workers))
+
+
 def compare(generated: Sequence[Description], reference: Sequence[Description]) -> dict[str, Any]:
     """Hold generated molecules against reference ones.
 
@@ -241,9 +263,19 @@ def frechet_chemnet_distance(generated: Sequence[str], reference: Sequence[str])
     Raises:
         UserError: The package fcd is not installed.
     """
+    fcd = chemnet()
+    with BlockLogs():
+        return float(fcd.get_fcd(list(generated), list(reference), device="cpu"))
+
+
+def chemnet() -> ModuleType:
+    """Return the package fcd, which brings ChemNet and its weights.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import fcd
     except ModuleNotFoundError as error:
         raise UserError("FCD needs the package fcd: install it by `pip install arflows[metrics]`.") from error
-    with BlockLogs():
-        return float(fcd.get_fcd(list(generated), list(reference), device="cpu"))
+    return fcd

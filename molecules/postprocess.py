@@ -6,7 +6,37 @@ removes bonds and keeps the largest part). It changes molecules, so that it is c
 
 from __future__ import annotations
 
-from arflows.molecules.representation import Graph, largest_valence
+from collections.abc import Sequence
+from typing import Any
+
+from arflows.molecules.metrics import share
+from arflows.molecules.representation import Graph, largest_valence, smiles_of_all
+from arflows.molecules.workers import Workers
+
+
+def validities(raw: Sequence[Graph], masked: Sequence[Graph], workers: Workers) -> dict[str, dict[str, Any]]:
+    """Return the three figures of validity, each with the counts behind it.
+
+    A graph is valid if RDKit sanitises it; all samples are connected, since every atom is bound to an earlier one.
+
+    Args:
+        raw: Samples without masks.
+        masked: Samples with masks.
+        workers: The processes that sanitise them.
+    """
+    count = sum(smiles is not None for smiles in smiles_of_all(masked, workers))
+    found = smiles_of_all(raw, workers)
+    invalid = [graph for graph, smiles in zip(raw, found, strict=True) if smiles is None]
+    mended = sum(smiles is not None for smiles in smiles_of_all(map(repaired, invalid), workers))
+    valid = len(raw) - len(invalid)
+    return {
+        "raw": share(valid, len(raw), "samples without masks that RDKit sanitises as they are"),
+        "masked": share(count, len(masked), "samples with masks that RDKit sanitises as they are"),
+        "postprocessed": {
+            **share(valid + mended, len(raw), "samples without masks that RDKit sanitises, mended where it does not"),
+            "mended": mended,
+        },
+    }
 
 
 def repaired(graph: Graph) -> Graph:
