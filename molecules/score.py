@@ -82,7 +82,8 @@ def score(
     rejects = out.with_suffix(".rejects.csv")
     write_rejects(rejects, [given])
     print(f"{out}: {Figure.of(log_prob, None, flow.likelihood)}")
-    print("likeliest: " + ", ".join(f"{columns['smiles'][at]} ({columns['log_prob'][at]})" for at in range(LISTED)))
+    best = list(zip(columns["smiles"], columns["log_prob"], strict=True))[:LISTED]
+    print("likeliest: " + ", ".join(f"{smiles} ({value})" for smiles, value in best))
     if given.rejects:
         print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.told()}")
 
