@@ -96,7 +96,7 @@ def _validity(result: dict[str, Any]) -> Table:
             [names[name], f"{each['count']:,}", f"{each['of']:,}", f"{100 * each['value']:.1f} %"]
             for name, each in result["validity"].items()
         ],
-        "Valid means that RDKit sanitises the graph as it is. Post-processing removes bonds beyond an atom's valence and "
+        "Valid: RDKit sanitises the graph as it is. Post-processing removes bonds beyond an atom's valence and "
         f"keeps the largest part; it mended {result['validity']['postprocessed']['mended']:,} samples.",
     )
 

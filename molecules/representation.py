@@ -28,7 +28,11 @@ Order = Literal["bfs", "dfs"]
 """How atoms are generated: breadth first or depth first."""
 
 BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
-ELEMENTS = ("B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Te", "I")
+_REPRESENTED = frozenset({*BOND_TYPES.values(), Chem.BondType.AROMATIC})
+ROUNDS = 3
+"""How often canonical SMILES are written anew until they stay; nearly all do at once."""
+
+ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Te", "I"})
 """Elements with the valences that hydrogens are counted by; metals and noble gases have none."""
 
 
@@ -224,7 +228,7 @@ def canonical_smiles(smiles: str) -> str:
     Raises:
         Refused: They cannot be read.
     """
-    return _settled(parse(smiles))[0]
+    return _settled(parse(smiles))
 
 
 def has_stereochemistry(molecule: Chem.Mol) -> bool:
@@ -256,20 +260,32 @@ def graph_and_smiles(molecule: Chem.Mol | str, order: Order = "bfs") -> tuple[Gr
     if isinstance(molecule, str):
         molecule = parse(molecule)
     _refuse_unusual(molecule)
-    smiles, canonical = _settled(molecule)
-    Chem.Kekulize(canonical, clearAromaticFlags=True)
-    graph = Graph(
-        tuple(map(atom_type, canonical.GetAtoms())),
+    smiles = flat_smiles(molecule)
+    for _ in range(ROUNDS):
+        canonical = _read_back(smiles)
+        graph = _kekulized(canonical)
+        back = mol_of(graph)
+        if back is None:
+            break
+        settled = flat_smiles(back)
+        if settled == smiles:
+            return (graph if order == "dfs" else reorder(graph, order)), smiles
+        if settled != flat_smiles(_read_back(smiles)):
+            break
+        smiles = settled
+    raise Refused("hydrogens or charges that do not follow from atoms and bonds")
+
+
+def _kekulized(molecule: Chem.Mol) -> Graph:
+    """Return a molecule's graph with its atoms as they are; the molecule is kekulised in place."""
+    Chem.Kekulize(molecule, clearAromaticFlags=True)
+    return Graph(
+        tuple(map(atom_type, molecule.GetAtoms())),
         _sorted_bonds(
             (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), int(bond.GetBondTypeAsDouble()))
-            for bond in canonical.GetBonds()
+            for bond in molecule.GetBonds()
         ),
     )
-    graph = reorder(graph, order)
-    back = mol_of(graph)
-    if back is None or flat_smiles(back) != smiles:
-        raise Refused("hydrogens or charges that do not follow from atoms and bonds")
-    return graph, smiles
 
 
 def _refuse_unusual(molecule: Chem.Mol) -> None:
@@ -279,34 +295,39 @@ def _refuse_unusual(molecule: Chem.Mol) -> None:
     for atom in molecule.GetAtoms():
         if atom.GetIsotope():
             raise Refused("an isotope")
-        if atom.GetSymbol() not in ELEMENTS:
+        if (symbol := atom.GetSymbol()) not in ELEMENTS:
             what = {"*": "a dummy atom", "H": "a hydrogen that is no substituent of a heavy atom"}
-            raise Refused(what.get(atom.GetSymbol(), f"the element {atom.GetSymbol()} has no fixed valence"))
+            raise Refused(what.get(symbol, f"the element {symbol} has no fixed valence"))
         if atom.GetNumRadicalElectrons():
             raise Refused("a radical")
     for bond in molecule.GetBonds():
-        if bond.GetBondType() not in (*BOND_TYPES.values(), Chem.BondType.AROMATIC):
-            raise Refused(f"a {bond.GetBondType().name.lower()} bond")
+        if (kind := bond.GetBondType()) not in _REPRESENTED:
+            raise Refused(f"a {kind.name.lower()} bond")
     if len(Chem.GetMolFrags(molecule)) > 1:
         raise Refused("several parts: a salt or mixture")
 
 
-def _settled(molecule: Chem.Mol) -> tuple[str, Chem.Mol]:
-    """Canonical flat SMILES that stay the same when read and written again, and the molecule read from them.
+def _settled(molecule: Chem.Mol) -> str:
+    """Canonical flat SMILES that stay the same when read and written again.
 
     RDKit's canonical SMILES take a second round to settle for a few molecules, since aromaticity and ties between
     atoms are found anew without stereochemistry.
     """
     smiles = flat_smiles(molecule)
-    for _ in range(3):
-        with BlockLogs():
-            again = Chem.MolFromSmiles(smiles)
-        if again is None:
-            raise Refused("canonical SMILES that RDKit cannot read back")
+    for _ in range(ROUNDS):
+        again = _read_back(smiles)
         if (settled := flat_smiles(again)) == smiles:
             break
         smiles = settled
-    return smiles, again
+    return smiles
+
+
+def _read_back(smiles: str) -> Chem.Mol:
+    with BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None:
+        raise Refused("canonical SMILES that RDKit cannot read back")
+    return molecule
 
 
 def mol_of(graph: Graph) -> Chem.Mol | None:
@@ -319,7 +340,7 @@ def mol_of(graph: Graph) -> Chem.Mol | None:
 def smiles_of(graph: Graph) -> str | None:
     """Return a graph's canonical SMILES, those that `canonical_smiles` gives; None if RDKit finds it impossible."""
     molecule = mol_of(graph)
-    return None if molecule is None else _settled(molecule)[0]
+    return None if molecule is None else _settled(molecule)
 
 
 def smiles_of_all(graphs: Iterable[Graph], workers: Workers) -> list[str | None]:
