@@ -184,7 +184,7 @@ def parse(smiles: str) -> Chem.Mol:
     Raises:
         Refused: They cannot be read, or mean no molecule.
     """
-    return _sane(_quietly(Chem.MolFromSmiles, smiles), "SMILES")
+    return _sane(_quietly(Chem.MolFromSmiles, smiles), "SMILES", mapped=":" in smiles)
 
 
 def parse_block(block: str) -> Chem.Mol:
@@ -201,7 +201,7 @@ def _quietly(reader: Any, text: str) -> Chem.Mol | None:
         return reader(text, sanitize=False)
 
 
-def _sane(molecule: Chem.Mol | None, form: str) -> Chem.Mol:
+def _sane(molecule: Chem.Mol | None, form: str, mapped: bool = True) -> Chem.Mol:
     if molecule is None:
         raise Refused(f"not {form} that RDKit can parse")
     if not molecule.GetNumAtoms():
@@ -212,9 +212,12 @@ def _sane(molecule: Chem.Mol | None, form: str) -> Chem.Mol:
             raise Refused("an atom with more bonds than its valence allows")
         if failed != Chem.SanitizeFlags.SANITIZE_NONE:
             raise Refused("an aromatic system that cannot be kekulised")
+        if molecule.GetNumHeavyAtoms() < molecule.GetNumAtoms():
+            molecule = Chem.RemoveHs(molecule)
+    if mapped:
         for atom in molecule.GetAtoms():
             atom.SetAtomMapNum(0)
-        return Chem.RemoveHs(molecule)
+    return molecule
 
 
 def flat_smiles(molecule: Chem.Mol) -> str:
