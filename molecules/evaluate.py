@@ -6,19 +6,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from arflows.core.errors import UserError
 from arflows.core.evaluation import protocol, write_result
-from arflows.core.likelihood import Figure, log_probs
+from arflows.core.likelihood import Batch, Figure, log_probs
 from arflows.core.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
-from arflows.molecules.metrics import chemnet, quality
+from arflows.molecules.decisions import unpack
+from arflows.molecules.metrics import chemnet, quality, share
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.postprocess import validities
 from arflows.molecules.representation import MoleculeSpec, decode, smiles_of_all
 from arflows.molecules.workers import Workers
+
+ROUND_TRIP_MOLECULES = 256
 
 
 def evaluate(
@@ -36,7 +37,7 @@ def evaluate(
     """Measure a trained flow on a split of a store: exact likelihood, three validities, and the metrics of MOSES.
 
     Validity is given raw (samples of the model as it is, without masks), masked (decisions that break valences are
-    excluded while sampling; these samples are what all other metrics are of), and after post-processing (raw samples,
+    excluded while sampling; all other metrics are of these samples), and after post-processing (raw samples,
     bonds beyond a valence removed and the largest part kept), each with the counts behind it.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
@@ -78,24 +79,20 @@ def evaluate(
         chemnet()  # or says what is missing, before minutes of work
     data.properties = flow.properties
     figure = Figure.of(log_probs(flow, data.loader(split)), None, flow.likelihood)
-    context = None
-    if flow.properties:  # samples with the properties of molecules of the split
-        rows = np.random.default_rng(seed).integers(data.store.splits[split], size=samples)
-        context = data.dataset(split).__getitems__(rows.tolist())["context"]
     with Workers(workers) as pool:
         began = time.perf_counter()
-        masked = flow.sample(samples, context, seed=seed, workers=pool)
+        masked = flow.sample(samples, seed=seed, workers=pool)
         seconds = time.perf_counter() - began
-        raw = flow.sample(samples, context, seed=seed, masks=False, workers=pool)
+        raw = flow.sample(samples, seed=seed, masks=False, workers=pool)
         valid = [each.smiles for each in masked if each.smiles is not None]
+        training, reference = (stored_smiles(data.store, name, pool) for name in ("train", split))
         measured = {
             "validity": validities([each.graph for each in raw], [each.graph for each in masked], pool),
-            **quality(
-                valid, set(stored_smiles(data.store, "train", pool)), stored_smiles(data.store, split, pool), pool, fcd
-            ),
+            **quality(valid, set(training), reference, pool, fcd),
         }
     result: dict[str, Any] = {
         "nats_per_molecule": figure.as_dict(),
+        "round_trip": round_trip(flow, next(iter(data.loader(split)))),
         **measured,
         "samples_per_second": {"value": samples / seconds, "samples": samples, "what": "valid SMILES, with masks"},
         **protocol(flow, model, options, data.store.facts()),
@@ -103,6 +100,22 @@ def evaluate(
     }
     write_result(out, result, _rows(result, figure))
     return result
+
+
+def round_trip(flow: MoleculeFlow, batch: Batch) -> dict[str, Any]:
+    """Say how many molecules come back from their latents as they were.
+
+    Args:
+        flow: The model.
+        batch: Molecules, at most `ROUND_TRIP_MOLECULES` of which are taken.
+    """
+    x = batch["x"][:ROUND_TRIP_MOLECULES].to(flow.device)
+    context = batch["context"][:ROUND_TRIP_MOLECULES].to(flow.device) if "context" in batch else None
+    atoms, bonds = unpack(x.cpu(), flow.spec.max_atoms)
+    given = decode(atoms.numpy(), bonds.numpy(), flow.spec)
+    back = flow.decode(flow.encode(x, context), context)
+    same = sum(one == other for one, other in zip(given, back, strict=True))
+    return share(same, len(given), "molecules that their latents give back")
 
 
 def stored_smiles(store: Store, split: str, workers: Workers) -> list[str]:
@@ -114,20 +127,18 @@ def stored_smiles(store: Store, split: str, workers: Workers) -> list[str]:
 def _rows(result: dict[str, Any], figure: Figure) -> dict[str, str]:
     """The figures as the table has them."""
 
-    def told(name: str, value: dict[str, Any]) -> str:
-        return f"{100 * value['value']:.2f} %, {value['count']:,} of {value['of']:,} {value['what']}"
+    def told(value: dict[str, Any]) -> str:
+        percent = "" if value["value"] is None else f"{100 * value['value']:.2f} %, "
+        return f"{percent}{value['count']:,} of {value['of']:,} {value['what']}"
 
-    rows = {"nats/molecule": str(figure)}
-    rows |= {f"valid, {name}": told(name, value) for name, value in result["validity"].items()}
-    rows |= {
-        name: told(name, result[name]) for name in ("unique@1k", "unique@10k", "unique", "novel") if name in result
-    }
+    rows = {"nats/molecule": str(figure), "round trip": told(result["round_trip"])}
+    rows |= {f"valid, {name}": told(value) for name, value in result["validity"].items()}
+    rows |= {name: told(result[name]) for name in ("unique@1k", "unique@10k", "unique", "novel") if name in result}
     if "FCD" in result:
         rows["FCD"] = "{value:.2f}, {generated:,} samples, {reference:,} reference molecules".format(**result["FCD"])
-    rows |= {name: f"{result[name]:.4f}" for name in ("SNN", "fragment_similarity", "scaffold_similarity", "IntDiv")}
-    rows["filters"] = (
-        f"{told('', result['filters'])} ({100 * result['reference_filters']['value']:.2f} % of the reference)"
-    )
+    numbers = {name: result[name] for name in ("SNN", "fragment_similarity", "scaffold_similarity", "IntDiv")}
+    rows |= {name: "none to compare" if value is None else f"{value:.4f}" for name, value in numbers.items()}
+    rows["filters"] = f"{told(result['filters'])} ({100 * result['reference_filters']['value']:.2f} % of the reference)"
     for name, value in result["distributions"].items():
         means = f"means {value['generated_mean']:.3f} and {value['reference_mean']:.3f}"
         rows[name] = f"Wasserstein-1 {value['wasserstein']:.4f}, {means}"

@@ -131,8 +131,8 @@ def _sa_score() -> ModuleType:
 
 
 def share(count: int, of: int, what: str) -> dict[str, Any]:
-    """A share with what it is a share of, for JSON; its value is NaN if that is nothing."""
-    return {"value": count / of if of else math.nan, "count": count, "of": of, "what": what}
+    """A share with what it is a share of, for JSON; its value is None if that is nothing."""
+    return {"value": count / of if of else None, "count": count, "of": of, "what": what}
 
 
 def uniqueness(valid: Sequence[str]) -> dict[str, Any]:
@@ -240,11 +240,11 @@ def _count_scaffolds(descriptions: Iterable[Description]) -> Counter[str]:
     return Counter(each.scaffold for each in descriptions if each.scaffold is not None)
 
 
-def cosine(first: Mapping[str, int], second: Mapping[str, int]) -> float:
-    """The cosine of the angle between two vectors of counts; NaN if one of them is empty."""
+def cosine(first: Mapping[str, int], second: Mapping[str, int]) -> float | None:
+    """The cosine of the angle between two vectors of counts; None if one of them is empty."""
     product = sum(count * second.get(name, 0) for name, count in first.items())
     length = math.prod(math.sqrt(sum(count**2 for count in counts.values())) for counts in (first, second))
-    return product / length if length else math.nan
+    return product / length if length else None
 
 
 def wasserstein(first: np.ndarray, second: np.ndarray) -> float:

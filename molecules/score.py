@@ -72,12 +72,16 @@ def score(
     wanted = [names.index(name) for name in flow.properties]
     log_prob = log_probs(flow, batches(given.molecules, flow.spec, batch_size, wanted, progress="scoring"))
     ranked = np.argsort(-log_prob.numpy(), kind="stable")
-    columns = {
+    columns: dict[str, Sequence[str]] = {
         "rank": [str(place + 1) for place in range(len(ranked))],
         "line": [str(given.molecules[at].number) for at in ranked],
         "smiles": [given.molecules[at].smiles for at in ranked],
         "log_prob": [f"{log_prob[at]:.6f}" for at in ranked],
     }
+    if orders:
+        estimates, errors = marginals(flow, given.molecules, wanted, orders, seed)
+        columns["log_prob_all_orders"] = [f"{estimates[at]:.6f}" for at in ranked]
+        columns["standard_error"] = [f"{errors[at]:.6f}" for at in ranked]
     write_scores(out, columns, -log_prob.numpy()[ranked], reference)
     rejects = out.with_suffix(".rejects.csv")
     write_rejects(rejects, [given])
@@ -103,6 +107,26 @@ def covered(source: MoleculeFile, spec: MoleculeSpec, workers: int | None) -> Re
         reading = read(source, pool, spec.order, MOST_ATOMS)
     keep(reading, (spec.objection(molecule.graph) for molecule in reading.molecules))
     return reading
+
+
+def marginals(
+    flow: MoleculeFlow, molecules: Sequence[Molecule], properties: Sequence[int], orders: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate log-probabilities over all orders, a molecule at a time: the estimates in nats, and standard errors.
+
+    Args:
+        flow: The model.
+        molecules: The molecules.
+        properties: Which of their values the model is conditional on.
+        orders: Random orders of each.
+        seed: Seed of the orders.
+    """
+    found = []
+    for at, molecule in enumerate(tqdm(molecules, "orders", unit=" molecules", disable=None)):
+        context = torch.tensor([[molecule.values[each] for each in properties]]) if properties else None
+        found.append(torch.cat(flow.order_marginal([molecule.graph], orders, seed + at, context)).tolist())
+    estimates, errors = np.array(found).T
+    return estimates, errors
 
 
 def batches(

@@ -86,3 +86,11 @@ def test_a_library_without_use_is_refused(run, tmp_path, ends):
     assert code == 2
     assert "none of its 1 molecules can be used: several parts" in message
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_orders_estimate_the_probability_in_any_order(run, library, tmp_path):
+    out = tmp_path / "s.csv"
+    score.score(str(run), str(library), out, orders=4, workers=1)
+    for row in rows(out):
+        assert float(row["log_prob_all_orders"]) >= float(row["log_prob"]) - 1e-4
+        assert float(row["standard_error"]) >= 0
