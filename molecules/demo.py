@@ -66,15 +66,19 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
 
 def _pictures(flow: MoleculeFlow, store: Path, seed: int) -> list[Figure]:
     workers = Workers(1)
-    samples = [each for each in flow.sample(SAMPLES, seed=seed, workers=workers) if each.smiles is not None]
+    samples = [
+        (each.smiles, each.log_prob)
+        for each in flow.sample(SAMPLES, seed=seed, workers=workers)
+        if each.smiles is not None
+    ]
     drawn = samples[:DRAWN]
     test = stored_smiles(Store(store, expect_domain="molecules"), "test", workers)
-    sets = {"test data": test, "samples": [each.smiles for each in samples]}
+    sets: dict[str, list[str]] = {"test data": test, "samples": [smiles for smiles, _ in samples]}
     measures = {name: np.array([each.measures for each in describe(smiles, workers)]) for name, smiles in sets.items()}
     values = {name: {label: array[:, MEASURES.index(name)] for label, array in measures.items()} for name in SHOWN}
     return [
         Figure(
-            grid_png([each.smiles for each in drawn], [f"log p = {each.log_prob:.1f}" for each in drawn], columns=5),
+            grid_png([smiles for smiles, _ in drawn], [f"log p = {value:.1f}" for _, value in drawn], columns=5),
             f"The first {len(drawn)} samples with masks, seed {seed}; none was selected. Below each its exact "
             "log-probability in nats under the model it was drawn from.",
             f"{len(drawn)} drawn structures of small organic molecules",

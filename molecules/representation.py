@@ -410,7 +410,7 @@ def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> 
         if rng is None or len(options) == 1:
             return min(options)
         log_prob -= math.log(len(options))
-        return options[rng.integers(len(options))]
+        return options[int(rng.integers(len(options)))]
 
     places = [choose(range(len(graph.atoms)))]
     seen = set(places)
