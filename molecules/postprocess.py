@@ -70,7 +70,8 @@ def _largest_part(graph: Graph) -> Graph:
             seen.update(found)
             part += found
         parts.append(part)
-    best = sorted(max(parts, key=list.__len__))
+    largest = max(parts, key=len)
+    best = sorted(largest)
     new = {old: k for k, old in enumerate(best)}
     return Graph(
         tuple(graph.atoms[old] for old in best),
