@@ -195,12 +195,14 @@ class _Block(nn.Module):
         """Lets tokens attend to each other; with a cache, whose last places are theirs, to all in it."""
         joint = self.query_key_value(self.norm_attention(hidden)).unflatten(-1, (3, self.heads, -1))
         query, key, value = joint.permute(2, 0, 3, 1, 4)
-        if cache is not None:
+        if cache is None:
+            # The bias has a gradient, for which PyTorch has no fused attention.
+            scores = (query * key.shape[-1] ** -0.5) @ key.mT + bias
+            seen = scores.softmax(-1).to(value.dtype) @ value
+        else:
             cache[0, :, :, -hidden.shape[1] :] = key
             cache[1, :, :, -hidden.shape[1] :] = value
-            key, value = cache
-        scores = (query * key.shape[-1] ** -0.5) @ key.mT + bias
-        seen = scores.softmax(-1).to(value.dtype) @ value
+            seen = F.scaled_dot_product_attention(query, *cache, attn_mask=bias)
         hidden = hidden + self.merge(seen.transpose(1, 2).flatten(2))
         return hidden + self.contract(F.relu(self.expand(self.norm_perceptron(hidden))))
 

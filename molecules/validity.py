@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from arflows.core.errors import UserError
 from arflows.molecules.representation import MoleculeSpec
@@ -23,7 +24,8 @@ class Masks:
         spec: The settings of the molecules.
         min_atoms: The least number of atoms.
         max_atoms: The most; None for those of the spec.
-        closed: Atoms, by their places in the order of generation, that get no further bonds.
+        most_used: Of the first atoms, the largest sum of the orders of their bonds: a fragment's, which is complete but
+            for its attachment points.
 
     Raises:
         UserError: For sizes that no molecule of the spec has.
@@ -34,7 +36,7 @@ class Masks:
         spec: MoleculeSpec,
         min_atoms: int = 1,
         max_atoms: int | None = None,
-        closed: Bool[Tensor, " places"] | None = None,
+        most_used: Sequence[int] = (),
     ) -> None:
         most = spec.max_atoms if max_atoms is None else max_atoms
         if not 1 <= min_atoms <= most <= spec.max_atoms:
@@ -45,17 +47,18 @@ class Masks:
         self.min_atoms = min_atoms
         self.max_atoms = most
         self.valences = torch.tensor([*spec.valences, 0])
-        self.closed = torch.zeros(0, dtype=torch.bool) if closed is None else closed
+        self.most_used = torch.full((spec.max_atoms,), max(spec.valences))
+        self.most_used[: len(most_used)] = torch.tensor(most_used, dtype=torch.long)
 
-    def types(self, stream: MoleculeStream) -> Bool[Tensor, "batch types"]:
-        """Which types the next atom may have; the last entry is to stop."""
+    def types(self, stream: MoleculeStream, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows types"]:
+        """Which types the next atom of some of the molecules may have; the last entry is to stop."""
         atom = stream.atom
         valences = self.valences.to(stream.ids.device)
-        open_ends = self._open(stream).sum(1, keepdim=True)
+        open_ends = self._open(stream, rows).sum(1, keepdim=True)
         # A new atom takes one open end and brings its own, less one.
         needed = 2 if atom + 1 < self.min_atoms else 0
         if atom == 0:
-            grow = (valences[:-1] >= min(needed, 1)).expand(len(stream), -1)
+            grow = (valences[:-1] >= min(needed, 1)).expand(len(rows), -1)
         else:
             grow = (open_ends > 0) & (valences[:-1] > 0) & (open_ends + valences[:-1] > needed)
         if atom >= self.max_atoms:
@@ -78,11 +81,9 @@ class Masks:
         done = stream.bound[rows, None] > 0
         return torch.cat([done, fits.flatten(1)], 1)
 
-    def _open(self, stream: MoleculeStream, rows: Tensor | None = None) -> Int64[Tensor, "batch atoms"]:
+    def _open(self, stream: MoleculeStream, rows: Tensor) -> Int64[Tensor, "batch atoms"]:
         """How many more bonds each complete atom may have."""
         atom = stream.atom
-        types, used = stream.types[:, :atom], stream.used[:, :atom]
-        if rows is not None:
-            types, used = types[rows], used[rows]
-        left = self.valences.to(types.device)[types] - used
-        return left.masked_fill(F.pad(self.closed.to(types.device), (0, max(0, atom - len(self.closed))))[:atom], 0)
+        types, used = stream.types[rows, :atom], stream.used[rows, :atom]
+        most = self.valences.to(types.device)[types].minimum(self.most_used[:atom].to(types.device))
+        return most - used
