@@ -9,6 +9,7 @@ catalogues PAINS and BRENK. Every share says what it is a share of.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 from collections import Counter
@@ -275,7 +276,6 @@ def chemnet() -> ModuleType:
         UserError: It is not installed.
     """
     try:
-        import fcd
+        return importlib.import_module("fcd")  # of the extra [metrics]
     except ModuleNotFoundError as error:
         raise UserError("FCD needs the package fcd: install it by `pip install arflows[metrics]`.") from error
-    return fcd
