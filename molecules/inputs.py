@@ -42,8 +42,8 @@ def open_molecules(source: str, column: str | None = None, values: Sequence[str]
     return read_molecules(Path(source), column, values)
 
 
-class Molecule(NamedTuple):
-    """A molecule that can be represented.
+class Example(NamedTuple):
+    """A molecule of a file that can be represented.
 
     Attributes:
         number: Its line, or place in an SD file.
@@ -72,7 +72,7 @@ class Reading:
     """
 
     source: MoleculeFile
-    molecules: list[Molecule] = field(default_factory=list)
+    molecules: list[Example] = field(default_factory=list)
     read: int = 0
     rejects: list[tuple[int, str, str]] = field(default_factory=list)
 
@@ -101,7 +101,7 @@ def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int) -
         for entries, found in zip(kept, results, strict=False):  # the results end first
             reading.read += len(entries)
             for entry, molecule in zip(entries, found, strict=True):
-                if isinstance(molecule, Molecule):
+                if isinstance(molecule, Example):
                     reading.molecules.append(molecule)
                 else:
                     reading.rejects.append((entry.number, entry.text, molecule))
@@ -109,9 +109,9 @@ def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int) -
     return reading
 
 
-def represent(entries: Sequence[Entry], form: str, order: Order, max_atoms: int) -> list[Molecule | str]:
+def represent(entries: Sequence[Entry], form: str, order: Order, max_atoms: int) -> list[Example | str]:
     """Return each entry's molecule, or the reason why it has none; runs in a process of its own."""
-    found: list[Molecule | str] = []
+    found: list[Example | str] = []
     for number, text, values in entries:
         try:
             molecule = parse(text) if form == "smiles" else parse_block(text)
@@ -121,7 +121,7 @@ def represent(entries: Sequence[Entry], form: str, order: Order, max_atoms: int)
                 raise Refused("no number in a column of values")
             graph, smiles = graph_and_smiles(molecule, order)
             values = (*properties_of(molecule), *values)
-            found.append(Molecule(number, smiles, graph, values, has_stereochemistry(molecule)))
+            found.append(Example(number, smiles, graph, values, has_stereochemistry(molecule)))
         except Refused as refused:
             found.append(str(refused))
     return found

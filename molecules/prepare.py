@@ -11,7 +11,7 @@ import numpy as np
 from arflows.core.errors import UserError
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
-from arflows.molecules.inputs import Molecule, Reading, keep, open_molecules, read, write_rejects
+from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, Order, encode
 from arflows.molecules.workers import Workers, chunked
@@ -114,7 +114,7 @@ def _check(max_atoms: int, val: float, test: float, limit: int | None, workers: 
         )
 
 
-def _repeated(molecules: list[Molecule], seen: dict[str, str], file: str) -> Iterator[str | None]:
+def _repeated(molecules: list[Example], seen: dict[str, str], file: str) -> Iterator[str | None]:
     """Say of each molecule whether it was there before; ``seen`` keeps in which file each was found first."""
     for molecule in molecules:
         if (first := seen.get(molecule.smiles)) is None:
@@ -126,13 +126,13 @@ def _repeated(molecules: list[Molecule], seen: dict[str, str], file: str) -> Ite
 
 def _divided(
     readings: dict[str, Reading], val: float, test: float, limit: int | None, generator: np.random.Generator
-) -> dict[str, list[Molecule]]:
+) -> dict[str, list[Example]]:
     """Set molecules aside for validation and, if they have no file of their own, for testing."""
     source = readings["training"]
     molecules = source.molecules
     shuffled = generator.permutation(len(molecules))[:limit]
     shares = {"val": val} if "test" in readings else {"val": val, "test": test}
-    splits: dict[str, list[Molecule]] = {}
+    splits: dict[str, list[Example]] = {}
     for split, share in shares.items():
         count = max(1, round(share * min(len(molecules), limit or len(molecules)))) if share else 0
         if count:
@@ -144,7 +144,7 @@ def _divided(
     return splits | ({"test": readings["test"].molecules} if "test" in readings else {})
 
 
-def _covered(molecules: list[Molecule], spec: MoleculeSpec, reading: Reading) -> list[Molecule]:
+def _covered(molecules: list[Example], spec: MoleculeSpec, reading: Reading) -> list[Example]:
     """Leave out test molecules for which the training data have no place."""
     objections = {molecule.smiles: spec.objection(molecule.graph) for molecule in molecules}
     keep(reading, (objections.get(molecule.smiles) for molecule in reading.molecules))
@@ -154,7 +154,7 @@ def _covered(molecules: list[Molecule], spec: MoleculeSpec, reading: Reading) ->
     return covered
 
 
-def _write(writer: StoreWriter, split: str, molecules: list[Molecule], spec: MoleculeSpec) -> None:
+def _write(writer: StoreWriter, split: str, molecules: list[Example], spec: MoleculeSpec) -> None:
     most = max(len(molecule.graph.bonds) for molecule in molecules)
     for chunk in chunked(molecules, 10_000):
         atoms, bonds = encode([molecule.graph for molecule in chunk], spec, max_bonds=most)
@@ -166,7 +166,7 @@ def _report(
     out: Path,
     rejects: Path,
     spec: MoleculeSpec,
-    splits: dict[str, list[Molecule]],
+    splits: dict[str, list[Example]],
     counts: dict[str, dict[str, object]],
     seconds: float,
 ) -> None:

@@ -14,7 +14,7 @@ from arflows.core.likelihood import Batch, Figure, Reference, log_probs, write_s
 from arflows.core.pretrained import load_model, model_folder
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import pack
-from arflows.molecules.inputs import Molecule, Reading, keep, open_molecules, read, write_rejects
+from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
@@ -110,7 +110,7 @@ def covered(source: MoleculeFile, spec: MoleculeSpec, workers: int | None) -> Re
 
 
 def marginals(
-    flow: MoleculeFlow, molecules: Sequence[Molecule], properties: Sequence[int], orders: int, seed: int
+    flow: MoleculeFlow, molecules: Sequence[Example], properties: Sequence[int], orders: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimate log-probabilities over all orders, a molecule at a time: the estimates in nats, and standard errors.
 
@@ -130,7 +130,7 @@ def marginals(
 
 
 def batches(
-    molecules: Sequence[Molecule], spec: MoleculeSpec, batch_size: int, properties: Sequence[int], progress: str
+    molecules: Sequence[Example], spec: MoleculeSpec, batch_size: int, properties: Sequence[int], progress: str
 ) -> Iterator[Batch]:
     """Yield molecules as a flow takes them.
 
