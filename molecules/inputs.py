@@ -49,7 +49,7 @@ class Example(NamedTuple):
         number: Its line, or place in an SD file.
         smiles: Canonical, without stereochemistry.
         graph: Its graph in the order of generation.
-        values: `PROPERTIES`, then the numbers that its file gave.
+        values: `PROPERTIES` if they were asked for, then the numbers that its file gave.
         flattened: Whether stereochemistry was dropped.
     """
 
@@ -85,7 +85,7 @@ class Reading:
         return ", ".join(f"{reason} ({count:,})" for reason, count in self.reasons().items())
 
 
-def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int) -> Reading:
+def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int, properties: bool = True) -> Reading:
     """Read all molecules of a file; each once or oftener, as they are there.
 
     Args:
@@ -93,10 +93,11 @@ def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int) -
         workers: The processes that do it.
         order: In which atoms are to be.
         max_atoms: Reject molecules of more heavy atoms.
+        properties: Whether to compute `PROPERTIES`, which takes longer than all else.
     """
     reading = Reading(source)
     chunks, kept = itertools.tee(chunked(source))
-    results = workers.map(represent, chunks, source.form, order, max_atoms)
+    results = workers.map(represent, chunks, source.form, order, max_atoms, properties)
     with tqdm(desc=f"reading {Path(source.name).name}", unit=" molecules", leave=False, disable=None) as progress:
         for entries, found in zip(kept, results, strict=False):  # the results end first
             reading.read += len(entries)
@@ -109,7 +110,9 @@ def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int) -
     return reading
 
 
-def represent(entries: Sequence[Entry], form: str, order: Order, max_atoms: int) -> list[Example | str]:
+def represent(
+    entries: Sequence[Entry], form: str, order: Order, max_atoms: int, properties: bool
+) -> list[Example | str]:
     """Return each entry's molecule, or the reason why it has none; runs in a process of its own."""
     found: list[Example | str] = []
     for number, text, values in entries:
@@ -120,7 +123,8 @@ def represent(entries: Sequence[Entry], form: str, order: Order, max_atoms: int)
             if not np.isfinite(values).all():
                 raise Refused("no number in a column of values")
             graph, smiles = graph_and_smiles(molecule, order)
-            values = (*properties_of(molecule), *values)
+            if properties:
+                values = (*properties_of(molecule), *values)
             found.append(Example(number, smiles, graph, values, has_stereochemistry(molecule)))
         except Refused as refused:
             found.append(str(refused))

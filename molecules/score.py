@@ -65,7 +65,8 @@ def score(
         raise UserError(f"orders is {orders}: give 2 or more for an estimate with its standard error, or 0.")
     flow = load_model(MoleculeFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
-    given = covered(open_molecules(molecules, column, values or []), flow.spec, workers)
+    source = open_molecules(molecules, column, values or [])
+    given = covered(source, flow.spec, workers, properties=bool(flow.properties))
     names = [*PROPERTIES, *(values or [])]
     if missing := [name for name in flow.properties if name not in names]:
         raise UserError(f"the model is conditional on {', '.join(missing)}: name such columns of numbers by --values.")
@@ -92,19 +93,20 @@ def score(
         print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.told()}")
 
 
-def covered(source: MoleculeFile, spec: MoleculeSpec, workers: int | None) -> Reading:
+def covered(source: MoleculeFile, spec: MoleculeSpec, workers: int | None, properties: bool) -> Reading:
     """Read the molecules of a file that a model can represent.
 
     Args:
         source: The file.
         spec: The model's settings.
         workers: Processes; None for one for each core.
+        properties: Whether to compute properties.
 
     Raises:
         UserError: It can represent none.
     """
     with Workers(workers) as pool:
-        reading = read(source, pool, spec.order, MOST_ATOMS)
+        reading = read(source, pool, spec.order, MOST_ATOMS, properties)
     keep(reading, (spec.objection(molecule.graph) for molecule in reading.molecules))
     return reading
 
