@@ -27,8 +27,8 @@ from arflows.molecules.sampling import Generated, Molecule, Targets, latents, mo
 from arflows.molecules.validity import Masks
 from arflows.molecules.workers import Workers
 
-CHUNK = 64
-"""Molecules of similar size that are computed at once; few enough for the cache of a processor."""
+TOKENS = 1536
+"""Atoms, padding included, of molecules of similar size that are computed at once: few enough for a processor's cache."""
 KNOWN_ROWS = 1024
 """Training molecules whose properties a conditional model keeps."""
 
@@ -105,10 +105,12 @@ class MoleculeFlow(Flow, Pretrained):
             return self.order_marginal(x, orders, context=context)[0]
         x = self._packed(x)
         encoded = self._encoded(context, len(x))
-        by_size = (x[:, : self.spec.max_atoms] > 0).sum(1).argsort(stable=True)
-        parts = [
-            self.bijection.log_det(x[rows], None if encoded is None else encoded[rows]) for rows in by_size.split(CHUNK)
-        ]
+        sizes, by_size = (x[:, : self.spec.max_atoms] > 0).sum(1).sort(descending=True, stable=True)
+        parts, start, largest_first = [], 0, sizes.tolist()
+        while start < len(x):
+            rows = by_size[start : start + max(1, TOKENS // (largest_first[start] + 1))]
+            parts.append(self.bijection.log_det(x[rows], None if encoded is None else encoded[rows]))
+            start += len(rows)
         return torch.cat(parts)[by_size.argsort()]
 
     @torch.no_grad()
