@@ -72,6 +72,7 @@ def _draw(
         options = drawer.drawOptions()
         options.legendFontSize = 13
         options.padding = 0.08
+        options.drawMolsSameScale = False  # or the largest makes all others small
         drawer.DrawMolecules(molecules, legends=list(legends or [""] * len(molecules)))
         drawer.FinishDrawing()
     return drawer
@@ -99,7 +100,7 @@ def property_histograms(values: Mapping[str, Mapping[str, Sequence[float] | np.n
     for axis in axes[len(values) :]:
         axis.set_visible(False)
     axes[0].set_ylabel("share of the set")
-    axes[0].legend(frameon=False, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

@@ -46,7 +46,7 @@ def test_histograms_have_a_panel_for_each_property():
     figure = property_histograms({"rings": counts, "logP": numbers, "QED": numbers, "MW": numbers, "SA": numbers})
     panels = [axis for axis in figure.axes if axis.get_visible()]
     assert [axis.get_xlabel() for axis in panels] == ["rings", "logP", "QED", "MW", "SA"]
-    assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["data (100)", "samples (50)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["data (100)", "samples (50)"]
     heights = [patch.get_height() for patch in panels[0].patches]
     assert sum(heights) == pytest.approx(2)  # each set is a whole
     assert len(heights) == 2 * 7  # a bin for each count
