@@ -1,1 +1,32 @@
-"""The place of the audio domain: autoregressive flows for speech waveforms. There is nothing in it yet."""
+"""Flows for speech: exact densities of waveforms, given their mel spectrograms or not.
+
+>>> from arflows.audio import WaveFlow
+>>> vocoder = WaveFlow.from_preset("h16_c64")
+
+The models are imported when they are first used, so that the command line can answer without loading PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arflows.audio.model import WaveFlow
+    from arflows.audio.representation import MelSpec, log_mel
+
+__all__ = ["MelSpec", "WaveFlow", "log_mel"]
+
+_HOMES = {
+    "MelSpec": "arflows.audio.representation",
+    "WaveFlow": "arflows.audio.model",
+    "log_mel": "arflows.audio.representation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

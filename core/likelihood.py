@@ -52,7 +52,7 @@ class Figure:
     Attributes:
         value: The mean over examples.
         standard_error: Standard deviation over examples / sqrt(count): how far another test set of this size may lie.
-        unit: "bits/dim" or "nats" (here: negative log-likelihood; lower is better in both).
+        unit: What ``value`` is in (always of the negative log-likelihood; lower is better).
         kind: "exact", "density" or "bound"; of a bound, the true value is at most ``value``.
         count: The number of examples.
         protocol: How the data were made continuous, e.g. "uniform dequantisation, 1 draw"; empty for continuous data.
@@ -60,7 +60,7 @@ class Figure:
 
     value: float
     standard_error: float
-    unit: Literal["bits/dim", "nats"]
+    unit: Literal["bits/dim", "nats", "nats/sample", "bits/sample"]
     kind: Kind
     count: int
     protocol: str = ""

@@ -31,13 +31,14 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": t
 
 
 class FlowTraining(LightningModule):
-    """Minimises the negative log-likelihood of a flow, in bits per dimension.
+    """Minimises the negative log-likelihood of a flow, in bits per dimension or nats.
 
     Batches are ``{"x": examples, "context": conditions}``; "context" may be absent. The datamodule may offer
     ``initialization_batch() -> Batch``, by which layers such as ActNorm are initialised once, before the first step.
 
-    Logged: ``train/bits_per_dim`` and ``val/bits_per_dim`` (or ``…/nats``), ``train/gradient_norm`` (before clipping),
-    ``train/learning_rate``, ``train/examples_per_second``, ``train/skipped_steps``, ``val/round_trip_error``.
+    Logged: ``train/bits_per_dim`` and ``val/bits_per_dim`` (or in another unit), ``train/gradient_norm`` (before
+    clipping), ``train/learning_rate``, ``train/examples_per_second``, ``train/skipped_steps``,
+    ``val/round_trip_error``.
 
     The noise of a step follows from the seed and the step's number alone, and of several processes each draws the rows
     of its own examples. So a run that was interrupted goes on as it would have, and the same global batch gives the
@@ -47,7 +48,8 @@ class FlowTraining(LightningModule):
 
     Args:
         flow: The flow to train.
-        unit: "bits_per_dim", or "nats" for examples whose number of dimensions varies.
+        unit: "bits_per_dim", "nats", or "nats_per_dim" for examples whose number of dimensions varies; those of a batch
+            share theirs.
         optimizer: "adam", "adamw" or "adamax".
         learning_rate: The highest learning rate.
         betas: Decay of the optimizer's averages of the gradient and of its square (its maximum, for adamax).
@@ -72,7 +74,7 @@ class FlowTraining(LightningModule):
     def __init__(
         self,
         flow: Flow,
-        unit: Literal["bits_per_dim", "nats"] = "bits_per_dim",
+        unit: Literal["bits_per_dim", "nats", "nats_per_dim"] = "bits_per_dim",
         optimizer: Literal["adam", "adamw", "adamax"] = "adam",
         learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -180,7 +182,12 @@ class FlowTraining(LightningModule):
 
     def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
         log_prob = self._log_prob(batch["x"], batch.get("context"))
-        return -log_prob if self.unit == "nats" else bits_per_dim(log_prob, self.flow.dims)
+        match self.unit:
+            case "nats":
+                return -log_prob
+            case "nats_per_dim":
+                return -log_prob / batch["x"][0].numel()
+        return bits_per_dim(log_prob, self.flow.dims)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped after every optimizer step."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,9 @@ from jaxtyping import UInt8
 from arflows.data.arrays import npz_names
 from arflows.data.arrays import read_npz as arrays_of_npz
 from arflows.data.errors import DataError
-from arflows.data.image_sources import ArrayExamples, Examples, FileExamples, ImageSource, printable
+from arflows.data.folders import SPLIT_NAMES, printable, walk
+from arflows.data.image_sources import ArrayExamples, Examples, FileExamples, ImageSource
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 CLASS_LIMIT = 65536
 
 
@@ -66,7 +64,7 @@ def read_folder(folder: Path) -> FileExamples:
     Raises:
         DataError: There is no file.
     """
-    paths = sorted(_walk(folder))
+    paths = sorted(walk(folder))
     if not paths:
         raise DataError(f"{folder} holds no files: give a folder with images in it.")
     tops = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
@@ -75,20 +73,6 @@ def read_folder(folder: Path) -> FileExamples:
     number = {top: index for index, top in enumerate(tops)}
     labels = np.array([number[path.split("/", 1)[0]] for path in paths], np.int64)
     return FileExamples(folder, paths, labels, tuple(map(printable, tops)))
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    seen = set()
-    for parent, subfolders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back up
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            if not name.startswith("."):
-                yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
 def read_npz(path: Path) -> ArrayExamples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -18,7 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from arflows.data.errors import DataError
+from arflows.data.folders import printable
 from arflows.data.images import GREY_MODES, SkippedImage, convert, open_image
+from arflows.data.tally import Tally
 
 BATCH = 256  # images converted and written together
 
@@ -120,11 +121,6 @@ class FileExamples:
         return Form(frozenset(sizes), channels)
 
 
-def printable(path: str) -> str:
-    """Return a path in a form that can be printed and stored, even where the file system's encoding was broken."""
-    return path.encode(errors="backslashreplace").decode()
-
-
 @dataclass
 class ImageSource:
     """A set of images with its splits.
@@ -170,32 +166,6 @@ class ImageSource:
     def form(self) -> Form:
         """Find out which sizes and channels occur in all splits; for files this reads their headers."""
         return functools.reduce(operator.or_, (examples.form() for examples in self.splits.values()))
-
-
-@dataclass
-class Tally:
-    """What became of the images of one split."""
-
-    read: int = 0
-    written: int = 0
-    converted: Counter[str] = field(default_factory=Counter)
-    skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def reasons(self) -> str:
-        """Say in one line how many images were skipped, why, and which (the first three of each reason)."""
-        return ", ".join(
-            f"{len(names):,} {reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for reason, names in self.skipped.items()
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the counts, and the name of every skipped image under its reason, for the provenance."""
-        return {
-            "read": self.read,
-            "written": self.written,
-            "converted": dict(self.converted),
-            "skipped": dict(self.skipped),
-        }
 
 
 def uniform_batches(

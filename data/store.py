@@ -7,6 +7,11 @@ counts the examples. In the file a split is a group and a field is a dataset in 
     /train/images      uint8 (examples, channels, height, width)     attribute: sha256
     /train/labels      int64 (examples,)                             attribute: sha256
 
+Examples that differ in length make a *ragged* field: their values one after the other, and where each begins::
+
+    /train/waveforms           int16 (all samples,)                  attribute: sha256
+    /train/waveforms.offsets   int64 (examples + 1,)                 attribute: sha256
+
 ``spec`` is the settings of the features (for images their size), ``categories`` says what the integers of a field
 stand for, ``provenance`` where the examples came from and what was skipped; all three are JSON. Any HDF5 tool can read
 a store.
@@ -34,7 +39,11 @@ from arflows.data.errors import DataError
 from arflows.data.fingerprint import fingerprint
 
 FORMAT = "arflows-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 brought ragged fields; stores without them are written as version 1, which older versions of arflows read too."""
+
+OFFSETS = ".offsets"
+"""What the name of a ragged field is followed by in that of its offsets."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """For an older version, what makes the attributes of its stores those of the next; none where nothing is to do."""
@@ -53,6 +62,34 @@ class FieldLayout:
     def nbytes(self) -> int:
         """Bytes the array takes."""
         return self.dtype.itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A field of examples of different lengths, mapped from the file; slicing an example reads just what it touches.
+
+    Attributes:
+        values: (all lengths together, …): the examples one after the other.
+        offsets: int64 (examples + 1,): where each begins, and where the last ends.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return one example, (length, …)."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no example {index} of {len(self)}")
+        index %= len(self)
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of each example, int64 (examples,)."""
+        return np.diff(self.offsets)
 
 
 class Store:
@@ -129,6 +166,8 @@ class Store:
     def array(self, split: str, name: str) -> np.ndarray:
         """Return one field as a read-only array mapped from the file; indexing reads just what it touches.
 
+        Of a ragged field these are the values of all examples one after the other; see `ragged`.
+
         Raises:
             DataError: There is no such split or field, or the file was replaced since the store was opened.
         """
@@ -141,6 +180,17 @@ class Store:
             mapped = np.memmap(self.path, layout.dtype, mode="r", offset=layout.offset, shape=layout.shape)
             self._maps[split, name] = mapped.view(np.ndarray)
         return self._maps[split, name]
+
+    def ragged(self, split: str, name: str) -> Ragged:
+        """Return a field of examples of different lengths.
+
+        Raises:
+            DataError: There is no such split or field, or its offsets are damaged.
+        """
+        field = Ragged(self.array(split, name), self.array(split, name + OFFSETS))
+        if field.offsets[0] != 0 or field.offsets[-1] != len(field.values) or (field.lengths < 0).any():
+            raise DataError(f"{self.path} is damaged in {split}/{name}{OFFSETS}: prepare or copy it again.")
+        return field
 
     def facts(self) -> dict[str, Any]:
         """Which data a result was obtained on: the store, its counts, the fingerprints of its settings and content."""
@@ -238,7 +288,9 @@ def _layouts(group: h5py.Group, file_size: int) -> Iterator[tuple[str, FieldLayo
 
 
 def _count(split: str, fields: Mapping[str, FieldLayout]) -> int:
-    counts = {layout.shape[0] for layout in fields.values()}
+    counts = {
+        layout.shape[0] - name.endswith(OFFSETS) for name, layout in fields.items() if name + OFFSETS not in fields
+    }
     if len(counts) != 1:
         raise ValueError(f"the fields of {split} differ in their number of examples")
     return counts.pop()

@@ -21,7 +21,7 @@ import numpy as np
 
 from arflows.data.errors import DataError
 from arflows.data.fingerprint import canonical_json, fingerprint
-from arflows.data.store import FORMAT, FORMAT_VERSION
+from arflows.data.store import FORMAT, OFFSETS
 
 
 @dataclass
@@ -88,21 +88,28 @@ class StoreWriter:
             self._scratch = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
         return self
 
-    def append(self, split: str, fields: Mapping[str, np.ndarray]) -> None:
+    def append(self, split: str, fields: Mapping[str, np.ndarray | Sequence[np.ndarray]]) -> None:
         """Add examples to a split.
 
         Args:
             split: Its name; new names make new splits.
-            fields: For each field an array (examples, …). Every batch of a split brings the same fields, of the same
-                dtype and the same shape after the leading axis.
+            fields: For each field an array (examples, …), or for a ragged one a list of arrays (length, …), one an
+                example. Every batch of a split brings the same fields, of the same dtype and the same shape after the
+                leading axis.
 
         Raises:
             ValueError: The arrays do not fit each other or the batches before.
             DataError: They cannot be written, for example because the disk is full.
         """
-        arrays = {name: _plain(name, array) for name, array in fields.items()}
-        if len({len(array) for array in arrays.values()}) != 1:
-            raise ValueError(f"fields differ in their number of examples: { {n: len(a) for n, a in arrays.items()} }")
+        if len({len(values) for values in fields.values()}) != 1:
+            raise ValueError(f"fields differ in their number of examples: { {n: len(v) for n, v in fields.items()} }")
+        arrays: dict[str, np.ndarray] = {}
+        for name, values in fields.items():
+            if isinstance(values, np.ndarray):
+                arrays[name] = _plain(name, values)
+            else:
+                arrays[name] = _plain(name, np.concatenate(values))
+                arrays[name + OFFSETS] = self._offsets(split, name, [len(value) for value in values])
         if split not in self._splits:
             self._splits[split] = {name: self._spool(split, name, array) for name, array in arrays.items()}
         spools = self._splits[split]
@@ -141,7 +148,7 @@ class StoreWriter:
         options = {"libver": ("v110", "v110"), "track_order": True, "alignment_threshold": 1, "alignment_interval": 64}
         with h5py.File(finished, "w", **options) as file:
             file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["format_version"] = 2 if any(name.endswith(OFFSETS) for name in self._names()) else 1
             file.attrs["domain"] = self.domain
             file.attrs["spec"] = canonical_json(self.spec)
             file.attrs["fingerprint"] = fingerprint(self.spec)
@@ -156,6 +163,12 @@ class StoreWriter:
         os.replace(finished, self.path)
         _sync(self.path.parent)
 
+    def _offsets(self, split: str, name: str, lengths: list[int]) -> np.ndarray:
+        """Return where the next examples of a ragged field end; before its first ones the 0 where they begin."""
+        written = self._splits.get(split, {}).get(name)
+        ends = np.cumsum([written.count if written else 0, *lengths], dtype=np.int64)
+        return ends[1:] if written else ends
+
     def _spool(self, split: str, name: str, array: np.ndarray) -> _Spool:
         if self._scratch is None:
             raise ValueError("a StoreWriter is appended to inside its `with` block")
@@ -163,6 +176,9 @@ class StoreWriter:
             raise ValueError(f"not a name for a split or field: {split!r}, {name!r}")
         with self._disk_errors():
             return _Spool((self._scratch / f"{split}.{name}").open("wb"), array.dtype, array.shape[1:])
+
+    def _names(self) -> set[str]:
+        return {name for spools in self._splits.values() for name in spools}
 
     def _all_spools(self) -> Iterator[_Spool]:
         return (spool for spools in self._splits.values() for spool in spools.values())
@@ -183,7 +199,7 @@ def write_store(
     *,
     domain: str,
     spec: Mapping[str, Any],
-    splits: Mapping[str, Mapping[str, np.ndarray]],
+    splits: Mapping[str, Mapping[str, np.ndarray | Sequence[np.ndarray]]],
     categories: Mapping[str, Sequence[str]] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
@@ -193,7 +209,7 @@ def write_store(
         path: Where it will lie.
         domain: The domain it belongs to.
         spec: The settings of its features.
-        splits: For each split its fields, each an array (examples, …).
+        splits: For each split its fields, each an array (examples, …) or a list of arrays.
         categories: For a field of integers, what each integer stands for.
         provenance: Where the examples came from.
     """

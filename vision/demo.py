@@ -11,6 +11,7 @@ from torch import Tensor
 
 from arflows.core.cli import resolve_configs
 from arflows.core.likelihood import bits_per_dim, log_probs
+from arflows.core.plots import score_histogram, training_curve
 from arflows.core.pretrained import load_model
 from arflows.core.report import Chapter, Figure, Paragraph, Protocol, Table
 from arflows.data.store import Store
@@ -18,7 +19,7 @@ from arflows.vision.datamodule import ImageDataset
 from arflows.vision.evaluate import evaluate
 from arflows.vision.model import ImageFlow
 from arflows.vision.prepare import prepare
-from arflows.vision.render import grid, score_histogram, training_curve
+from arflows.vision.render import grid
 from arflows.vision.sample import draw, interpolate
 from arflows.vision.train import ImageExperiment
 

@@ -13,10 +13,11 @@ from tqdm import tqdm
 from arflows.core.errors import UserError
 from arflows.core.likelihood import Batch
 from arflows.data.image_files import read_folder, read_npz
-from arflows.data.image_sources import ArrayExamples, FileExamples, Tally, uniform_batches
+from arflows.data.image_sources import ArrayExamples, FileExamples, uniform_batches
 from arflows.data.images import SkippedImage, open_image
 from arflows.data.images import convert as convert_image
 from arflows.data.store import Store
+from arflows.data.tally import Tally
 from arflows.vision.datamodule import ImageDataset
 from arflows.vision.model import ImageFlow
 from arflows.vision.representation import ImageSpec

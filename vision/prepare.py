@@ -12,8 +12,9 @@ from tqdm import tqdm
 from arflows.core.errors import UserError
 from arflows.data import builtin
 from arflows.data.image_files import read_path
-from arflows.data.image_sources import ImageSource, Tally, uniform_batches
+from arflows.data.image_sources import ImageSource, uniform_batches
 from arflows.data.store_writer import StoreWriter
+from arflows.data.tally import Tally
 from arflows.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
 from arflows.vision.representation import ImageSpec
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from arflows.core.errors import UserError
-from arflows.vision.render import grid, read_log, save_png, score_histogram, training_curve
+from arflows.core.plots import read_log, score_histogram, training_curve
+from arflows.vision.render import grid, save_png
 
 
 def test_grid_puts_images_in_rows_with_gaps():

@@ -1,0 +1,148 @@
+"""From a prepared store of speech to batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from arflows.audio.representation import Condition, MelSpec
+from arflows.data.audio_files import from_int16
+from arflows.data.batches import Batch, StoreDataModule, StoreDataset
+from arflows.data.errors import DataError
+from arflows.data.store import Store
+
+
+class SpeechDataset(StoreDataset):
+    """The utterances of one split, whole or a random segment of each; see `StoreDataset`.
+
+    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "context": what conditions them}``. A segment begins at a
+    frame, and its mel frames are those of the whole utterance. Whole utterances differ in length, so a batch of them
+    holds one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        segment: int | None = None,
+        mels: bool = True,
+        speakers: bool = False,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Choose the utterances.
+
+        Args:
+            store: A store of speech.
+            split: Which of its splits.
+            segment: Samples of a segment, a multiple of the hop; utterances that are shorter are left out. None for
+                whole utterances.
+            mels: Give the mel spectrograms as context.
+            speakers: Give the speakers as context.
+            limit: Keep at most so many utterances, chosen at random.
+            seed: Decides which.
+
+        Raises:
+            DataError: The store has no such split, or knows no speakers.
+        """
+        super().__init__(store, split, {}, limit, seed)
+        self.hop = MelSpec.from_dict(store.spec).hop
+        self.frames = None if segment is None else segment // self.hop
+        self.mels = mels
+        self.speakers = speakers
+        if speakers and "speakers" not in store.fields(split):
+            raise DataError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
+        lengths = store.ragged(split, "mels").lengths
+        kept: Int64[np.ndarray, " examples"] = np.arange(len(lengths)) if self.kept is None else self.kept
+        if self.frames is not None:
+            kept = kept[lengths[kept] >= self.frames]
+        self.left_out = self.count - len(kept)
+        self.kept, self.count = kept, len(kept)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Fetch a batch of segments, or one whole utterance."""
+        assert self.kept is not None
+        rows = self.kept[indices]
+        waveforms, mels = self.store.ragged(self.split, "waveforms"), self.store.ragged(self.split, "mels")
+        lengths = mels.offsets[rows + 1] - mels.offsets[rows]
+        frames = int(lengths[0]) if self.frames is None else self.frames
+        if self.frames is None and (lengths != frames).any():
+            raise ValueError("whole utterances of different lengths do not fit into one batch")
+        firsts = (torch.rand(len(rows)) * torch.from_numpy(lengths - frames + 1)).long().numpy()
+        if self.frames is None:
+            firsts[:] = 0
+        segments = list(zip(rows, firsts, strict=True))
+        x = np.stack([waveforms[row][first * self.hop : (first + frames) * self.hop] for row, first in segments])
+        batch: Batch = {"x": torch.from_numpy(from_int16(x))}
+        mel = speaker = None
+        if self.mels:
+            stacked = np.stack([mels[row][first : first + frames] for row, first in segments])
+            mel = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
+        if self.speakers:
+            speaker = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
+        if self.mels or self.speakers:
+            batch["context"] = Condition(mel, speaker)  # type: ignore[assignment]  # it is cut and moved as a tensor
+        return batch
+
+
+class SpeechDataModule(StoreDataModule):
+    """Batches of speech for training, validation and testing; see `StoreDataModule`.
+
+    Training batches hold a random segment of each of ``batch_size`` utterances, so that an epoch hears every utterance
+    once, in part; validation and test batches hold one whole utterance.
+
+    Attributes:
+        store: The open store.
+        spec: The settings of its waveforms and mel spectrograms.
+        speaker_names: Who speaks; empty if that is not known.
+        mels: Whether batches bring mel spectrograms; an unconditional model wants none.
+        speakers: Whether they bring speakers; a model that knows none wants none.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        batch_size: int = 8,
+        segment: int = 16_128,
+        workers: int = 0,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Open the store.
+
+        Args:
+            store: The file that `arflows audio prepare` wrote.
+            batch_size: Segments in a training batch, on each device.
+            segment: Samples of a training segment, a multiple of the hop; utterances that are shorter are not used.
+            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
+            limit: Use at most so many utterances of each split, chosen at random.
+            seed: Decides the order of the utterances, and which are used with a limit.
+
+        Raises:
+            DataError: The file is no store of speech or of another version, or a setting is out of range.
+        """
+        super().__init__(store, "audio", batch_size, 1, workers, limit, seed)
+        self.spec = MelSpec.from_dict(self.store.spec)
+        if segment < 1 or segment % self.spec.hop:
+            fitting = max(1, round(segment / self.spec.hop)) * self.spec.hop
+            raise DataError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
+        self.segment = segment
+        self.speaker_names: list[str] = self.store.categories.get("speakers", [])
+        self.mels = True
+        self.speakers = bool(self.speaker_names)
+
+    def dataset(self, split: str, training: bool = False) -> SpeechDataset:
+        """Return the utterances of a split in order, whole, or in training a segment of each."""
+        segment = self.segment if training else None
+        return SpeechDataset(self.store, split, segment, self.mels, self.speakers, self.limit, self.seed)
+
+    def initialization_batch(self) -> Batch:
+        """Return one training batch of segments, the same in every process and run."""
+        dataset = self.dataset("train", training=True)
+        order = np.random.default_rng(self.seed).permutation(len(dataset))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return dataset.__getitems__(order[: self.batch_size].tolist())

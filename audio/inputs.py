@@ -1,0 +1,268 @@
+"""What the verbs are given to hear: speech for a trained model, one utterance at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from arflows.audio.datamodule import SpeechDataset
+from arflows.audio.model import WaveFlow
+from arflows.audio.representation import Condition, MelSpec, log_mel
+from arflows.core.errors import UserError
+from arflows.core.pretrained import model_folder
+from arflows.data.audio_files import AUDIO_SUFFIXES, SkippedAudio
+from arflows.data.folders import walk
+from arflows.data.speech_sources import SpeechSource, read_speech
+from arflows.data.store import Store
+from arflows.data.tally import Tally
+
+MEL_SUFFIXES = (".npy", ".h5", ".hdf5", ".pt")
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One utterance for a model.
+
+    Attributes:
+        name: What it is called.
+        waveform: (1, samples), whole frames, at the model's rate; of a mel file None.
+        condition: What the model is conditioned on; its parts are None for a model without.
+        mel: Its log-mel spectrogram, (1, bands, frames), also where the model takes none.
+    """
+
+    name: str
+    waveform: Float[Tensor, "1 samples"] | None
+    condition: Condition
+    mel: Float[Tensor, "1 bands frames"]
+
+    @property
+    def batch(self) -> dict[str, Any]:
+        """The utterance as a batch of one."""
+        assert self.waveform is not None
+        bare = self.condition.mel is None and self.condition.speaker is None
+        return {"x": self.waveform} | ({} if bare else {"context": self.condition})
+
+
+class SpeechInput:
+    """Speech for a trained model: from a store, a folder of audio files, or one file.
+
+    What cannot be used is skipped, and `reasons` says what and why.
+
+    Attributes:
+        count: How many utterances there are, before any are skipped.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        flow: WaveFlow,
+        *,
+        split: str = "test",
+        speaker: str | None = None,
+        speakers: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> None:
+        """Finds the utterances and makes sure that they fit the model.
+
+        Args:
+            source: Where they are.
+            flow: The model.
+            split: Which part of a store.
+            speaker: Who speaks in all of them, by name or number, for a model of several speakers; None where the store
+                or the folder tells.
+            speakers: The names of the model's speakers, as `speaker_names` gives them.
+            limit: Use at most so many, the first.
+
+        Raises:
+            UserError: If there are none, or they do not fit the model.
+            DataError: If a store is damaged.
+        """
+        self._flow, self._speakers = flow, list(speakers)
+        self._speaker = None if speaker is None else speaker_number(flow, speaker, speakers)
+        self._tally = Tally()
+        self.source = source
+        self._store: SpeechDataset | None = None
+        self._files = SpeechSource(str(source), [])
+        if source.is_file() and h5py.is_hdf5(source) and "format" in h5py.File(source).attrs:
+            store = Store(source, expect_domain="audio")
+            check_spec(source, MelSpec.from_dict(store.spec), flow.spec)
+            named = flow.speakers > 0 and speaker is None
+            self._store = SpeechDataset(store, split, speakers=named)
+            self._names = store.provenance.get("names", {}).get(split) or [str(i) for i in range(len(self._store))]
+            self._store_speakers = store.categories.get("speakers", [])
+            self.count = len(self._store)
+        else:
+            self._files = read_speech(source)
+            self.count = len(self._files.utterances)
+        self.count = min(self.count, limit or self.count)
+
+    @property
+    def skipped(self) -> dict[str, list[str]]:
+        """Names of utterances that could not be used so far, by the reason."""
+        return dict(self._tally.skipped)
+
+    @property
+    def converted(self) -> dict[str, int]:
+        """How many files were converted so far, by the conversion."""
+        return dict(self._tally.converted)
+
+    def reasons(self) -> str:
+        """Says how many utterances were skipped so far, why, and which (the first few)."""
+        return self._tally.reasons()
+
+    def utterances(self, progress: str | None = None) -> Iterator[Speech]:
+        """Reads the utterances in order, from the first.
+
+        Args:
+            progress: What the progress bar says; None for no bar.
+        """
+        self._tally = Tally()
+        for index in tqdm(range(self.count), progress, unit=" utterances", disable=None if progress else True):
+            try:
+                yield self._stored(index) if self._store is not None else self._recorded(index)
+            except SkippedAudio as reason:
+                name = self._names[index] if self._store is not None else self._files.utterances[index].name
+                self._tally.skipped[str(reason)].append(name)
+
+    def _stored(self, index: int) -> Speech:
+        assert self._store is not None
+        batch = self._store.__getitems__([index])
+        stored: Any = batch["context"]
+        who = None if stored.speaker is None else self._store_speakers[int(stored.speaker[0])]
+        return self._speech(self._names[index], batch["x"], stored.mel, who)
+
+    def _recorded(self, index: int) -> Speech:
+        utterance, spec = self._files.utterances[index], self._flow.spec
+        clip = utterance.read(spec.sample_rate, spec.shortest + spec.hop)
+        self._tally.converted.update(clip.remarks)
+        waveform = torch.from_numpy(clip.samples[: len(clip.samples) // spec.hop * spec.hop])[None]
+        return self._speech(utterance.name, waveform, log_mel(waveform, spec), utterance.speaker)
+
+    def _speech(self, name: str, waveform: Tensor, mel: Tensor, who: str | None) -> Speech:
+        number = self._speaker
+        if self._flow.speakers and number is None:
+            if who is None:
+                raise SkippedAudio("of which the speaker is not told (--speaker)")
+            try:
+                number = speaker_number(self._flow, who, self._speakers)
+            except UserError as error:
+                raise SkippedAudio("of a speaker the model does not know") from error
+        speaker = torch.tensor([number]) if self._flow.speakers else None
+        return Speech(name, waveform, Condition(mel if self._flow.conditional else None, speaker), mel)
+
+
+def read_mel(path: Path, spec: MelSpec) -> Float[Tensor, "1 bands frames"]:
+    """Reads a log-mel spectrogram from a file.
+
+    Args:
+        path: An array (bands, frames) or (1, bands, frames) as .npy, as the one data set (or that called mel) of an .h5
+            file, or as a .pt tensor, which is read without running code.
+        spec: The settings it must have been made with; if the .h5 file has them as attributes, these are compared.
+
+    Raises:
+        UserError: If it cannot be read or does not fit; the sentence names the file.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: check the path.")
+    try:
+        mel = _read_array(path, spec)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a mel spectrogram ({error}): save it again.".replace("\n", " ")
+        ) from error
+    mel = mel[None] if mel.ndim == 2 else mel
+    if mel.ndim != 3 or len(mel) != 1:
+        raise UserError(f"{path} has shape {tuple(mel.shape)}: give one mel spectrogram, (bands, frames).")
+    spec.check_mel(mel, str(path))
+    return mel.float()
+
+
+def _read_array(path: Path, spec: MelSpec) -> Tensor:
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    if path.suffix in (".h5", ".hdf5"):
+        with h5py.File(path, "r") as file:
+            names = [name for name in file if isinstance(file[name], h5py.Dataset)]
+            name = "mel" if "mel" in names else names[0] if len(names) == 1 else None
+            if name is None:
+                raise UserError(f"{path} has {len(names)} data sets: call that of the mel spectrogram mel.")
+            told = {**file.attrs, **file[name].attrs}
+            ours = spec.as_dict()
+            given = MelSpec(**{**ours, **{key: type(ours[key])(told[key]) for key in ours if key in told}})
+            check_spec(path, given, spec)
+            return torch.from_numpy(file[name][()])
+    if path.suffix == ".pt":
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path} holds a {type(value).__name__}: give a tensor (bands, frames).")
+        return value
+    raise UserError(f"{path} is no mel spectrogram: give {', '.join(MEL_SUFFIXES)}.")
+
+
+def mel_files(source: Path) -> list[Path]:
+    """The mel files that ``source`` is or holds; none if it holds audio."""
+    if source.is_file():
+        is_mel = source.suffix in MEL_SUFFIXES and not (h5py.is_hdf5(source) and "format" in h5py.File(source).attrs)
+        return [source] if is_mel else []
+    names = sorted(walk(source)) if source.is_dir() else []
+    if any(name.lower().endswith(AUDIO_SUFFIXES) for name in names):
+        return []
+    return [source / name for name in names if name.endswith(MEL_SUFFIXES)]
+
+
+def check_spec(source: Path, given: MelSpec, wanted: MelSpec) -> None:
+    """Refuses mel spectrograms of other settings than the model's.
+
+    Raises:
+        UserError: If they differ; the sentence names each setting that does.
+    """
+    if differences := wanted.differences(given):
+        options = " ".join(
+            f"--mel.{name} {value}" for name, value in wanted.as_dict().items() if value != given.as_dict()[name]
+        )
+        raise UserError(
+            f"{source} does not fit the model, model ≠ speech: {', '.join(differences)}; prepare the speech with "
+            f"{options}."
+        )
+
+
+def speaker_names(model: str) -> list[str]:
+    """The names of the speakers that a model was trained on; empty where they are not known."""
+    facts = Path(model_folder(model)) / "training.json"
+    if not facts.is_file():
+        return []
+    names = json.loads(facts.read_text(encoding="utf-8")).get("data", {}).get("speakers", [])
+    return [str(name) for name in names]
+
+
+def speaker_number(flow: WaveFlow, speaker: str, names: Sequence[str]) -> int:
+    """The number by which a model knows a speaker.
+
+    Args:
+        flow: The model.
+        speaker: The name of the speaker, or the number.
+        names: Those of the model's speakers.
+
+    Raises:
+        UserError: If the model does not know the speaker, or knows no speakers.
+    """
+    if not flow.speakers:
+        raise UserError("the model knows no speakers: leave --speaker out.")
+    if speaker in names:
+        return list(names).index(speaker)
+    if speaker.isdecimal() and int(speaker) < flow.speakers and not names:
+        return int(speaker)
+    known = f"{', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else f"0 to {flow.speakers - 1}"
+    raise UserError(f"the model does not know the speaker {speaker!r}: give one of {known}.")

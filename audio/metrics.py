@@ -1,0 +1,243 @@
+"""What the field measures on vocoders: likelihood per sample, perceptual scores, spectra, pitch, tones of the model.
+
+All waveforms are float32 (samples,) in [-1, 1], of one utterance, the synthesised one in time with the original.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import librosa
+import numpy as np
+import soxr
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from arflows.audio.representation import MelSpec, log_mel
+from arflows.core.errors import UserError
+
+SAMPLE_BITS = 16
+CEPSTRUM = 13
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+"""Transform, hop and window of the multi-resolution distance, as Yamamoto et al. 2020 have them (arXiv:1910.11480)."""
+LOWEST_PITCH, HIGHEST_PITCH = 60.0, 500.0
+
+Wave = Float32[np.ndarray, " samples"]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its uncertainty.
+
+    Attributes:
+        value: The mean.
+        standard_error: How far the mean of another test set of this size may lie.
+        count: Utterances that it is taken over.
+    """
+
+    value: float
+    standard_error: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, " count"]) -> Mean:
+        """The mean over utterances; those without a value (NaN) do not count."""
+        known = np.asarray(values, np.float64)
+        known = known[~np.isnan(known)]
+        if not len(known):
+            return cls(math.nan, math.nan, 0)
+        error = known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+        return cls(float(known.mean()), float(error), len(known))
+
+    @classmethod
+    def ratio(cls, totals: Float[np.ndarray, " count"], sizes: Float[np.ndarray, " count"]) -> Mean:
+        """The mean over all samples of utterances of different lengths: a ratio of sums, utterances being independent.
+
+        Args:
+            totals: The sum over each utterance's samples.
+            sizes: How many these are.
+        """
+        totals, sizes = np.asarray(totals, np.float64), np.asarray(sizes, np.float64)
+        value, count = totals.sum() / sizes.sum(), len(totals)
+        residuals = totals - value * sizes
+        error = math.sqrt(count / (count - 1) * (residuals**2).sum()) / sizes.sum() if count > 1 else math.nan
+        return cls(float(value), float(error), count)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval."""
+        return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; null where there is none."""
+        known = {"value": self.value, "standard_error": self.standard_error}
+        plain: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in known.items()}
+        return {**plain, "interval_95": None if math.isnan(self.standard_error) else self.interval, "count": self.count}
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.standard_error) else f" ± {1.96 * self.standard_error:.3f}"
+        return f"{self.value:.3f}{spread}"
+
+
+# ------------------------------------------------------------------------------------------------------- likelihood
+
+
+def dequantize(waveform: Float[Tensor, "*shape"], generator: torch.Generator | None = None) -> Float[Tensor, "*shape"]:
+    """Add noise uniform over the step of 16 bits, so that a density bounds the probability of 16-bit samples."""
+    noise = torch.rand(waveform.shape, generator=generator, dtype=waveform.dtype).to(waveform.device)
+    return waveform + (noise - 0.5) / 2 ** (SAMPLE_BITS - 1)
+
+
+def bits_per_sample(log_prob: float, samples: int) -> float:
+    """Bits per 16-bit sample by the density of a dequantised waveform in [-1, 1], in nats.
+
+    The probability of a waveform of whole numbers is at least E[p] times the volume of its cell, (2 / 2^16)^samples.
+    """
+    return SAMPLE_BITS - 1 - log_prob / (samples * math.log(2))
+
+
+# ------------------------------------------------------------------------------------------------------- perception
+
+
+def pesq_wideband(original: Wave, synthesised: Wave, rate: int) -> float:
+    """Wide-band PESQ (ITU-T P.862.2), from 1 to 4.64, higher is better; NaN where it finds no utterance.
+
+    Raises:
+        UserError: The package pesq is not installed.
+    """
+    pesq = optional("pesq")
+    first, second = (soxr.resample(wave, rate, 16_000) for wave in (original, synthesised))
+    try:
+        return float(pesq.pesq(16_000, first, second, "wb"))
+    except pesq.PesqError:
+        return math.nan
+
+
+def stoi(original: Wave, synthesised: Wave, rate: int) -> float:
+    """Short-time objective intelligibility (Taal et al. 2011), up to 1, higher is better.
+
+    Raises:
+        UserError: The package pystoi is not installed.
+    """
+    return float(optional("pystoi").stoi(original, synthesised, rate))
+
+
+def optional(name: str) -> Any:
+    """Import a package that the extra ``metrics`` brings.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{name} is not installed: `pip install arflows[metrics]`, or leave its figure out.") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- spectra
+
+
+def mel_cepstral_distortion(original: Wave, synthesised: Wave, spec: MelSpec) -> float:
+    """Mean distance of mel-cepstra in dB, lower is better (Kubichek 1993): 10 √2 / ln 10 · |c - c'|, 13 coefficients.
+
+    The cepstrum is that of the log-mel spectrum (log amplitude = c₀ + Σ c_m cos), c₀ is left out, and frames are
+    compared as they are, without warping of time.
+    """
+    natural = MelSpec(**{**spec.as_dict(), "power": 1.0, "log_base": "e", "floor": 1e-5})
+    difference = (_mel(original, natural) - _mel(synthesised, natural)).double()
+    band = (torch.arange(spec.bands, dtype=torch.float64) + 0.5) * math.pi / spec.bands
+    cosines = torch.cos(torch.arange(1, CEPSTRUM + 1, dtype=torch.float64)[:, None] * band)
+    cepstrum = 2 / spec.bands * cosines @ difference
+    return float(10 * math.sqrt(2) / math.log(10) * cepstrum.norm(dim=0).mean())
+
+
+def mel_distance(original: Wave, synthesised: Wave, spec: MelSpec) -> float:
+    """Mean absolute difference of log-mel spectrograms, in the spectrograms' own unit, lower is better."""
+    return float((_mel(original, spec) - _mel(synthesised, spec)).abs().mean())
+
+
+def multi_resolution_stft(original: Wave, synthesised: Wave) -> float:
+    """Spectral convergence plus mean difference of log magnitudes over three resolutions, lower is better.
+
+    Yamamoto et al. 2020 (arXiv:1910.11480), equations 4 to 6.
+    """
+    distances = []
+    for transform, hop, window in RESOLUTIONS:
+        first, second = (_magnitudes(wave, transform, hop, window) for wave in (original, synthesised))
+        convergence = (first - second).norm() / first.norm()
+        distances.append(float(convergence + (first.log() - second.log()).abs().mean()))
+    return float(np.mean(distances))
+
+
+def tones(waveform: Wave, height: int, rate: int) -> Float[np.ndarray, " tones"]:
+    """How far tones at multiples of rate/height stand out of their surroundings, in dB: the artefact of folded flows.
+
+    A flow that folds a waveform into ``height`` rows treats each row a little differently, which is heard at these
+    frequencies. The power at each is compared with the median of that around it; speech gives figures around 0.
+
+    Args:
+        waveform: At least some tenths of a second.
+        height: Of the model.
+        rate: Of the waveform, in Hz.
+
+    Returns:
+        For k = 1 … below height / 2 the excess at k · rate / height.
+    """
+    size = 16 * height * max(1, 2048 // (16 * height))  # so that every tone lies in the middle of a frequency
+    size = min(size, len(waveform) // height * height)
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, size)[:: max(1, size // 2)]
+    power = (np.abs(np.fft.rfft(frames * np.hanning(size), axis=-1)) ** 2).mean(0) + 1e-20
+    step = size // height
+    excess = []
+    for k in range(1, (height + 1) // 2):
+        middle, reach = k * step, max(step // 2, 4)
+        around = np.r_[middle - reach : middle - 1, middle + 2 : middle + reach + 1]
+        around = around[(around > 0) & (around < len(power))]
+        excess.append(10 * math.log10(power[middle] / np.median(power[around])))
+    return np.array(excess)
+
+
+def _mel(waveform: Wave, spec: MelSpec) -> Float[Tensor, "bands frames"]:
+    return log_mel(torch.from_numpy(waveform)[None], spec)[0]
+
+
+def _magnitudes(waveform: Wave, transform: int, hop: int, window: int) -> Float[Tensor, "frequencies frames"]:
+    wave = torch.from_numpy(waveform)
+    spectrum = torch.stft(wave, transform, hop, window, torch.hann_window(window), return_complex=True)
+    return spectrum.abs().clamp(min=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ pitch
+
+
+@dataclass(frozen=True)
+class PitchComparison:
+    """How the pitch of a synthesised utterance follows that of the original.
+
+    Attributes:
+        rmse: Root of the mean squared difference in Hz, over frames that are voiced in both; NaN where there is none.
+        voicing_f1: F1 score of the frames taken as voiced; NaN where neither has any.
+    """
+
+    rmse: float
+    voicing_f1: float
+
+
+def compare_pitch(original: Wave, synthesised: Wave, rate: int) -> PitchComparison:
+    """Compare pitch and voicing, found by probabilistic YIN (Mauch & Dixon 2014; librosa's pyin) every 256 samples."""
+    (first, voiced), (second, taken) = (_pitch(wave, rate) for wave in (original, synthesised))
+    both = voiced & taken
+    rmse = math.sqrt(float(((first[both] - second[both]) ** 2).mean())) if both.any() else math.nan
+    either = voiced.sum() + taken.sum()
+    return PitchComparison(rmse, float(2 * both.sum() / either) if either else math.nan)
+
+
+def _pitch(waveform: Wave, rate: int) -> tuple[Float[np.ndarray, " frames"], np.ndarray]:
+    pitch, voiced, _ = librosa.pyin(
+        waveform, fmin=LOWEST_PITCH, fmax=HIGHEST_PITCH, sr=rate, frame_length=1024, hop_length=256, resolution=0.2
+    )
+    return pitch, voiced

@@ -1,0 +1,399 @@
+"""WaveFlow: an autoregressive flow over waveforms, conditioned on mel spectrograms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arflows.audio.presets import PRESETS, height_dilations
+from arflows.audio.representation import Condition, MelSpec
+from arflows.core.bases import StandardNormal
+from arflows.core.bijections import Affine, Autoregressive, Bijection
+from arflows.core.conditioners.wavenet import WaveNet
+from arflows.core.errors import UserError
+from arflows.core.flow import Flow
+from arflows.core.inversion import Solver, solving
+from arflows.core.pretrained import Pretrained
+
+WIDTH_CYCLE = 8
+"""Dilations along the rows are powers of two that begin anew after so many layers."""
+
+
+class WaveFlow(Flow, Pretrained):
+    """A flow over waveforms in [−1, 1] that are folded to rows, autoregressive over these.
+
+    Ping, Peng, Zhao & Song, "WaveFlow", 2020 (arXiv:1912.01219). A waveform is folded to columns of ``height``
+    consecutive samples; row i holds the i-th samples of all columns. Each flow maps a sample affinely, with parameters
+    that a `WaveNet` computes from the rows generated before; between flows rows are reversed, in the second half of the
+    flows each half by itself (bipartite). `log_prob` is the density in nats of a waveform as a vector of numbers in
+    [−1, 1], in the literature's convention; divide by the number of samples for the published nats per sample.
+
+    Waveforms need not fill their last column, and those of a batch may differ in length: what is missing acts as the
+    zeros beyond a border, and the density of each is that of the waveform alone.
+
+    Args:
+        spec: settings of the mel spectrograms, those of `MelSpec`; None for its defaults.
+        conditional: whether mel spectrograms are given; otherwise only the sample rate of ``spec`` counts.
+        speakers: number of speakers that are told apart; 0 for none.
+        height: samples of a column, h: how many steps a generation takes.
+        channels: of the WaveNets.
+        layers: of each WaveNet.
+        flows: number of flows.
+        kernel: of the convolutions, down the rows and along them.
+        causal_width: let no column see later columns, so that synthesis can be streamed exactly.
+
+    Raises:
+        UserError: for a height below 2 or, in a conditional model, above the hop.
+    """
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any] | None = None,
+        conditional: bool = True,
+        speakers: int = 0,
+        height: int = 16,
+        channels: int = 64,
+        layers: int = 8,
+        flows: int = 8,
+        kernel: tuple[int, int] = (3, 3),
+        causal_width: bool = False,
+    ) -> None:
+        self_spec = MelSpec.from_dict(spec or {})
+        if height < 2:
+            raise UserError(f"height={height} must be at least 2: a single row has nothing to depend on")
+        if conditional and height > self_spec.hop:
+            raise UserError(
+                f"height={height} is above the hop of {self_spec.hop} samples: a column would span several frames of "
+                "the mel spectrogram; choose a smaller height or an unconditional model"
+            )
+        features = (self_spec.bands if conditional else channels) if conditional or speakers else 0
+        kernel = (int(kernel[0]), int(kernel[1]))
+        down = height_dilations(height, layers, kernel[0])
+        dilations = [(down[layer], 2 ** (layer % WIDTH_CYCLE)) for layer in range(layers)]
+        reversals = [rows_reversed(height, bipartite=number >= flows // 2) for number in range(flows)]
+        order = torch.arange(height)
+        bijections = []
+        for reversal in reversals:
+            network = WaveNet(channels, dilations, kernel, features, causal_width, order)
+            bijections.append(Autoregressive(Affine(), network, order))
+            order = order[reversal]
+        super().__init__(StandardNormal(()), Folded(height, bijections))
+        self.spec = self_spec
+        self.conditional = conditional
+        self.speakers = speakers
+        self.height = height
+        self.encoder = ConditionEncoder(self_spec, features, conditional, speakers) if features else None
+
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> Self:
+        """An untrained model of a known size, such as "h16_c64"; ``options`` are the other arguments.
+
+        Raises:
+            UserError: for an unknown name.
+        """
+        if name not in PRESETS:
+            raise UserError(f"there is no preset {name!r}: choose {', '.join(PRESETS)}")
+        return cls(**PRESETS[name] | options)
+
+    # ------------------------------------------------------------------------------------------------- densities
+
+    def log_prob(
+        self,
+        waveform: Float[Tensor, "batch samples"],
+        context: Condition | None = None,
+        *,
+        mel: Float[Tensor, "batch bands frames"] | None = None,
+        speaker: Int[Tensor, " batch"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """Log-density of each waveform in nats.
+
+        Args:
+            waveform: samples in [−1, 1]; zeros after the end of those that are shorter.
+            context: mel spectrogram and speaker in one, instead of the next two.
+            mel: log-mel spectrograms with a frame for each hop that has begun.
+            speaker: number of the speaker of each waveform.
+            lengths: samples of each waveform; None if all are full.
+
+        Raises:
+            UserError: for a condition that is missing, superfluous, or does not fit the waveform.
+        """
+        return self.log_prob_per_sample(waveform, context, mel=mel, speaker=speaker, lengths=lengths).sum(1)
+
+    def log_prob_per_sample(
+        self,
+        waveform: Float[Tensor, "batch samples"],
+        context: Condition | None = None,
+        *,
+        mel: Float[Tensor, "batch bands frames"] | None = None,
+        speaker: Int[Tensor, " batch"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch samples"]:
+        """What each sample contributes to `log_prob`: its latent's log-density and its log-derivative.
+
+        The contributions add up to the waveform's log-density; each is that of the sample given those generated before.
+        """
+        columns = self._columns(waveform, context or Condition(mel, speaker), lengths)
+        z, log_derivative = self.bijection.transform(waveform, columns)
+        log_density = log_derivative - 0.5 * (z.square() + math.log(2 * math.pi)).to(log_derivative.dtype)
+        if lengths is None:
+            return log_density
+        return log_density * self._inside(waveform.shape[1], lengths)
+
+    def encode(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
+        """Waveform → latents (batch, samples), in evaluation mode; conditions are those of `log_prob`."""
+        columns = self._columns(waveform, context or _condition(conditions), conditions.get("lengths"))
+        with self._evaluating():
+            return self.bijection(waveform, columns)[0]
+
+    def decode(self, z: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
+        """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
+        columns = self._columns(z, context or _condition(conditions), conditions.get("lengths"))
+        with self._evaluating():
+            return self.bijection.inverse(z, columns)[0]
+
+    # --------------------------------------------------------------------------------------------------- samples
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int | None = None,
+        context: Condition | None = None,
+        *,
+        mel: Float[Tensor, "batch bands frames"] | None = None,
+        speaker: Int[Tensor, " batch"] | None = None,
+        samples: int | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        solver: Solver | None = None,
+    ) -> Float[Tensor, "batch samples"]:
+        """Draws waveforms, in evaluation mode and without gradients.
+
+        Args:
+            count: how many; None for one of each condition.
+            context: mel spectrogram and speaker in one, instead of the next two.
+            mel: log-mel spectrograms to vocode; a single one serves all.
+            speaker: number of the speaker of each waveform, or of all.
+            samples: length of the waveforms; None for all frames of the mel spectrogram.
+            lengths: samples of each waveform where they differ; zeros follow.
+            temperature: multiplies the latents' standard deviation.
+            generator: source of randomness; a CPU generator gives the same latents on every device.
+            solver: how the flows are inverted; None for the solver in force, `Sequential` by default.
+
+        Raises:
+            UserError: for a condition that is missing, superfluous or does not fit, or no length.
+            InversionError: if the solver finds no solution.
+        """
+        waveform, _ = self._draw(
+            count, context or Condition(mel, speaker), samples, lengths, temperature, generator, solver
+        )
+        return waveform
+
+    @torch.no_grad()
+    def sample_with_log_prob(
+        self,
+        count: int | None = None,
+        context: Condition | None = None,
+        *,
+        mel: Float[Tensor, "batch bands frames"] | None = None,
+        speaker: Int[Tensor, " batch"] | None = None,
+        samples: int | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        solver: Solver | None = None,
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
+        """Draws waveforms and gives the log-density of each, at temperature 1, in nats; see `sample`."""
+        return self._draw(count, context or Condition(mel, speaker), samples, lengths, temperature, generator, solver)
+
+    def _draw(
+        self,
+        count: int | None,
+        condition: Condition,
+        samples: int | None,
+        lengths: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
+        solver: Solver | None,
+    ) -> tuple[Tensor, Tensor]:
+        if not temperature > 0:
+            raise UserError(f"temperature must be greater than 0, got {temperature}")
+        given = [part for part in (condition.mel, condition.speaker, lengths) if part is not None]
+        count = count if count is not None else max((len(part) for part in given), default=1)
+        if count < 1:
+            raise UserError(f"the number of samples must be at least 1, got {count}")
+        if len(given) and count > 1:
+            condition = Condition(_repeated(condition.mel, count), _repeated(condition.speaker, count))
+        if samples is None:
+            if condition.mel is None:
+                raise UserError("an unconditional model does not know how long a waveform shall be: give samples")
+            samples = condition.mel.shape[-1] * self.spec.hop
+        device = generator.device if generator is not None else self.device
+        z = torch.randn(count, samples, generator=generator, device=device, dtype=self.base.origin.dtype)
+        z = temperature * z.to(self.device)
+        if lengths is not None:
+            z = z * self._inside(samples, lengths)
+        with self._evaluating():
+            columns = self._columns(z, condition, lengths)
+            with nullcontext() if solver is None else solving(solver):
+                waveform, log_det = self.bijection.inverse(z, columns)
+        log_density = -0.5 * (z.square() + math.log(2 * math.pi))
+        if lengths is not None:
+            log_density = log_density * self._inside(samples, lengths)
+        return waveform, log_density.sum(1) - log_det
+
+    # ------------------------------------------------------------------------------------------------ conditions
+
+    def _columns(
+        self, waveform: Tensor, condition: Condition, lengths: Tensor | None
+    ) -> Float[Tensor, "batch features columns"] | None:
+        """What the WaveNets are given of each column; see `WaveNet`."""
+        batch, samples = waveform.shape
+        self._check(condition, batch, samples)
+        count = -(-samples // self.height)
+        features = None
+        if self.encoder is not None:
+            features = self.encoder(condition, count, self.height)
+            features = features.expand(batch, -1, -1)
+        if lengths is None:
+            if samples % self.height == 0:
+                return features
+            lengths = waveform.new_full((batch,), samples)
+        starts = torch.arange(count, device=waveform.device) * self.height
+        inside = (lengths.to(waveform.device)[:, None] - starts).clamp(0, self.height)[:, None].to(waveform.dtype)
+        return inside if features is None else torch.cat([features, inside.to(features.dtype)], 1)
+
+    def _check(self, condition: Condition, batch: int, samples: int) -> None:
+        mel, speaker = condition.mel, condition.speaker
+        if not samples:
+            raise UserError("a waveform without samples has no density: leave it out")
+        for name, part, wanted in (("mel", mel, self.conditional), ("speaker", speaker, self.speakers > 0)):
+            if (part is not None) != wanted:
+                which = "is conditional on" if wanted else "was trained without"
+                raise UserError(f"this model {which} {name}: {'give it' if wanted else 'leave it out'}")
+            if part is not None and len(part) not in (1, batch):
+                raise UserError(f"expected {name} of each of {batch} waveforms, got {len(part)}")
+        if mel is not None and (mel.shape[1] != self.spec.bands or mel.shape[-1] != self.spec.frames(samples)):
+            raise UserError(
+                f"the mel spectrogram of {samples} samples has {self.spec.bands} bands and {self.spec.frames(samples)} "
+                f"frames, got {mel.shape[1]} and {mel.shape[-1]}: compute it with the model's settings"
+            )
+
+    def _inside(self, samples: int, lengths: Tensor) -> Float[Tensor, "batch samples"]:
+        """1 for samples that belong to a waveform, 0 after its end."""
+        lengths = lengths.to(self.device)[:, None]
+        return (torch.arange(samples, device=self.device) < lengths).to(self.base.origin.dtype)
+
+
+class Folded(Bijection):
+    """Bijections over the rows of a waveform that is folded column by column.
+
+    Sample t goes to row t mod h of column ⌊t / h⌋; Ping et al. 2020, section 3.1. A last column that is not full is
+    filled with zeros, which the context must count (see `WaveNet`) so that they stay zeros.
+
+    Args:
+        height: samples of a column, h.
+        bijections: over rows, (batch, h, columns), the first nearest to the data.
+    """
+
+    def __init__(self, height: int, bijections: list[Autoregressive]) -> None:
+        super().__init__()
+        self.height = height
+        self.bijections = nn.ModuleList(bijections)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Waveform → latents, (batch, samples) both."""
+        z, log_derivative = self.transform(x, context)
+        return z, log_derivative.sum(1)
+
+    def transform(
+        self, x: Float[Tensor, "batch samples"], context: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
+        """Waveform → latents, with the log-derivative sample by sample."""
+        rows = self._fold(x)
+        log_derivative = torch.zeros_like(rows)
+        for flow in self.bijections:
+            order, rank = flow.order, flow.rank
+            mapped, more = flow.transform(rows.index_select(1, order), context)
+            rows = mapped.index_select(1, rank)
+            log_derivative = log_derivative + more.index_select(1, rank)
+        return self._unfold(rows, x.shape[1]), self._unfold(log_derivative, x.shape[1])
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents → waveform, by the solver in force."""
+        rows = self._fold(z)
+        log_det = rows.new_zeros(len(z))
+        for flow in reversed(list(self.bijections)):
+            rows, more = flow.inverse(rows, context)
+            log_det = log_det + more
+        return self._unfold(rows, z.shape[1]), log_det
+
+    def _fold(self, waveform: Tensor) -> Float[Tensor, "batch rows columns"]:
+        missing = -waveform.shape[1] % self.height
+        return F.pad(waveform, (0, missing)).unflatten(1, (-1, self.height)).mT
+
+    def _unfold(self, rows: Tensor, samples: int) -> Float[Tensor, "batch samples"]:
+        return rows.mT.flatten(1)[:, :samples]
+
+
+class ConditionEncoder(nn.Module):
+    """Mel spectrogram and speaker → features of each column.
+
+    A convolution over the frames, then linear interpolation from the frames' middles to the columns' middles.
+
+    Args:
+        spec: settings of the mel spectrograms.
+        features: size of a column's features.
+        conditional: whether there are mel spectrograms.
+        speakers: number of speakers; 0 for none.
+    """
+
+    def __init__(self, spec: MelSpec, features: int, conditional: bool, speakers: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.frames = nn.Conv1d(spec.bands, features, 3, padding=1) if conditional else None
+        self.speakers = nn.Embedding(speakers, features) if speakers else None
+
+    def forward(self, condition: Condition, columns: int, height: int) -> Float[Tensor, "batch features columns"]:
+        """Computes the features of ``columns`` columns of ``height`` samples."""
+        features: Tensor | None = None
+        if self.frames is not None:
+            assert condition.mel is not None
+            spans = 0.5 * math.log(1 / self.spec.floor, math.e if self.spec.log_base == "e" else 10)
+            centred = condition.mel.to(self.frames.weight.dtype) / spans + 1  # from −1 for silence to about 1
+            features = F.leaky_relu(self.frames(centred), 0.4)
+            place = (torch.arange(columns, device=features.device) + 0.5) * height / self.spec.hop - 0.5
+            place = place.clamp(0, features.shape[2] - 1)
+            left = place.long()
+            right = (left + 1).clamp_max(features.shape[2] - 1)
+            fraction = (place - left).to(features.dtype)
+            features = torch.lerp(features[:, :, left], features[:, :, right], fraction)
+        if self.speakers is not None:
+            voice = self.speakers(condition.speaker)[:, :, None]
+            features = voice.expand(-1, -1, columns) if features is None else features + voice
+        assert features is not None
+        return features
+
+
+def _condition(conditions: Mapping[str, Any]) -> Condition:
+    return Condition(conditions.get("mel"), conditions.get("speaker"))
+
+
+def _repeated(part: Tensor | None, count: int) -> Tensor | None:
+    return part if part is None or len(part) == count else part.expand(count, *part.shape[1:])
+
+
+def rows_reversed(height: int, bipartite: bool) -> Int[Tensor, " height"]:
+    """Rows in reverse, or each half of them in reverse."""
+    rows = torch.arange(height)
+    if not bipartite:
+        return rows.flip(0)
+    return torch.cat([rows[: height // 2].flip(0), rows[height // 2 :].flip(0)])

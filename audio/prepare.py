@@ -1,0 +1,221 @@
+"""From any source of speech to a store: ``arflows audio prepare --source espeak --out espeak.h5``."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from arflows.audio.representation import MelSpec, log_mel
+from arflows.core.errors import UserError
+from arflows.data.audio_files import SkippedAudio, from_int16, to_int16
+from arflows.data.speech_sources import SpeechSource, Utterance, assign_splits, read_speech, shared
+from arflows.data.store_writer import StoreWriter
+from arflows.data.tally import Tally
+
+BATCH = 64
+"""Utterances converted between two writes."""
+
+
+def prepare(
+    source: str,
+    out: Path,
+    mel: MelSpec = MelSpec(),  # noqa: B008
+    split_by: Literal["sentence", "speaker"] = "sentence",
+    val_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    limit: int | None = None,
+    mels: Literal["float16", "float32"] = "float16",
+    workers: int = 1,
+    seed: int = 0,
+) -> None:
+    """Make a store of speech that `train`, `score` and `evaluate` read: 16-bit waveforms and their mel spectrograms.
+
+    A folder may hold WAV, FLAC, Ogg, MP3 and other files, at any rate, with any number of channels and bits: they are
+    resampled and mixed down, and the command says how many. The layouts of LJSpeech, VCTK and LibriTTS are known, and a
+    metadata.csv of lines id|text|split. Files that are damaged, silent, too short or no audio are left out, and the
+    store says which.
+
+    Args:
+        source: espeak (built in: eSpeak NG reads sentences of this project), or the path of a folder or a file.
+        out: The store to write, such as ljspeech.h5.
+        mel: The settings of waveforms and mel spectrograms, which a model keeps.
+        split_by: What train, val and test must not share; of speakers a model knows only those it was trained on.
+        val_fraction: The part of the training utterances set aside for validation, if the source sets none aside.
+        test_fraction: The part of them set aside for testing, if the source sets none aside.
+        limit: Use at most so many utterances of each split, chosen at random.
+        mels: How mel spectrograms are stored; float16 is within 0.004 of their values.
+        workers: Processes that convert; more than one help from some hours of speech on.
+        seed: Decides which utterances are set aside or chosen, and how built-in speech sounds.
+    """
+    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise UserError(f"{name} is {fraction}: give a number from 0 up to, not including, 1.")
+    for name, value in (("limit", limit), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}: give a number from 1 up.")
+    speech = _open(source, seed)
+    generator = np.random.default_rng(seed)
+    fractions = {"val": val_fraction, "test": test_fraction}
+    splits = assign_splits(speech.utterances, split_by, fractions, generator)
+    available = {split: len(utterances) for split, utterances in splits.items()}
+    if limit is not None:
+        splits = {
+            split: [utterances[i] for i in np.sort(generator.permutation(len(utterances))[:limit])]
+            for split, utterances in splits.items()
+        }
+    speakers = _speakers(splits)
+    tallies = {split: Tally() for split in splits}
+    seconds = dict.fromkeys(splits, 0.0)
+    with StoreWriter(
+        out,
+        domain="audio",
+        spec=mel.as_dict(),
+        categories={"speakers": speakers} if speakers else None,
+        provenance={
+            "source": speech.name,
+            **speech.notes,
+            "available": available,
+            "options": {"split_by": split_by, "val_fraction": val_fraction, "test_fraction": test_fraction}
+            | {"limit": limit, "seed": seed},
+        },
+    ) as writer:
+        names: dict[str, list[str]] = {}
+        for split, utterances in splits.items():
+            converted = _converted(utterances, mel, mels, workers, f"preparing {split}", tallies[split])
+            kept: list[str] = []
+            for batch in converted:
+                fields: dict[str, Any] = {"waveforms": [w for _, w, _ in batch], "mels": [m for _, _, m in batch]}
+                if speakers:
+                    numbers = [speakers.index(str(utterance.speaker)) for utterance, _, _ in batch]
+                    fields["speakers"] = np.array(numbers, np.int64)
+                writer.append(split, fields)
+                kept += [utterance.name for utterance, _, _ in batch]
+                seconds[split] += sum(map(len, fields["waveforms"])) / mel.sample_rate
+            if not kept:
+                raise UserError(
+                    f"{speech.name}: none of the utterances for {split} can be used: {tallies[split].reasons()}."
+                )
+            names[split] = kept
+        writer.provenance["splits"] = {split: tally.as_dict() for split, tally in tallies.items()}
+        writer.provenance["seconds"] = {split: round(duration, 2) for split, duration in seconds.items()}
+        writer.provenance["shared with train"] = shared(splits, split_by)
+        writer.provenance["names"] = names
+    _report(out, speech, mel, speakers, tallies, seconds, shared(splits, split_by), split_by)
+
+
+def _open(source: str, seed: int) -> SpeechSource:
+    if source == "espeak":
+        from arflows.data.espeak import espeak
+
+        return espeak(seed)
+    if not Path(source).exists():
+        raise UserError(f"there is no source {source!r}: give the path of a folder of audio files, or espeak.")
+    return read_speech(Path(source))
+
+
+def _speakers(splits: dict[str, list[Utterance]]) -> list[str]:
+    """The speakers, numbered by name, those of ``train`` first; none if one is not known."""
+    everyone = [u.speaker for utterances in splits.values() for u in utterances]
+    if None in everyone:
+        return []
+    known = sorted({str(u.speaker) for u in splits["train"]})
+    return known + sorted({str(speaker) for speaker in everyone} - set(known))
+
+
+# ------------------------------------------------------------------------------------------------------- conversion
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """What a worker gives back."""
+
+    waveform: np.ndarray
+    mel: np.ndarray
+    remarks: tuple[str, ...]
+
+
+def _convert(utterance: Utterance, mel: MelSpec, mels: str) -> _Converted | str:
+    """Read one utterance; say why where it cannot be used."""
+    try:
+        clip = utterance.read(mel.sample_rate, mel.shortest + mel.hop)
+    except SkippedAudio as reason:
+        return str(reason)
+    whole = len(clip.samples) // mel.hop * mel.hop  # what is left of the last hop has no frame of its own
+    waveform = to_int16(clip.samples[:whole])
+    with torch.inference_mode():
+        frames = log_mel(torch.from_numpy(from_int16(waveform))[None], mel)[0].T.numpy()
+    return _Converted(waveform, frames.astype(mels), clip.remarks)
+
+
+def _converted(
+    utterances: Sequence[Utterance], mel: MelSpec, mels: str, workers: int, title: str, tally: Tally
+) -> Iterator[list[tuple[Utterance, np.ndarray, np.ndarray]]]:
+    """Convert in order, yielding batches of utterance, waveform int16 (samples,) and mel (frames, bands)."""
+    convert = partial(_convert, mel=mel, mels=mels)
+    batch: list[tuple[Utterance, np.ndarray, np.ndarray]] = []
+    bar = tqdm(utterances, title, unit=" utterances", leave=False, disable=None)
+    for utterance, result in zip(bar, _in_order(convert, utterances, workers), strict=True):
+        tally.read += 1
+        if isinstance(result, str):
+            tally.skipped[result].append(utterance.name)
+            continue
+        tally.written += 1
+        tally.converted.update(result.remarks)
+        batch.append((utterance, result.waveform, result.mel))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _in_order(convert: Any, utterances: Sequence[Utterance], workers: int) -> Iterator[_Converted | str]:
+    if workers == 1:
+        yield from map(convert, utterances)
+        return
+    context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for start in range(0, len(utterances), BATCH * workers):  # no more ahead than the writer keeps up with
+            yield from pool.map(convert, utterances[start : start + BATCH * workers], chunksize=8)
+
+
+def _report(
+    out: Path,
+    speech: SpeechSource,
+    mel: MelSpec,
+    speakers: list[str],
+    tallies: dict[str, Tally],
+    seconds: dict[str, float],
+    leaks: dict[str, int],
+    split_by: str,
+) -> None:
+    who = f"{len(speakers)} speakers" if speakers else "speakers not known"
+    print(f"{out}: {mel.sample_rate:,} Hz, {mel.bands} mel bands, {who}, from {speech.name}")
+    for split, tally in tallies.items():
+        print(f"  {split:<5} {tally.written:>9,} utterances, {seconds[split] / 60:.1f} min")
+        for step, count in sorted(tally.converted.items()):
+            print(f"        {count:>9,} of them {step}")
+        if tally.skipped:
+            print(f"        skipped: {tally.reasons()}")
+        if split in leaks:
+            print(f"        {leaks[split]:>9,} {split_by}s of them occur in train too, as the source has it")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    from arflows.core.cli import run
+
+    run(prepare, args, prog="arflows audio prepare")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a person looks at: spectrograms of what was said and of what was synthesised, and likelihood over time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from arflows.audio.representation import MelSpec
+from arflows.core.files import replacing
+
+QUANTILES = (0.01, 0.999)
+"""The scale of a spectrogram leaves out what is quieter and louder."""
+
+Mel = Float[np.ndarray, "bands frames"]
+
+
+def spectrograms(mels: Mapping[str, Mel], spec: MelSpec, difference: tuple[str, str] | None = None) -> Figure:
+    """Draws log-mel spectrograms below each other, on one scale.
+
+    Args:
+        mels: Each by its title.
+        spec: Their settings.
+        difference: The titles of two of them, of the same length; the second less the first is drawn below.
+    """
+    rows = len(mels) + (difference is not None)
+    figure = Figure(figsize=(9, 1.9 * rows + 0.4), layout="constrained")
+    panels: Sequence[Axes] = np.atleast_1d(figure.subplots(rows, 1, sharex=True)).tolist()
+    low, high = np.quantile(np.concatenate([mel.ravel() for mel in mels.values()]), QUANTILES)
+    for axes, (title, mel) in zip(panels, mels.items(), strict=False):
+        image = _image(axes, mel, spec, "magma", float(low), float(high), title)
+    figure.colorbar(image, ax=list(panels[: len(mels)]), label="log magnitude", pad=0.01)
+    if difference is not None:
+        first, second = (mels[title] for title in difference)
+        reach = float(np.quantile(np.abs(second - first), 0.99)) or 1.0
+        title = f"{difference[1]} less {difference[0]}"
+        image = _image(panels[-1], second - first, spec, "RdBu_r", -reach, reach, title)
+        figure.colorbar(image, ax=panels[-1], label="difference", pad=0.01)
+    panels[-1].set_xlabel("time in s")
+    return figure
+
+
+def likelihood_curve(
+    values: Float[np.ndarray, " frames"], mel: Mel, spec: MelSpec, usual: float | None = None, title: str = ""
+) -> Figure:
+    """Draws the log-likelihood of each frame of an utterance below its spectrogram.
+
+    Args:
+        values: Nats per sample, a frame each.
+        mel: Its log-mel spectrogram.
+        spec: Its settings.
+        usual: The mean over training utterances, drawn as a line.
+        title: Of the picture.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    _image(above, mel, spec, "magma", *(float(v) for v in np.quantile(mel, QUANTILES)), title)
+    below.plot(
+        (np.arange(len(values)) + 0.5) * spec.hop / spec.sample_rate, values, linewidth=1, label="this utterance"
+    )
+    if usual is not None:
+        below.axhline(usual, color="#5c6068", linestyle="--", linewidth=1, label="mean of training utterances")
+    below.set(xlabel="time in s", ylabel="log-likelihood, nats/sample")
+    below.grid(alpha=0.25)
+    below.spines[["top", "right"]].set_visible(False)
+    below.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a picture as PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _image(axes: Axes, mel: Mel, spec: MelSpec, colours: str, low: float, high: float, title: str) -> object:
+    end = mel.shape[1] * spec.hop / spec.sample_rate
+    image = axes.imshow(
+        mel,
+        origin="lower",
+        aspect="auto",
+        extent=(0, end, 0, spec.bands),
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        interpolation="nearest",
+    )
+    axes.set_title(title, fontsize=10)
+    axes.set_ylabel("mel band")
+    return image

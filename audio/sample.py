@@ -1,0 +1,246 @@
+"""Synthesise speech with a trained flow: ``arflows audio sample``."""
+
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
+from arflows.audio.model import WaveFlow
+from arflows.audio.representation import Condition
+from arflows.core.errors import UserError
+from arflows.core.files import new_folder
+from arflows.core.inversion import SOLVERS, SolverName, solving
+from arflows.core.pretrained import load_model
+from arflows.data.audio_files import write_wav
+
+
+def sample(
+    model: str,
+    out: Path,
+    speech: Path | None = None,
+    gap: tuple[float, float] | None = None,
+    count: int = 1,
+    seconds: float = 2.0,
+    temperature: float = 0.8,
+    speaker: str | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    solver: SolverName = "sequential",
+    device: str = "auto",
+) -> None:
+    """Synthesise speech: from recordings through their mel spectrograms, from mel files, or freely.
+
+    Recordings are turned into mel spectrograms and back (copy synthesis). Mel files (.npy, .h5, .pt) hold one log-mel
+    spectrogram each, (bands, frames), made with the model's settings. A model without mel spectrograms speaks freely.
+    With a gap, that part of each recording is filled in anew, in several ways, each with its log-likelihood.
+
+    Writes a folder of 16-bit WAV files, named as their sources, and samples.csv with one line for each. The same seed
+    gives the same waveforms on every device, up to rounding, whatever else is synthesised beside them.
+
+    Args:
+        model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
+        out: Folder to write; it must not hold anything yet.
+        speech: Recordings (a folder, a file, a store), or mel spectrograms (a folder of mel files, or one).
+        gap: Fill in what lies between these two times of each recording, in seconds, instead.
+        count: How many different waveforms for each recording or mel file, or freely.
+        seconds: Length of what is spoken freely.
+        temperature: Multiplies the standard deviation of the latents; below 1 for less noise.
+        speaker: Who speaks, for a model of several speakers; without it who speaks in the recording.
+        split: Which part of a store.
+        limit: Use at most so many recordings, the first.
+        seed: Seed of the latents.
+        solver: How the flow is inverted; all solvers give the same waveforms.
+        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+    """
+    for name, value in (("count", count), ("limit", limit or 1)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: give a number from 1 up.")
+    if not seconds > 0:
+        raise UserError(f"seconds is {seconds:g}: give a length above 0.")
+    if not temperature > 0:
+        raise UserError(f"temperature is {temperature:g}: give a number above 0.")
+    flow = load_model(WaveFlow, model, device)
+    names = speaker_names(model)
+    if speech is None and (flow.conditional or gap is not None):
+        what = "fills in recordings" if gap is not None else "needs mel spectrograms"
+        raise UserError(f"the model {what}: give --speech, a folder of recordings or of mel files.")
+    with new_folder(out) as folder, solving(SOLVERS[solver]()):
+        if speech is None:
+            number = None if not flow.speakers else speaker_number(flow, speaker or "", names)
+            written = _speak(flow, folder, count, seconds, temperature, number, seed)
+        else:
+            source = _Source(speech, flow, names, split, speaker, limit)
+            written = _vocode(flow, source, folder, gap, count, temperature, seed)
+            if not written:
+                raise UserError(f"{speech} holds nothing that can be synthesised: {source.reasons()}.")
+            if source.reasons():
+                print(f"skipped: {source.reasons()}")
+    print(f"{out}: {written} waveforms, temperature {temperature:g}, seed {seed}")
+
+
+class _Source:
+    """Recordings or mel files."""
+
+    def __init__(
+        self, source: Path, flow: WaveFlow, names: list[str], split: str, speaker: str | None, limit: int | None
+    ) -> None:
+        self._flow, self._skipped = flow, dict[str, list[str]]()
+        self._mels = mel_files(source)[:limit]
+        self._root = source if source.is_dir() else source.parent
+        self._speech: SpeechInput | None = None
+        self._number = None if speaker is None else speaker_number(flow, speaker, names)
+        if not self._mels:
+            self._speech = SpeechInput(source, flow, split=split, speaker=speaker, speakers=names, limit=limit)
+        elif flow.speakers and speaker is None:
+            raise UserError(f"{source} does not say who is to speak: add --speaker.")
+
+    def utterances(self) -> Iterator[Speech]:
+        """Reads in order; what cannot be used is skipped, and told by `reasons`."""
+        if self._speech is not None:
+            yield from self._speech.utterances("synthesising")
+            return
+        speaker = None if self._number is None else torch.tensor([self._number])
+        for path in tqdm(self._mels, "synthesising", unit=" files", disable=None):
+            try:
+                mel = read_mel(path, self._flow.spec)
+            except UserError as error:
+                if len(self._mels) == 1:
+                    raise
+                self._skipped.setdefault(str(error).removeprefix(f"{path} "), []).append(path.name)
+                continue
+            yield Speech(path.relative_to(self._root).as_posix(), None, Condition(mel, speaker), mel)
+
+    def reasons(self) -> str:
+        """What was skipped, and why."""
+        if self._speech is not None:
+            return self._speech.reasons()
+        return ", ".join(f"{', '.join(names)}: {reason}" for reason, names in self._skipped.items())
+
+
+def _vocode(
+    flow: WaveFlow,
+    source: _Source,
+    folder: Path,
+    gap: tuple[float, float] | None,
+    count: int,
+    temperature: float,
+    seed: int,
+) -> int:
+    """Synthesises every recording or mel file, and says how many waveforms that made."""
+    rate = flow.spec.sample_rate
+    rows: list[list[str]] = []
+    spoken = busy = 0.0
+    for utterance in source.utterances():
+        generator = torch.Generator().manual_seed(seed)  # so that the others of a folder do not matter
+        start = time.perf_counter()
+        scores: Tensor | None = None
+        if gap is None:
+            waveforms = synthesise(flow, utterance, count, temperature, generator)
+        else:
+            waveforms, scores = fill(flow, utterance, gap, count, temperature, generator)
+        busy += time.perf_counter() - start
+        spoken += waveforms.numel() / rate
+        stem = Path(utterance.name).with_suffix("").as_posix().replace("/", "_")
+        for index, waveform in enumerate(waveforms):
+            name = f"{stem}.wav" if count == 1 else f"{stem}-{index}.wav"
+            write_wav(folder / name, waveform.numpy(), rate)
+            rows.append([name, utterance.name, f"{len(waveform) / rate:.3f}"])
+            rows[-1] += [] if scores is None else [f"{scores[index]:.4f}"]
+    if rows:
+        _write_table(folder, rows, [] if gap is None else ["log_likelihood"])
+        print(f"{spoken:.1f} s of speech in {busy:.1f} s: {spoken / busy:.2f} × real time")
+    return len(rows)
+
+
+def synthesise(
+    flow: WaveFlow, utterance: Speech, count: int, temperature: float, generator: torch.Generator
+) -> Float[Tensor, "count samples"]:
+    """Waveforms in [-1, 1] from an utterance's mel spectrogram, on the CPU; from its length alone if the model is free.
+
+    Args:
+        flow: The model.
+        utterance: What is to be said.
+        count: How many different waveforms.
+        temperature: Multiplies the standard deviation of the latents.
+        generator: Of the latents.
+    """
+    condition = utterance.condition.to(flow.device)
+    mel = None if condition.mel is None else condition.mel.expand(count, -1, -1)
+    speaker = None if condition.speaker is None else condition.speaker.expand(count)
+    return flow.sample(
+        None if flow.conditional else count,
+        mel=mel,
+        speaker=speaker,
+        samples=None if flow.conditional else utterance.mel.shape[-1] * flow.spec.hop,
+        temperature=temperature,
+        generator=generator,
+    ).cpu()
+
+
+def fill(
+    flow: WaveFlow,
+    utterance: Speech,
+    gap: tuple[float, float],
+    count: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
+    """Ways of filling a gap in a recording, and how likely each is in nats.
+
+    Raises:
+        UserError: The gap does not lie in the recording, or there is none to fill.
+    """
+    if utterance.waveform is None:
+        raise UserError(f"{utterance.name} is a mel spectrogram: a gap is filled in a recording, give one.")
+    rate, samples = flow.spec.sample_rate, utterance.waveform.shape[1]
+    start, end = (round(time * rate) for time in gap)
+    if not 0 <= start < end <= samples:
+        raise UserError(
+            f"the gap {gap[0]:g} … {gap[1]:g} s does not lie in {utterance.name}, of {samples / rate:.2f} s: give its "
+            "start and end within the recording."
+        )
+    raise NotImplementedError
+
+
+def _speak(
+    flow: WaveFlow, folder: Path, count: int, seconds: float, temperature: float, speaker: int | None, seed: int
+) -> int:
+    """Draws waveforms from a model without mel spectrograms."""
+    spec = flow.spec
+    frames = max(1, round(seconds * spec.sample_rate / spec.hop))
+    rows = []
+    for index in tqdm(range(count), "speaking", unit=" waveforms", disable=None):
+        waveform = flow.sample(
+            1,
+            speaker=None if speaker is None else torch.tensor([speaker], device=flow.device),
+            samples=frames * spec.hop,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(seed + index),
+        )[0].cpu()
+        write_wav(folder / f"{index:04d}.wav", waveform.numpy(), spec.sample_rate)
+        rows.append([f"{index:04d}.wav", "", f"{len(waveform) / spec.sample_rate:.3f}"])
+    _write_table(folder, rows, [])
+    return count
+
+
+def _write_table(folder: Path, rows: list[list[str]], more: list[str]) -> None:
+    with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["file", "source", "seconds", *more], *rows])
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    from arflows.core.cli import run
+
+    run(sample, args, prog="arflows audio sample")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Say how likely a trained flow holds utterances, and each moment of them: ``arflows audio score``."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from arflows.audio.inputs import Speech, SpeechInput, speaker_names
+from arflows.audio.metrics import Mean
+from arflows.audio.model import WaveFlow
+from arflows.audio.render import likelihood_curve, save_figure
+from arflows.core.errors import UserError
+from arflows.core.files import replacing
+from arflows.core.likelihood import Reference, write_scores
+from arflows.core.pretrained import load_model, model_folder
+
+LISTED = 5
+
+
+def score(
+    model: str,
+    speech: Path,
+    out: Path,
+    curves: Path | None = None,
+    split: str = "test",
+    speaker: str | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Score speech by a trained flow and write a CSV file, one line an utterance.
+
+    Columns: utterance, samples, log_likelihood (nats per sample, a density of waveforms in [-1, 1]; higher is
+    likelier), percentile (the share in percent of training utterances that are likelier; near 100: unlike the training
+    data) and typicality (distance of the log-likelihood from its mean over training utterances, Nalisnick et al. 2019;
+    quiet or simple sounds can be too likely). Rank by typicality to find recordings from elsewhere.
+
+    Args:
+        model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
+        speech: A folder of audio files, an audio file, or a store.
+        out: The CSV file to write; replaced if it exists.
+        curves: A folder for the log-likelihood of each frame of each utterance, as CSV and as picture.
+        split: Which part of a store.
+        speaker: Who speaks, for a model of several speakers and speech of which it is not known.
+        limit: Score at most so many utterances, the first.
+        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}: give a number from 1 up.")
+    flow = load_model(WaveFlow, model, device)
+    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
+    names, totals, lengths = [], [], []
+    for utterance in given.utterances("scoring"):
+        values = sample_log_likelihoods(flow, utterance)
+        names.append(utterance.name)
+        totals.append(float(values.sum()))
+        lengths.append(len(values))
+        if curves is not None:
+            _write_curve(curves, utterance, frame_means(values, flow.spec.hop), flow, reference)
+    if not names:
+        raise UserError(f"{speech} holds no utterance that can be scored: {given.reasons()}.")
+    means = np.array(totals) / np.array(lengths)
+    columns = {
+        "utterance": names,
+        "samples": [str(length) for length in lengths],
+        "log_likelihood": [f"{value:.6f}" for value in means],
+    }
+    write_scores(out, columns, -means, reference)
+    print(f"{out}: {Mean.ratio(np.array(totals), np.array(lengths))} nats/sample (95%) over {len(names)} utterances")
+    if reference is None:
+        print("the model has no training.json: percentile and typicality are left empty")
+    else:
+        print(f"training utterances: {-reference.mean:.3f} nats/sample")
+        order = np.argsort(-reference.typicality(-means[:, None]))[:LISTED]
+        print("least typical: " + ", ".join(f"{names[i]} ({means[i]:.3f} nats/sample)" for i in order))
+    for remark, count in sorted(given.converted.items()):
+        print(f"{count:,} of them {remark}")
+    if given.skipped:
+        print(f"skipped: {given.reasons()}")
+
+
+@torch.no_grad()
+def sample_log_likelihoods(flow: WaveFlow, utterance: Speech) -> np.ndarray:
+    """Log-likelihood of each sample of an utterance in nats, float64 (samples,); their sum is the utterance's."""
+    assert utterance.waveform is not None
+    waveform, condition = utterance.waveform.to(flow.device), utterance.condition.to(flow.device)
+    return flow.log_prob_per_sample(waveform, condition)[0].double().cpu().numpy()
+
+
+def frame_means(values: np.ndarray, hop: int) -> np.ndarray:
+    """Mean over the samples of each frame."""
+    return values.reshape(-1, hop).mean(1)
+
+
+def _write_curve(
+    folder: Path, utterance: Speech, values: np.ndarray, flow: WaveFlow, reference: Reference | None
+) -> None:
+    spec = flow.spec
+    stem = utterance.name.replace("/", "_")
+    with replacing(folder / f"{stem}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["frame", "seconds", "log_likelihood"])
+        for frame, value in enumerate(values):
+            writer.writerow([frame, f"{frame * spec.hop / spec.sample_rate:.4f}", f"{value:.6f}"])
+    usual = None if reference is None else -reference.mean
+    save_figure(
+        likelihood_curve(values, utterance.mel[0].cpu().numpy(), spec, usual, utterance.name), folder / f"{stem}.png"
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    from arflows.core.cli import run
+
+    run(score, args, prog="arflows audio score")
+
+
+if __name__ == "__main__":
+    main()

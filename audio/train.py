@@ -1,0 +1,167 @@
+"""Train a flow on a store of speech: ``arflows audio train --config recipe.yaml``.
+
+On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 -m arflows.audio.train …``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from tqdm import tqdm
+
+from arflows.audio.datamodule import SpeechDataModule
+from arflows.audio.metrics import Mean
+from arflows.audio.model import WaveFlow
+from arflows.audio.representation import Condition
+from arflows.core.errors import UserError
+from arflows.core.experiment import Experiment, train
+from arflows.core.files import replacing
+from arflows.core.inversion import InversionError
+from arflows.core.likelihood import Batch, Figure, Reference, log_probs
+from arflows.core.training import FlowTraining
+from arflows.data.audio_files import write_wav
+
+REFERENCE_UTTERANCES = 100
+"""Training utterances whose scores are kept with the model."""
+
+
+class WaveFlowTraining(FlowTraining):
+    """Trains a flow of speech in nats per sample; see `FlowTraining`.
+
+    Args:
+        flow: The flow, such as arflows.audio.WaveFlow, and its arguments.
+        **options: Those of `FlowTraining`.
+    """
+
+    def __init__(self, flow: WaveFlow, **options: Any) -> None:
+        super().__init__(flow, unit="nats_per_dim", **options)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Scores a whole utterance; each has a length of its own, for which compiling would take longer than it saves."""
+        compiled, self._log_prob = self._log_prob, self.flow.log_prob
+        super().validation_step(batch, batch_idx)
+        self._log_prob = compiled
+
+
+class SampleClip(Callback):
+    """Vocodes the beginning of the first validation utterance at each validation: samples/<step>.wav, and TensorBoard.
+
+    The latents are the same every time, so that one hears the same clip develop.
+
+    Args:
+        seconds: Length of the clip.
+        temperature: Multiplies the standard deviation of the latents.
+    """
+
+    def __init__(self, seconds: float = 2.0, temperature: float = 0.8) -> None:
+        self.seconds = seconds
+        self.temperature = temperature
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Synthesises, while the averaged weights are in place."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        flow, data = pl_module.flow, trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(flow, WaveFlow)
+        try:
+            clip = self._clip(flow, data)
+        except InversionError as error:  # an early state of a model is not worth a run
+            rank_zero_warn(f"no clip after step {trainer.global_step}: {error}", category=RuntimeWarning)
+            return
+        with replacing(Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:07d}.wav") as temporary:
+            write_wav(temporary, clip.numpy(), data.spec.sample_rate)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_audio("clip", clip, trainer.global_step, sample_rate=data.spec.sample_rate)
+
+    def _clip(self, flow: WaveFlow, data: SpeechDataModule) -> torch.Tensor:
+        batch = data.dataset("val").__getitems__([0])
+        frames = max(1, min(round(self.seconds * data.spec.sample_rate), batch["x"].shape[1]) // data.spec.hop)
+        condition = batch.get("context", Condition())
+        assert isinstance(condition, Condition)
+        return flow.sample(
+            1,
+            mel=None if condition.mel is None else condition.mel[..., :frames].to(flow.device),
+            speaker=None if condition.speaker is None else condition.speaker.to(flow.device),
+            samples=frames * data.spec.hop,
+            temperature=self.temperature,
+            generator=torch.Generator().manual_seed(0),
+        )[0].cpu()
+
+
+class SpeechExperiment(Experiment):
+    """Trains a flow on a store of speech."""
+
+    model: WaveFlowTraining
+    datamodule: SpeechDataModule
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(WaveFlowTraining, SpeechDataModule, words, "audio", [SampleClip()])
+
+    def check(self) -> None:
+        """Makes sure that the flow is one of such mel spectrograms, and of their speakers.
+
+        Raises:
+            UserError: If it is not.
+        """
+        flow, data = self.model.flow, self.datamodule
+        assert isinstance(flow, WaveFlow)
+        if differences := flow.spec.differences(data.spec):
+            raise UserError(
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set "
+                "model.flow.init_args.spec accordingly, or prepare the store anew with these settings."
+            )
+        if flow.speakers and flow.speakers != len(data.speaker_names):
+            raise UserError(
+                f"the model has {flow.speakers} speakers, {data.store.path} has {len(data.speaker_names)}: set "
+                f"model.flow.init_args.speakers to {len(data.speaker_names)}, or to 0 for a model without speakers."
+            )
+        data.mels, data.speakers = flow.conditional, flow.speakers > 0
+        data.train_dataloader()  # refuses a store that has too few utterances for a batch
+        if left_out := data.dataset("train", training=True).left_out:
+            print(f"{left_out:,} training utterances are shorter than a segment of {data.segment} samples: left out")
+
+    def data_facts(self) -> dict[str, Any]:
+        """Which store the model was trained on, how much of it, and who spoke."""
+        data = self.datamodule
+        return {**data.store.facts(), "limit": data.limit, "speakers": data.speaker_names}
+
+    def _validation_figure(self) -> Figure | None:
+        if "val" not in self.datamodule.store.splits:
+            return None
+        scores, lengths = self._score("val", None, "validating")
+        mean = Mean.ratio(-scores, lengths)
+        return Figure(mean.value, mean.standard_error, "nats/sample", self.model.flow.likelihood, mean.count)
+
+    def _reference(self) -> Reference:
+        """Scores of whole training utterances, chosen at random."""
+        scores, lengths = self._score("train", REFERENCE_UTTERANCES, "scoring training data")
+        return Reference.of(torch.from_numpy(-scores / lengths))
+
+    def _score(self, split: str, count: int | None, title: str) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of whole utterances of a split, in nats, and their lengths in samples."""
+        dataset = self.datamodule.dataset(split)
+        order = np.random.default_rng(self.config.seed).permutation(len(dataset))[:count]
+        lengths: list[int] = []
+
+        def batches() -> Any:
+            for index in tqdm(order.tolist(), title, leave=False, disable=None):
+                batch = dataset.__getitems__([index])
+                lengths.append(batch["x"].shape[1])
+                yield batch
+
+        return log_probs(self.model.flow, batches()).numpy(), np.array(lengths)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    train(SpeechExperiment, args, package="arflows.audio")
+
+
+if __name__ == "__main__":
+    main()

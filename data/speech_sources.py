@@ -1,0 +1,282 @@
+"""Sources of speech: utterances in files or made on the spot, with their texts, speakers and splits."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from arflows.data.audio_files import AUDIO_SUFFIXES, Clip, read_audio
+from arflows.data.errors import DataError
+from arflows.data.folders import SPLIT_NAMES, printable, walk
+
+LJSPEECH_CLIPS = 13_100
+LJSPEECH_HELD_OUT = 1310
+"""The literature (WaveGlow, WaveFlow) holds out the first tenth of LJSpeech's clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance(ABC):
+    """What somebody says, heard when it is asked for.
+
+    Attributes:
+        name: What messages call it, such as its path below the source's folder.
+        text: What is said, where that is known.
+        speaker: Who says it, where that is known.
+        split: Which split the source itself puts it into, if it does.
+    """
+
+    name: str
+    text: str | None = None
+    speaker: str | None = None
+    split: str | None = None
+
+    @abstractmethod
+    def read(self, rate: int, shortest: int = 1) -> Clip:
+        """Return the waveform at a rate; see `arflows.data.audio_files.read_audio`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording(Utterance):
+    """An utterance in a file.
+
+    Attributes:
+        file: Where it is.
+    """
+
+    file: Path
+
+    def read(self, rate: int, shortest: int = 1) -> Clip:
+        """Read the file."""
+        return read_audio(self.file, rate, shortest)
+
+
+@dataclass
+class SpeechSource:
+    """A set of recordings.
+
+    Attributes:
+        name: The name or path a user gave.
+        utterances: In the order of the source.
+        notes: Facts about the source that belong into the provenance.
+    """
+
+    name: str
+    utterances: Sequence[Utterance]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def read_speech(path: Path) -> SpeechSource:
+    """Find the utterances of a folder.
+
+    Known layouts are LJSpeech, VCTK, LibriTTS, and a ``metadata.csv`` of lines ``id|text|split``. Any other folder is
+    taken by its audio files, those below ``train``, ``val`` and ``test`` as these splits; its subfolders are speakers
+    if there are at least two and no file lies beside them.
+
+    Raises:
+        DataError: There is no folder, or no audio in it.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in AUDIO_SUFFIXES:
+            raise DataError(f"{path} is no audio file: give one, a folder of them, or a built-in source.")
+        return SpeechSource(str(path), [Recording(name=path.name, file=path)])
+    if not path.is_dir():
+        raise DataError(f"there is no {path}: give a folder of audio files, or the name of a built-in source.")
+    if (path / "metadata.csv").is_file():
+        return _with_metadata(path)
+    files = sorted(name for name in walk(path) if name.lower().endswith(AUDIO_SUFFIXES))
+    if not files:
+        raise DataError(f"{path} holds no audio files: give a folder with {', '.join(AUDIO_SUFFIXES[:3])}, … in it.")
+    for layout in (_vctk, _libritts, _plain):
+        if (source := layout(path, files)) is not None:
+            return source
+    raise AssertionError("any folder is a plain one")
+
+
+# ---------------------------------------------------------------------------------------------------------- layouts
+
+
+def _with_metadata(path: Path) -> SpeechSource:
+    """LJSpeech (``id|text|normalised text``), or the same with a split in the third column."""
+    table = path / "metadata.csv"
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE) if row]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table} is not text in UTF-8: save it as such, with lines id|text|split.") from error
+    if rows and [cell.strip().lower() for cell in rows[0][:2]] == ["id", "text"]:
+        rows = rows[1:]
+    if not rows or any(len(row) < 2 for row in rows):
+        raise DataError(f"{table} must have lines id|text or id|text|split: mend it, or remove it to use all files.")
+    known = {name: split for split, names in SPLIT_NAMES.items() for name in names} | {"dev": "val"}
+    splits = [known.get(row[2].strip().lower()) if len(row) > 2 else None for row in rows]
+    if any(splits) and not all(splits):
+        wrong = rows[splits.index(None)]
+        raise DataError(
+            f"{table} gives {wrong[0]} the split {wrong[2] if len(wrong) > 2 else ''!r}: give every line train, val or "
+            "test, or none."
+        )
+    files = {Path(name).stem: path / name for name in sorted(walk(path)) if name.lower().endswith(AUDIO_SUFFIXES)}
+    utterances = [
+        Recording(
+            name=printable(row[0]),
+            file=files.get(row[0], path / "wavs" / f"{row[0]}.wav"),
+            text=row[1] if split else row[-1],
+            split=split,
+        )
+        for row, split in zip(rows, splits, strict=True)
+    ]
+    unlisted = len(set(files) - {row[0] for row in rows})
+    notes: dict[str, Any] = {"layout": "metadata.csv"} | ({"files not in metadata.csv": unlisted} if unlisted else {})
+    if not any(splits) and len(rows) == LJSPEECH_CLIPS and all(re.fullmatch(r"LJ\d{3}-\d{4}", row[0]) for row in rows):
+        notes = {"layout": "LJSpeech", "test": f"the first {LJSPEECH_HELD_OUT} clips, as in the literature"}
+        order = sorted(utterances, key=lambda utterance: utterance.name)
+        utterances = [
+            dataclasses.replace(utterance, split="test" if index < LJSPEECH_HELD_OUT else "train")
+            for index, utterance in enumerate(order)
+        ]
+    return SpeechSource(str(path), utterances, notes)
+
+
+def _vctk(path: Path, files: Sequence[str]) -> SpeechSource | None:
+    """``wav48…/p225/p225_001_mic1.flac`` or ``….wav``, with ``txt/p225/p225_001.txt``; of two microphones the first."""
+    pattern = re.compile(r"wav48\w*/([ps]\d+)/(\1_\d+)(?:_mic([12]))?\.\w+")
+    found = [(name, match) for name in files if (match := pattern.fullmatch(name))]
+    if not found:
+        return None
+    microphones = {match[3] for _, match in found}
+    utterances = [
+        Recording(
+            name=name, file=path / name, text=_text(path / "txt" / match[1] / f"{match[2]}.txt"), speaker=match[1]
+        )
+        for name, match in found
+        if match[3] != "2" or "1" not in microphones
+    ]
+    return SpeechSource(str(path), utterances, {"layout": "VCTK"})
+
+
+def _libritts(path: Path, files: Sequence[str]) -> SpeechSource | None:
+    """``train-clean-100/103/1241/103_1241_000000_000001.wav`` with ``….normalized.txt`` beside it."""
+    pattern = re.compile(r"(?:(train|dev|test)-(?:clean|other)(?:-\d+)?/)?(\d+)/(\d+)/\2_\3_\d+(?:_\d+)?\.\w+")
+    found = [(name, match) for name in files if (match := pattern.fullmatch(name))]
+    if not found:
+        return None
+    names = {"train": "train", "dev": "val", "test": "test"}
+    brings_splits = "train" in {match[1] for _, match in found}
+    utterances = [
+        Recording(
+            name=name,
+            file=path / name,
+            text=_text((path / name).with_suffix(".normalized.txt")),
+            speaker=match[2],
+            split=names[match[1]] if brings_splits and match[1] else None,
+        )
+        for name, match in found
+    ]
+    return SpeechSource(str(path), utterances, {"layout": "LibriTTS"})
+
+
+def _plain(path: Path, files: Sequence[str]) -> SpeechSource:
+    split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    tops = {name.split("/", 1)[0] for name in files if "/" in name}
+    brings_splits = "train" in tops and all("/" in name for name in files) and tops <= set(split_of)
+    inner = {name: name.split("/", 1)[1] if brings_splits else name for name in files}
+    folders = {name.split("/", 1)[0] for name in inner.values() if "/" in name}
+    has_speakers = len(folders) > 1 and all("/" in name for name in inner.values())
+    utterances = [
+        Recording(
+            name=printable(name),
+            file=path / name,
+            speaker=printable(inner[name].split("/", 1)[0]) if has_speakers else None,
+            split=split_of[name.split("/", 1)[0]] if brings_splits else None,
+        )
+        for name in files
+    ]
+    return SpeechSource(str(path), utterances, {"layout": "folder"})
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+
+
+# ----------------------------------------------------------------------------------------------------------- splits
+
+
+def assign_splits(
+    utterances: Sequence[Utterance],
+    by: Literal["sentence", "speaker"],
+    fractions: Mapping[str, float],
+    generator: np.random.Generator,
+) -> dict[str, list[Utterance]]:
+    """Give every utterance a split, so that nothing of one is heard in another.
+
+    Splits that the source brings are kept, and utterances are set aside from ``train`` for those it lacks. All
+    utterances of one sentence (or of one speaker) go to the same split; one without a text is a sentence of its own.
+
+    Args:
+        utterances: The utterances.
+        by: What the splits must not share.
+        fractions: For ``val`` and ``test`` the part of the training utterances that is set aside.
+        generator: Decides which.
+
+    Returns:
+        ``train`` first, then those of ``val`` and ``test`` that have utterances; each in the order of the source.
+
+    Raises:
+        DataError: Nothing is left for training, or the speakers are not known.
+    """
+    if by == "speaker" and any(utterance.speaker is None for utterance in utterances):
+        raise DataError("split_by speaker needs to know who speaks: give a folder for each speaker, or a known layout.")
+    key: Callable[[Utterance], str] = (lambda u: str(u.speaker)) if by == "speaker" else sentence
+    chosen: dict[str, list[Utterance]] = {"train": [u for u in utterances if u.split in (None, "train")]}
+    for split in ("val", "test"):
+        brought = [u for u in utterances if u.split == split]
+        wanted = fractions.get(split, 0.0)
+        if brought or not wanted:
+            chosen[split] = brought
+            continue
+        count = max(1, round(wanted * sum(u.split in (None, "train") for u in utterances)))
+        aside = _set_aside(chosen["train"], key, count, generator)
+        chosen[split] = [u for u in chosen["train"] if key(u) in aside]
+        chosen["train"] = [u for u in chosen["train"] if key(u) not in aside]
+    if not chosen["train"]:
+        raise DataError(
+            f"of {len(utterances)} utterances none is left for training once val and test are set aside: give more, or "
+            "lower val_fraction and test_fraction."
+        )
+    return {split: chosen[split] for split in chosen if chosen[split]}
+
+
+def shared(splits: Mapping[str, Iterable[Utterance]], by: Literal["sentence", "speaker"]) -> dict[str, int]:
+    """Count what splits share with ``train``: the sentences (or speakers) of val and test that occur in it."""
+    key: Callable[[Utterance], str] = (lambda u: str(u.speaker)) if by == "speaker" else sentence
+    trained = {key(utterance) for utterance in splits["train"]}
+    counts = {split: len({key(u) for u in splits[split]} & trained) for split in splits if split != "train"}
+    return {split: count for split, count in counts.items() if count}
+
+
+def sentence(utterance: Utterance) -> str:
+    """What is said, in a form that does not depend on spelling; the name of an utterance whose text is not known."""
+    words = re.findall(r"\w+", (utterance.text or "").casefold())
+    return " ".join(words) if words else f"/{utterance.name}"
+
+
+def _set_aside(
+    utterances: Sequence[Utterance], key: Callable[[Utterance], str], count: int, generator: np.random.Generator
+) -> set[str]:
+    """Choose groups at random until they hold ``count`` utterances."""
+    groups: dict[str, int] = defaultdict(int)
+    for utterance in utterances:
+        groups[key(utterance)] += 1
+    names = sorted(groups)
+    order = [names[index] for index in generator.permutation(len(names))]
+    held = np.cumsum([groups[name] for name in order])
+    return set(order[: int(np.searchsorted(held, count)) + 1])
