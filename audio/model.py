@@ -159,6 +159,12 @@ class WaveFlow(Flow, Pretrained):
         with self._evaluating():
             return self.bijection.inverse(z, columns)[0]
 
+    @torch.no_grad()
+    def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
+        """Largest difference of each waveform from what its latents decode to; conditions are those of `log_prob`."""
+        z = self.encode(waveform, context, **conditions)
+        return (self.decode(z, context, **conditions) - waveform).abs().amax(1)
+
     # --------------------------------------------------------------------------------------------------- samples
 
     @torch.no_grad()
