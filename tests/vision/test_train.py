@@ -21,10 +21,6 @@ from arflows.vision.model import ImageFlow, RealNVP
 from arflows.vision.prepare import prepare
 
 
-class QuietBar(ProgressBar):
-    """A progress bar of somebody's own."""
-
-
 def trains(capsys, *words):
     """Runs the command; returns its exit code and the last line on standard error."""
     try:
@@ -191,7 +187,7 @@ def test_resuming_with_other_settings_names_them(recipe, run_folder, capsys):
     ("words", "bar"),
     [
         (["--trainer.enable_progress_bar", "true"], "TQDMProgressBar"),
-        (["--trainer.enable_progress_bar", "true", "--trainer.callbacks+=QuietBar"], "QuietBar"),
+        (["--trainer.enable_progress_bar", "true", "--trainer.callbacks+=TQDMProgressBar"], "TQDMProgressBar"),
         (["--trainer.enable_progress_bar", "false"], "NoneType"),
     ],
 )
@@ -200,6 +196,7 @@ def test_the_progress_bar_is_ours_whatever_is_installed(recipe, tmp_path, monkey
     monkeypatch.setattr("lightning.pytorch.trainer.connectors.callback_connector._RICH_AVAILABLE", True)
     experiment = train.ImageExperiment(["--config", str(recipe), "--out", str(tmp_path / "new"), *words])
     assert type(experiment.trainer.progress_bar_callback).__name__ == bar
+    assert sum(isinstance(callback, ProgressBar) for callback in experiment.trainer.callbacks) == (bar != "NoneType")
 
 
 def test_there_must_be_something_to_resume(recipe, tmp_path, capsys):
