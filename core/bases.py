@@ -18,8 +18,8 @@ from arflows.core.processes import seed_of
 class PerExample(torch.Generator):
     """A source of randomness in which every example has its own, on the CPU.
 
-    What is drawn for an example depends on the seed and on its place among all that are sampled, and on no other: not on
-    the size of its batch, nor on which process draws it.
+    What is drawn for an example depends on the seed and on its place among all that are sampled: not on the size of its
+    batch, nor on which process draws it.
 
     Args:
         seed: The seed of all.
