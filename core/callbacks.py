@@ -319,8 +319,14 @@ class OrderlyInterrupt(Callback):
         self._previous_handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over the signals, where signals can be handled."""
+        """Takes over Ctrl-C, where signals can be handled."""
+        self._take_over(signal.SIGINT, trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over SIGTERM, for which Lightning has set a handler by now that stops between batches, not steps."""
+        self._take_over(signal.SIGTERM, trainer)
+
+    def _take_over(self, number: int, trainer: Trainer) -> None:
         def on_signal(number: int, frame: FrameType | None) -> None:
             if os.getpid() != self._process:
                 return  # a data-loading worker, which inherits this handler: the main process ends it
@@ -333,8 +339,7 @@ class OrderlyInterrupt(Callback):
             rank_zero_info("\nInterrupted: stopping after this step. Once more stops at once, without saving.")
 
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous_handlers[number] = signal.signal(number, on_signal)
+            self._previous_handlers[number] = signal.signal(number, on_signal)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stops between steps."""

@@ -200,6 +200,8 @@ def _option_error(message: str, prog: str, options: list[str]) -> str:
     more = f"`{prog} --help` lists the options."
     if match := re.match(r"(?:Group '(?P<group>.+)' does not accept option|Option) '(?P<key>.+?)'", message):
         message = f"unrecognized arguments: --{match['group'] + '.' if match['group'] else ''}{match['key']}"
+    if match := re.search(r"Importing '([^']*)' is not allowed", message):
+        return f"{match[1]} is no class that a config may name: name one of arflows. {more}"
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         name = match[1].partition("=")[0]
         if name.startswith("-"):

@@ -7,7 +7,7 @@ import yaml
 from arflows.core.errors import UserError
 
 LARGEST = 1 << 20
-"""Characters of a config; those of arflows have some thousand."""
+"""Bytes of a config; those of arflows have some thousand."""
 
 MOST_VALUES = 100_000
 """Values in a config, with all references followed."""
@@ -19,14 +19,15 @@ def check_config(path: Path) -> None:
     Raises:
         UserError: If it is no YAML, makes objects, or its references unfold to very many values, or without end.
     """
+    if not path.is_file():
+        return  # a pipe, which can be read but once, or nothing
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise UserError(f"{path} has {size:,} bytes, a config at most {LARGEST:,}: give a YAML file with options.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8: give a YAML file with options.") from error
-    if len(text) > LARGEST:
-        raise UserError(
-            f"{path} has {len(text):,} characters, a config at most {LARGEST:,}: give a YAML file with options."
-        )
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:

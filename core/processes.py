@@ -5,8 +5,8 @@ Training is distributed by Lightning. Every other verb becomes distributed by st
     torchrun --nproc-per-node 4 -m arflows.vision.sample --model runs/glow --out samples --count 50000
 
 Each process takes batches in turn (`in_turns`), results come back to all of them in order, and the main process alone
-writes (`core.files` asks `is_main`). What is random follows from the seed and the batch's place (`batch_seed`), so the
-number of processes changes nothing but the time.
+writes (`core.files` asks `is_main`). What is random follows from the seed and the place of an example or batch
+(`seed_of`), so that the number of processes changes nothing but the time.
 """
 
 import os
@@ -104,8 +104,8 @@ def in_turns(items: Iterable[Item], work: Callable[[int, Item], Result]) -> Iter
         yield from gathered[: len(turn)]
 
 
-def batch_seed(seed: int, index: int) -> int:
-    """The seed of a batch's noise: a number of 63 bits that follows from the run's seed and the batch's place."""
+def seed_of(seed: int, index: int) -> int:
+    """The seed of a step's, batch's or example's noise: 63 bits that follow from the seed of all and its place."""
     return random.Random(f"{seed}/{index}").getrandbits(63)
 
 

@@ -22,7 +22,7 @@ from arflows.core.callbacks import (
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
-from arflows.core.processes import batch_seed, interleaved
+from arflows.core.processes import interleaved, seed_of
 
 VALIDATION_NOISE = 2017
 """Seed of the dequantisation noise in validation, the same every time, so that epochs can be compared."""
@@ -153,7 +153,7 @@ class FlowTraining(LightningModule):
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        torch.manual_seed(batch_seed(self._noise_seed, done))
+        torch.manual_seed(seed_of(self._noise_seed, done))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""

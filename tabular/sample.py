@@ -10,12 +10,13 @@ from jaxtyping import Float32
 from torch import Tensor
 from tqdm import tqdm
 
+from arflows.core.bases import PerExample
 from arflows.core.errors import UserError
 from arflows.core.files import new_folder
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName
 from arflows.core.pretrained import load_model
-from arflows.core.processes import batch_seed, in_turns
+from arflows.core.processes import in_turns
 from arflows.tabular.inputs import Columns
 from arflows.tabular.render import density_figure, density_map, extent_of
 
@@ -37,7 +38,7 @@ def sample(
 
     Writes a folder: samples.csv with a column for each of the model's and log_density (nats, in the data's own units),
     samples.npz with the arrays x, log_density, context, seed and temperature, and of rows of two columns density.png.
-    The same seed and batch size give the same rows on every device, up to rounding, and in any number of processes.
+    The same seed gives the same rows on every device, up to rounding, and in any number of processes.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
@@ -105,17 +106,19 @@ def draw(
     origin = flow.base.origin
     row = None if context is None else torch.tensor([context], dtype=origin.dtype, device=origin.device)
 
-    def draw_batch(index: int, size: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(batch_seed(seed, index))
+    def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
         x, log_prob = flow.sample_with_log_prob(
-            size, row, temperature=temperature, generator=generator, solver=SOLVERS[solver]()
+            min(batch_size, count - start),
+            row,
+            temperature=temperature,
+            generator=PerExample(seed, start),
+            solver=SOLVERS[solver](),
         )
         return x.cpu(), log_prob.cpu()
 
-    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
     rows, log_density = [], []
     with tqdm(total=count, desc="sampling", disable=None) as progress:
-        for x, log_prob in in_turns(sizes, draw_batch):
+        for x, log_prob in in_turns(range(0, count, batch_size), draw_batch):
             rows.append(x)
             log_density.append(log_prob)
             progress.update(len(x))

@@ -9,12 +9,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from arflows.core.bases import PerExample
 from arflows.core.errors import UserError
 from arflows.core.files import new_folder
 from arflows.core.inversion import SOLVERS, SolverName, solving
 from arflows.core.likelihood import Figure, dequantization, fixed_noise
 from arflows.core.pretrained import load_model
-from arflows.core.processes import batch_seed, in_turns
+from arflows.core.processes import in_turns, seed_of
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -41,7 +42,7 @@ def sample(
     Writes a folder: grid.png with all images, images/0000.png, …, and samples.npz with the arrays images (uint8, count
     × channels × height × width), log_probs (nats of the discrete image, a lower bound; of a TarFlow trained with noise,
     log-densities of noisy images), seed, temperature and, of a class-conditional model, labels. The same seed
-    and batch size give the same images on every device, up to rounding, and in any number of processes.
+    gives the same images on every device, up to rounding, and in any number of processes.
 
     Interpolation runs through latent space, along the sphere around the base density's mean (as Dinh et al. 2017,
     section 4.2): a straight line would leave the shell where nearly all of the density's mass lies. Reconstruction
@@ -114,8 +115,8 @@ def draw(
     def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
         size = min(batch_size, count - start)
         chosen = None if labels is None else labels[start : start + size]
-        generator = torch.Generator().manual_seed(batch_seed(seed, index))
-        with fixed_noise(batch_seed(seed, index), flow.device):
+        generator = PerExample(seed, start)
+        with fixed_noise(seed_of(seed, index), flow.device):
             batch, log_prob = flow.sample_with_log_prob(
                 size, chosen, temperature=temperature, generator=generator, **options
             )
