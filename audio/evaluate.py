@@ -54,6 +54,7 @@ def evaluate(
     split: str = "test",
     temperature: float = 0.8,
     limit: int | None = None,
+    unlike: list[Path] | None = None,
     perception: bool = True,
     pictures: int = 1,
     seed: int = 0,
@@ -66,8 +67,8 @@ def evaluate(
     dequantisation, which is an upper bound; both with 95% confidence intervals over utterances, and for each speaker.
 
     Copy synthesis (original → mel spectrogram → waveform) is compared with the original: PESQ, STOI, mel-cepstral
-    distortion, multi-resolution STFT, pitch and voicing, and tones at multiples of rate/height, an artefact of flows that
-    fold the waveform. An unconditional model is measured by its likelihood alone.
+    distortion, multi-resolution STFT, pitch and voicing, and tones at multiples of rate/height, an artefact of flows
+    that fold the waveform. An unconditional model is measured by its likelihood alone.
 
     Writes a JSON file with the figures and all that is needed to repeat them, and beside it spectrograms as PNG and the
     clips they show as WAV.
@@ -79,6 +80,8 @@ def evaluate(
         split: Which part of the store.
         temperature: Of the synthesis: multiplies the standard deviation of the latents.
         limit: Use at most so many utterances, the first.
+        unlike: Recordings (folders, files) of another kind: measure how well the log-likelihood per sample, given their
+            own mel spectrograms, tells them from those of the split, as area under the ROC curve.
         perception: Measure PESQ and STOI, which need `pip install arflows[metrics]`.
         pictures: So many utterances are drawn and kept as WAV.
         seed: Seed of the noise and of the latents.
@@ -92,7 +95,7 @@ def evaluate(
     if pictures < 0:
         raise UserError(f"pictures is {pictures}: give 0 or more.")
     options = {"model": model, "store": str(store), "split": split, "temperature": temperature, "limit": limit}
-    options |= {"perception": perception, "seed": seed}
+    options |= {"unlike": [path.name for path in unlike or []], "perception": perception, "seed": seed}
     start = time.perf_counter()
     flow = load_model(WaveFlow, model, device)
     names = speaker_names(model)
@@ -134,6 +137,9 @@ def evaluate(
             "unit": "seconds of speech synthesised in a second, one utterance at a time",
             "height": flow.height,
         }
+    if unlike:
+        own = columns["log_prob"] / columns["samples"]
+        result["separation"] = {path.name: _separation(flow, path, own, seed) for path in unlike}
     result |= protocol(flow, model, options, facts)
     for index, (utterance, synthesised) in enumerate(drawn):
         stem = out.with_suffix("") if index == 0 else out.with_name(f"{out.stem}-{index}")
@@ -210,10 +216,34 @@ def _by_speaker(columns: Mapping[str, np.ndarray], speakers: list[str]) -> dict[
     }
 
 
+def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[str, Any]:
+    """How recordings of another kind score, and how well that tells them from those of the split.
+
+    Raises:
+        UserError: None of them can be used.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    given = SpeechInput(path, flow)
+    rows = [_likelihood(flow, utterance, seed) for utterance in given.utterances(f"scoring {path.name}")]
+    if not rows:
+        raise UserError(f"{path} holds no utterance that can be scored: {given.reasons()}.")
+    totals, samples = np.array([[row["log_prob"], row["samples"]] for row in rows]).T
+    likelier = np.concatenate([np.ones(len(own)), np.zeros(len(rows))])
+    return {
+        "auroc": float(roc_auc_score(likelier, np.concatenate([own, totals / samples]))),
+        "log_likelihood": {**Mean.ratio(totals, samples).as_dict(), "unit": "nats/sample"},
+        "skipped": given.skipped,
+    }
+
+
 def _draw(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
     assert utterance.waveform is not None
     spec = flow.spec
-    mels = {"original": utterance.mel[0].cpu().numpy(), "synthesised": log_mel(torch.from_numpy(synthesised)[None], spec)[0].numpy()}
+    mels = {
+        "original": utterance.mel[0].cpu().numpy(),
+        "synthesised": log_mel(torch.from_numpy(synthesised)[None], spec)[0].numpy(),
+    }
     figure = spectrograms(mels, spec, difference=("original", "synthesised"))
     save_figure(figure, stem.with_name(f"{stem.name}.png"))
     for name, wave in (("original", utterance.waveform[0].numpy()), ("synthesised", synthesised)):
@@ -237,6 +267,8 @@ def _rows(result: Mapping[str, Any]) -> dict[str, str]:
     for speaker, figures in result["speakers"].items():
         rows[f"  {speaker}"] = told(figures["log_likelihood"])
     rows |= {name: told(figure) for name, figure in result.get("quality", {}).items()}
+    for name, found in result.get("separation", {}).items():
+        rows[f"against {name}"] = f"AUROC {found['auroc']:.3f}; theirs: {told(found['log_likelihood'])}"
     if "real_time_factor" in result:
         rows["real-time factor"] = "{value:.3g}, {unit}".format(**result["real_time_factor"])
     rows["utterances"] = f"{result['utterances']:,}; intervals are 95% over utterances"

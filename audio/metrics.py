@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import librosa
 import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arflows.audio import inpainting, streaming
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec
 from arflows.core.bases import StandardNormal
@@ -42,7 +43,8 @@ class WaveFlow(Flow, Pretrained):
         spec: settings of the mel spectrograms, those of `MelSpec`; None for its defaults.
         conditional: whether mel spectrograms are given; otherwise only the sample rate of ``spec`` counts.
         speakers: number of speakers that are told apart; 0 for none.
-        height: samples of a column, h: how many steps a generation takes.
+        height: samples of a column, h: how many steps a generation takes. As many as a waveform has make a WaveNet
+            over single samples.
         channels: of the WaveNets.
         layers: of each WaveNet.
         flows: number of flows.
@@ -50,7 +52,7 @@ class WaveFlow(Flow, Pretrained):
         causal_width: let no column see later columns, so that synthesis can be streamed exactly.
 
     Raises:
-        UserError: for a height below 2 or, in a conditional model, above the hop.
+        UserError: for a height below 2.
     """
 
     def __init__(
@@ -68,11 +70,6 @@ class WaveFlow(Flow, Pretrained):
         self_spec = MelSpec.from_dict(spec or {})
         if height < 2:
             raise UserError(f"height={height} must be at least 2: a single row has nothing to depend on")
-        if conditional and height > self_spec.hop:
-            raise UserError(
-                f"height={height} is above the hop of {self_spec.hop} samples: a column would span several frames of "
-                "the mel spectrogram; choose a smaller height or an unconditional model"
-            )
         features = (self_spec.bands if conditional else channels) if conditional or speakers else 0
         kernel = (int(kernel[0]), int(kernel[1]))
         down = height_dilations(height, layers, kernel[0])
@@ -89,6 +86,7 @@ class WaveFlow(Flow, Pretrained):
         self.conditional = conditional
         self.speakers = speakers
         self.height = height
+        self.causal_width = causal_width
         self.encoder = ConditionEncoder(self_spec, features, conditional, speakers) if features else None
 
     @classmethod
@@ -141,23 +139,23 @@ class WaveFlow(Flow, Pretrained):
         The contributions add up to the waveform's log-density; each is that of the sample given those generated before.
         """
         columns = self._columns(waveform, context or Condition(mel, speaker), lengths)
-        z, log_derivative = self.bijection.transform(waveform, columns)
+        z, log_derivative = self.bijection.transform(self._within(waveform, lengths), columns)
         log_density = log_derivative - 0.5 * (z.square() + math.log(2 * math.pi)).to(log_derivative.dtype)
-        if lengths is None:
-            return log_density
-        return log_density * self._inside(waveform.shape[1], lengths)
+        return self._within(log_density, lengths)
 
     def encode(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
         """Waveform → latents (batch, samples), in evaluation mode; conditions are those of `log_prob`."""
-        columns = self._columns(waveform, context or _condition(conditions), conditions.get("lengths"))
+        lengths = conditions.get("lengths")
         with self._evaluating():
-            return self.bijection(waveform, columns)[0]
+            columns = self._columns(waveform, context or _condition(conditions), lengths)
+            return self.bijection(self._within(waveform, lengths), columns)[0]
 
     def decode(self, z: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
         """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
-        columns = self._columns(z, context or _condition(conditions), conditions.get("lengths"))
+        lengths = conditions.get("lengths")
         with self._evaluating():
-            return self.bijection.inverse(z, columns)[0]
+            columns = self._columns(z, context or _condition(conditions), lengths)
+            return self.bijection.inverse(self._within(z, lengths), columns)[0]
 
     @torch.no_grad()
     def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
@@ -203,6 +201,19 @@ class WaveFlow(Flow, Pretrained):
         )
         return waveform
 
+    def stream(
+        self,
+        mel_chunks: Iterable[Float[Tensor, "batch bands frames"]],
+        *,
+        speaker: Int[Tensor, " batch"] | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        block: int = 64,
+        margin: int = 32,
+    ) -> Iterator[Float[Tensor, "batch samples"]]:
+        """Synthesises while mel spectrograms still arrive; see `arflows.audio.streaming.stream`."""
+        return streaming.stream(self, mel_chunks, speaker, temperature, seed, block, margin)
+
     @torch.no_grad()
     def sample_with_log_prob(
         self,
@@ -244,43 +255,93 @@ class WaveFlow(Flow, Pretrained):
             samples = condition.mel.shape[-1] * self.spec.hop
         device = generator.device if generator is not None else self.device
         z = torch.randn(count, samples, generator=generator, device=device, dtype=self.base.origin.dtype)
-        z = temperature * z.to(self.device)
-        if lengths is not None:
-            z = z * self._inside(samples, lengths)
+        z = self._within(temperature * z.to(self.device), lengths)
         with self._evaluating():
             columns = self._columns(z, condition, lengths)
             with nullcontext() if solver is None else solving(solver):
                 waveform, log_det = self.bijection.inverse(z, columns)
-        log_density = -0.5 * (z.square() + math.log(2 * math.pi))
-        if lengths is not None:
-            log_density = log_density * self._inside(samples, lengths)
+        log_density = self._within(-0.5 * (z.square() + math.log(2 * math.pi)), lengths)
         return waveform, log_density.sum(1) - log_det
+
+    def inpaint(
+        self,
+        waveform: Float[Tensor, "1 samples"],
+        start: int,
+        stop: int,
+        mel: Float[Tensor, "1 bands frames"] | None = None,
+        *,
+        speaker: Int[Tensor, " 1"] | None = None,
+        count: int = 1,
+        temperature: float = 1.0,
+        steps: int = inpainting.STEPS,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
+        """Draws what may stand between two samples of a waveform; see `arflows.audio.inpainting.inpaint`."""
+        return inpainting.inpaint(
+            self, waveform, start, stop, Condition(mel, speaker), count, temperature, steps, generator
+        )
+
+    @property
+    def reach(self) -> int:
+        """Columns to the left, and mostly to the right, on which latents and density of a column depend."""
+        return sum(layer.margins[0] for flow in self.bijection.bijections for layer in flow.conditioner.layers)
 
     # ------------------------------------------------------------------------------------------------ conditions
 
     def _columns(
         self, waveform: Tensor, condition: Condition, lengths: Tensor | None
-    ) -> Float[Tensor, "batch features columns"] | None:
+    ) -> Float[Tensor, "batch features *rows columns"] | None:
         """What the WaveNets are given of each column; see `WaveNet`."""
         batch, samples = waveform.shape
-        self._check(condition, batch, samples)
-        count = -(-samples // self.height)
-        features = None
-        if self.encoder is not None:
-            features = self.encoder(condition, count, self.height)
-            features = features.expand(batch, -1, -1)
+        self._check(condition, batch, samples, lengths)
+        lengths = None if lengths is None else lengths.to(waveform.device)
+        features = self.column_features(condition, -(-samples // self.height), lengths)
+        return self.counted(features, waveform, lengths)
+
+    def column_features(
+        self, condition: Condition, columns: int, lengths: Tensor | None = None
+    ) -> Float[Tensor, "batch features *rows columns"] | None:
+        """What the mel spectrogram and the speaker say of each column, or of each sample if columns span frames."""
+        if self.encoder is None:
+            return None
+        if not self.conditional or self.height <= self.spec.hop:
+            return self.encoder(condition, columns, self.height, lengths)
+        return self.encoder(condition, columns * self.height, 1, lengths).unflatten(2, (columns, self.height)).mT
+
+    def counted(
+        self, features: Tensor | None, waveform: Float[Tensor, "batch samples"], lengths: Tensor | None = None
+    ) -> Float[Tensor, "batch features *rows columns"] | None:
+        """The features with the count of each column's samples where not all columns of ``waveform`` are full."""
+        batch, samples = waveform.shape
+        if features is not None:
+            features = features.expand(batch, *features.shape[1:])
         if lengths is None:
             if samples % self.height == 0:
                 return features
-            lengths = waveform.new_full((batch,), samples)
-        starts = torch.arange(count, device=waveform.device) * self.height
-        inside = (lengths.to(waveform.device)[:, None] - starts).clamp(0, self.height)[:, None].to(waveform.dtype)
-        return inside if features is None else torch.cat([features, inside.to(features.dtype)], 1)
+            lengths = torch.full((batch,), samples, device=waveform.device)
+        starts = torch.arange(0, samples, self.height, device=waveform.device)
+        inside = (lengths[:, None] - starts).clamp(0, self.height)[:, None]
+        if features is None:
+            return inside.to(waveform.dtype)
+        if features.ndim == 4:
+            inside = inside[:, :, None].expand(-1, -1, self.height, -1)
+        return torch.cat([features, inside.to(features.dtype)], 1)
 
-    def _check(self, condition: Condition, batch: int, samples: int) -> None:
+    def _check(self, condition: Condition, batch: int, samples: int, lengths: Tensor | None) -> None:
         mel, speaker = condition.mel, condition.speaker
         if not samples:
             raise UserError("a waveform without samples has no density: leave it out")
+        if lengths is not None and lengths.shape != (batch,):
+            raise UserError(f"expected the lengths of {batch} waveforms, got {tuple(lengths.shape)}")
+        # Values are not looked at while they are traced.
+        if (
+            lengths is not None
+            and not torch.compiler.is_compiling()
+            and not 1 <= lengths.min() <= lengths.max() <= samples
+        ):
+            raise UserError(
+                f"lengths must lie between 1 and the {samples} samples of the batch, got {lengths.tolist()}"
+            )
         for name, part, wanted in (("mel", mel, self.conditional), ("speaker", speaker, self.speakers > 0)):
             if (part is not None) != wanted:
                 which = "is conditional on" if wanted else "was trained without"
@@ -293,10 +354,11 @@ class WaveFlow(Flow, Pretrained):
                 f"frames, got {mel.shape[1]} and {mel.shape[-1]}: compute it with the model's settings"
             )
 
-    def _inside(self, samples: int, lengths: Tensor) -> Float[Tensor, "batch samples"]:
-        """1 for samples that belong to a waveform, 0 after its end."""
-        lengths = lengths.to(self.device)[:, None]
-        return (torch.arange(samples, device=self.device) < lengths).to(self.base.origin.dtype)
+    def _within(self, values: Float[Tensor, "batch samples"], lengths: Tensor | None) -> Float[Tensor, "batch samples"]:
+        """Zeros in place of what lies after a waveform's end."""
+        if lengths is None:
+            return values
+        return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])
 
 
 class Folded(Bijection):
@@ -324,29 +386,31 @@ class Folded(Bijection):
         self, x: Float[Tensor, "batch samples"], context: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
         """Waveform → latents, with the log-derivative sample by sample."""
-        rows = self._fold(x)
+        rows = self.fold(x)
         log_derivative = torch.zeros_like(rows)
         for flow in self.bijections:
             order, rank = flow.order, flow.rank
             mapped, more = flow.transform(rows.index_select(1, order), context)
             rows = mapped.index_select(1, rank)
             log_derivative = log_derivative + more.index_select(1, rank)
-        return self._unfold(rows, x.shape[1]), self._unfold(log_derivative, x.shape[1])
+        return self.unfold(rows, x.shape[1]), self.unfold(log_derivative, x.shape[1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents → waveform, by the solver in force."""
-        rows = self._fold(z)
+        rows = self.fold(z)
         log_det = rows.new_zeros(len(z))
         for flow in reversed(list(self.bijections)):
             rows, more = flow.inverse(rows, context)
             log_det = log_det + more
-        return self._unfold(rows, z.shape[1]), log_det
+        return self.unfold(rows, z.shape[1]), log_det
 
-    def _fold(self, waveform: Tensor) -> Float[Tensor, "batch rows columns"]:
+    def fold(self, waveform: Tensor) -> Float[Tensor, "batch rows columns"]:
+        """Waveform → rows."""
         missing = -waveform.shape[1] % self.height
         return F.pad(waveform, (0, missing)).unflatten(1, (-1, self.height)).mT
 
-    def _unfold(self, rows: Tensor, samples: int) -> Float[Tensor, "batch samples"]:
+    def unfold(self, rows: Tensor, samples: int) -> Float[Tensor, "batch samples"]:
+        """Rows → waveform."""
         return rows.mT.flatten(1)[:, :samples]
 
 
@@ -368,25 +432,53 @@ class ConditionEncoder(nn.Module):
         self.frames = nn.Conv1d(spec.bands, features, 3, padding=1) if conditional else None
         self.speakers = nn.Embedding(speakers, features) if speakers else None
 
-    def forward(self, condition: Condition, columns: int, height: int) -> Float[Tensor, "batch features columns"]:
-        """Computes the features of ``columns`` columns of ``height`` samples."""
+    def forward(
+        self, condition: Condition, columns: int, height: int, lengths: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch features columns"]:
+        """Computes the features of ``columns`` columns of ``height`` samples.
+
+        Args:
+            condition: mel spectrogram and speaker.
+            columns: how many.
+            height: samples of a column.
+            lengths: samples of each waveform; frames after its last one act as those beyond the spectrogram's border.
+        """
         features: Tensor | None = None
         if self.frames is not None:
             assert condition.mel is not None
-            spans = 0.5 * math.log(1 / self.spec.floor, math.e if self.spec.log_base == "e" else 10)
-            centred = condition.mel.to(self.frames.weight.dtype) / spans + 1  # from −1 for silence to about 1
-            features = F.leaky_relu(self.frames(centred), 0.4)
-            place = (torch.arange(columns, device=features.device) + 0.5) * height / self.spec.hop - 0.5
-            place = place.clamp(0, features.shape[2] - 1)
-            left = place.long()
-            right = (left + 1).clamp_max(features.shape[2] - 1)
-            fraction = (place - left).to(features.dtype)
-            features = torch.lerp(features[:, :, left], features[:, :, right], fraction)
+            frames = None if lengths is None else ((lengths - 1) // self.spec.hop + 1)[:, None]
+            features = self._interpolated(self._frame_features(condition.mel, frames), columns, height, frames)
         if self.speakers is not None:
             voice = self.speakers(condition.speaker)[:, :, None]
             features = voice.expand(-1, -1, columns) if features is None else features + voice
         assert features is not None
         return features
+
+    def _frame_features(self, mel: Tensor, frames: Tensor | None) -> Float[Tensor, "batch features frames"]:
+        assert self.frames is not None
+        spans = 0.5 * math.log(1 / self.spec.floor, math.e if self.spec.log_base == "e" else 10)
+        centred = mel.to(self.frames.weight.dtype) / spans + 1  # from −1 for silence to about 1
+        if frames is not None:
+            centred = centred * (torch.arange(mel.shape[2], device=mel.device) < frames)[:, None]
+        return F.leaky_relu(self.frames(centred), 0.4)
+
+    def _interpolated(
+        self, features: Tensor, columns: int, height: int, frames: Tensor | None
+    ) -> Float[Tensor, "batch features columns"]:
+        place = (torch.arange(columns, device=features.device) + 0.5) * height / self.spec.hop - 0.5
+        last = torch.full((1, 1), features.shape[2], device=features.device) if frames is None else frames
+        last = last - 1
+        place = torch.minimum(place.clamp_min(0), last)  # (batch or 1, columns)
+        left = place.long()
+        right = torch.minimum(left + 1, last)
+        fraction = (place - left).to(features.dtype)[:, None]
+        if frames is None:
+            return torch.lerp(features[:, :, left[0]], features[:, :, right[0]], fraction)
+        features = features.expand(len(frames), -1, -1)
+        width = features.shape[1]
+        return torch.lerp(
+            *(features.gather(2, index[:, None].expand(-1, width, -1)) for index in (left, right)), fraction
+        )
 
 
 def _condition(conditions: Mapping[str, Any]) -> Condition:

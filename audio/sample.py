@@ -206,7 +206,18 @@ def fill(
             f"the gap {gap[0]:g} … {gap[1]:g} s does not lie in {utterance.name}, of {samples / rate:.2f} s: give its "
             "start and end within the recording."
         )
-    raise NotImplementedError
+    condition = utterance.condition.to(flow.device)
+    filled, log_likelihoods = flow.inpaint(
+        utterance.waveform.to(flow.device),
+        start,
+        end,
+        condition.mel,
+        speaker=condition.speaker,
+        count=count,
+        temperature=temperature,
+        generator=generator,
+    )
+    return filled.cpu(), log_likelihoods.cpu()
 
 
 def _speak(

@@ -42,7 +42,7 @@ class WaveFlowTraining(FlowTraining):
         super().__init__(flow, unit="nats_per_dim", **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Scores a whole utterance; each has a length of its own, for which compiling would take longer than it saves."""
+        """Scores a whole utterance, of a length of its own, for which compiling would take longer than it saves."""
         compiled, self._log_prob = self._log_prob, self.flow.log_prob
         super().validation_step(batch, batch_idx)
         self._log_prob = compiled

@@ -3,7 +3,7 @@
 A report is a list of `Chapter`, a chapter a list of blocks. A block is a small dataclass that says what is shown; how
 it looks is the macro of the same name in ``report.html.j2``. A new kind of block is one of each.
 
-The file needs no network: images are embedded, and its content security policy forbids it to load anything.
+The file needs no network: images and sounds are embedded, and its content security policy forbids it to load anything.
 """
 
 from __future__ import annotations
@@ -80,6 +80,25 @@ class ImageGrid:
 
 
 @dataclass(frozen=True)
+class Sounds:
+    """Recordings to listen to, each with a label.
+
+    Attributes:
+        clips: the bytes of WAV files, or their paths, in order of listening.
+        labels: what each is.
+        caption: what they mean together.
+    """
+
+    clips: Sequence[bytes | Path]
+    labels: Sequence[str]
+    caption: str
+
+    def __post_init__(self) -> None:
+        if len(self.clips) != len(self.labels):
+            raise ValueError(f"{len(self.clips)} clips have {len(self.labels)} labels")
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of text and numbers.
 
@@ -118,7 +137,7 @@ class Failure:
     reason: str
 
 
-Block: TypeAlias = Paragraph | Figure | ImageGrid | Table | Protocol | Failure
+Block: TypeAlias = Paragraph | Figure | ImageGrid | Sounds | Table | Protocol | Failure
 
 
 @dataclass(frozen=True)
@@ -158,6 +177,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["png"] = _data_url
+    environment.filters["wav"] = _sound_url
     environment.filters["kind"] = lambda block: type(block).__name__
     now = datetime.datetime.now().astimezone()
     page = environment.get_template("report.html.j2").render(title=title, chapters=chapters, facts=facts, now=now)
@@ -167,6 +187,13 @@ def write_report(
 
 def _data_url(picture: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(_png(picture)).decode("ascii")
+
+
+def _sound_url(clip: bytes | Path) -> str:
+    content = clip.read_bytes() if isinstance(clip, Path) else clip
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        raise ValueError("a clip of the report is not a WAV file")
+    return "data:audio/wav;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _png(picture: Any) -> bytes:

@@ -108,10 +108,45 @@ def molecule_figures(run: dict[str, Any]) -> dict[str, str]:
     }
 
 
-FIGURES = {"vision": image_figures, "molecules": molecule_figures}
+def speech_figures(run: dict[str, Any]) -> dict[str, str]:
+    """What was measured of a model of speech."""
+    quality = {
+        figure["unit"]: with_interval(figure)
+        for figure in run.get("quality", {}).values()
+        if figure["value"] is not None
+    }
+    nats, bits = run["log_likelihood"], run["bits_per_sample"]
+    rows = {
+        "test log-likelihood": f"**{with_interval(nats)} nats/sample** (95% over {nats['count']} utterances)",
+        "kind": nats["kind"],
+        "bits/sample": f"{with_interval(bits)}, {bits['kind']}",
+    }
+    for name, figures in run.get("speakers", {}).items():
+        rows[f"speaker {name}"] = f"{with_interval(figures['log_likelihood'])} nats/sample"
+    if quality:
+        rows["copy synthesis"] = f"temperature {run['options']['temperature']:g}; means and 95% intervals"
+    for name, separation in run.get("separation", {}).items():
+        rows[f"told from {name}"] = (
+            f"AUROC {separation['auroc']:.3f} by nats/sample; {separation['log_likelihood']['count']} recordings of "
+            f"{with_interval(separation['log_likelihood'])} nats/sample"
+        )
+    speed = run.get("real_time_factor")
+    if speed is not None:
+        rows["synthesis"] = f"{speed['value']:.2f} × real time"
+    return rows | quality
+
+
+def with_interval(figure: dict[str, Any]) -> str:
+    """A mean with half the width of its 95% confidence interval."""
+    if figure["standard_error"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ± {1.96 * figure['standard_error']:.3f}"
+
+
+FIGURES = {"audio": speech_figures, "vision": image_figures, "molecules": molecule_figures}
 """For each domain what its ``evaluate`` measured, as lines of a table."""
 
-NOUNS = {"vision": "images", "molecules": "molecules"}
+NOUNS = {"audio": "utterances", "vision": "images", "molecules": "molecules"}
 
 
 def logit_space(figure: dict[str, Any] | None) -> dict[str, str]:

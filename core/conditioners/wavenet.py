@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
+from arflows.core.conditioners.wavenet_stream import WaveNetStream
 
 PARAMETERS = 2
 """Parameters of a sample: those of an affine map."""
@@ -23,9 +24,10 @@ class WaveNet(AutoregressiveConditioner):
     and look to both sides along them, unless ``causal_width``. Sites are the rows, in the order of generation.
 
     The context (batch, context_features, columns) has a vector for each column, which all rows of the column share: it
-    is projected once for a column, not once for a sample. It may have one channel more, which counts the samples of
-    each column that belong to the signal, where signals of a batch differ in length or do not fill their last column.
-    What does not belong acts as the zeros that convolutions see beyond a border, and gets zero parameters.
+    is projected once for a column, not once for a sample. A context (batch, context_features, rows, columns) has one
+    for each sample, rows as they lie. It may have one channel more, which counts the samples of each column that belong
+    to the signal, where signals of a batch differ in length or do not fill their last column. What does not belong
+    acts as the zeros that convolutions see beyond a border, and gets zero parameters.
 
     Args:
         channels: of the hidden layers.
@@ -34,7 +36,7 @@ class WaveNet(AutoregressiveConditioner):
         context_features: size of a column's context; 0 for none.
         causal_width: let no column see the columns after it.
         order: which row of a column is generated first, second, …; None for the order in which they lie. Only a
-            context that counts samples needs it.
+            context that counts samples, or has rows, needs it.
 
     Raises:
         ValueError: for sizes below 1, or an even width of the kernel.
@@ -53,10 +55,12 @@ class WaveNet(AutoregressiveConditioner):
     ) -> None:
         if channels < 1 or not dilations or min(min(pair) for pair in [kernel, *dilations]) < 1 or not kernel[1] % 2:
             raise ValueError(
-                f"channels={channels}, dilations={dilations} and kernel={kernel} must be positive, the kernel's width odd"
+                f"channels={channels}, dilations={dilations} and kernel={kernel} must be positive, and the kernel's "
+                "width odd"
             )
         super().__init__(PARAMETERS, context_features)
         self.channels = channels
+        self.causal_width = causal_width
         self.enter = weight_norm(nn.Conv2d(1, channels, 1))
         self.layers = nn.ModuleList(
             _Layer(channels, kernel, dilation, causal_width, last=number == len(dilations) - 1)
@@ -76,19 +80,42 @@ class WaveNet(AutoregressiveConditioner):
         self, x: Float[Tensor, "batch rows columns"], context: Float[Tensor, "batch context columns"] | None = None
     ) -> Float[Tensor, "batch rows columns 2"]:
         """Computes the parameters of all samples at once."""
-        context, inside = self.split_context(context)
-        columns = None if inside is None else (inside > 0).to(x.dtype)[:, None, None]
         before = F.pad(x[:, :-1], (0, 0, 1, 0))  # each row sees the rows before it
+        return self.rows_given(before, context)[0]
+
+    def rows_given(
+        self,
+        before: Float[Tensor, "batch rows columns"],
+        context: Tensor | None,
+        position: int = 0,
+        past: Sequence[Tensor | None] | None = None,
+    ) -> tuple[Float[Tensor, "batch rows columns 2"], list[Tensor]]:
+        """Parameters of rows from ``position`` on, and what entered each layer.
+
+        Args:
+            before: the row before each; zeros before the first.
+            context: as `forward` has it.
+            position: number of the first row.
+            past: what entered each layer of earlier rows, as many as it still sees, or None if there are none.
+        """
+        context, inside = self.split_context(context)
+        columns = None if inside is None else (inside > 0).to(before.dtype)[:, None, None]
         hidden = self.enter(before[:, None]).contiguous(memory_format=torch.channels_last)
         skipped: Tensor | None = None
-        for layer, added in zip(self.layers, self.context_of_layers(context), strict=True):
-            hidden, skip = layer(hidden if columns is None else hidden * columns, added)
+        entered = []
+        added = self.context_of_layers(context, position, before.shape[1])
+        for number, layer in enumerate(self.layers):
+            if columns is not None:
+                hidden = hidden * columns
+            entered.append(hidden)
+            hidden, skip = layer(hidden, added[number], None if past is None else past[number])
             skipped = skip if skipped is None else skipped + skip
         assert skipped is not None
         parameters = self.leave(skipped * len(self.layers) ** -0.5).movedim(1, -1)
         if inside is not None:
-            parameters = parameters * self.belongs(inside, x.shape[1])[..., None]
-        return parameters
+            belongs = self.belongs(inside, before.shape[1], position)
+            parameters = parameters * belongs[..., None]
+        return parameters, entered
 
     def split_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The features of each column, and how many of its samples belong to the signal (None: all).
@@ -102,27 +129,53 @@ class WaveNet(AutoregressiveConditioner):
             raise ValueError(f"the conditioner needs a context with {features} features a column, got {given}")
         if context is None:
             return None, None
-        return context[:, :features] if features else None, context[:, features] if given > features else None
+        inside = None if given == features else context[:, features]
+        if inside is not None and inside.ndim == 3:
+            inside = inside[:, 0]  # the same in all rows
+        return context[:, :features] if features else None, inside
 
-    def context_of_layers(self, context: Tensor | None) -> Sequence[Tensor | None]:
-        """What the context adds in each layer, (batch, 2 · channels, 1, columns)."""
-        if self.from_context is None or context is None:
+    def context_of_layers(self, features: Tensor | None, position: int, rows: int) -> Sequence[Tensor | None]:
+        """What the context adds in each layer to rows from ``position``, (batch, 2 · channels, rows or 1, columns)."""
+        if self.from_context is None or features is None:
             return [None] * len(self.layers)
-        return self.from_context(context)[:, :, None].chunk(len(self.layers), 1)
+        if features.ndim == 3:
+            features = features[:, :, None]
+        else:
+            features = features.index_select(2, self._place(position, rows, features.device))
+        return self.from_context(features.flatten(2)).unflatten(2, features.shape[2:]).chunk(len(self.layers), 1)
 
-    def belongs(self, inside: Float[Tensor, "batch columns"], rows: int) -> Float[Tensor, "batch rows columns"]:
-        """Which samples belong to the signal, rows in the order of generation."""
-        place = torch.arange(rows, device=inside.device) if self.order is None else self.order
-        return (place[None, :, None] < inside[:, None]).to(inside.dtype)
+    def belongs(
+        self, inside: Float[Tensor, "batch columns"], rows: int, position: int = 0
+    ) -> Float[Tensor, "batch rows columns"]:
+        """Which samples of rows from ``position`` on belong to the signal, rows in the order of generation."""
+        return (self._place(position, rows, inside.device)[:, None] < inside[:, None]).to(inside.dtype)
 
-    def stream(self, like: Tensor, context: Tensor | None = None) -> "WaveNetStream":
-        """Starts a generation, a row at a time.
+    def _place(self, position: int, rows: int, device: torch.device) -> Int[Tensor, " rows"]:
+        """Where rows from ``position`` on lie."""
+        if self.order is not None:
+            return self.order[position : position + rows]
+        return torch.arange(position, position + rows, device=device)
 
-        Under autocast whole passes are recomputed: only the same products round as the parallel pass does.
+    def stream(self, like: Tensor, context: Tensor | None = None, memory: list[Tensor] | None = None) -> WaveNetStream:
+        """Starts a generation, a row at a time; see `WaveNetStream`.
+
+        Raises:
+            ValueError: for a memory of a network that is not of causal width.
         """
-        if torch.is_autocast_enabled(like.device.type):
-            return super().stream(like, context)
-        return WaveNetStream(self, like, context)
+        if memory is not None and not self.causal_width:
+            raise ValueError("only a network of causal width can go on where earlier columns ended")
+        return WaveNetStream(self, like, context, memory)
+
+    def memory(self, like: Float[Tensor, "batch rows columns"]) -> list[Tensor]:
+        """What streams over successive columns hand on: for each layer and row, the last columns that entered."""
+        kind = like.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+        batch, rows = like.shape[:2]
+        widths = [2, *[self.channels] * (len(self.layers) - 1)]
+        return [
+            like.new_zeros(rows, batch, layer.margins[0], width, dtype=dtype)
+            for layer, width in zip(self.layers, widths, strict=True)
+        ]
 
 
 class _Layer(nn.Module):
@@ -140,119 +193,15 @@ class _Layer(nn.Module):
         self.convolution = weight_norm(nn.Conv2d(channels, 2 * channels, kernel, dilation=dilation))
         self.mix = weight_norm(nn.Conv2d(channels, channels if last else 2 * channels, 1))
 
-    def forward(self, hidden: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-        gates = self.convolution(F.pad(hidden, (*self.margins, self.past, 0)))
-        return _paths(hidden, gates, added, self.mix.weight, self.mix.bias)
-
-
-def _paths(
-    hidden: Tensor, gates: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What goes on to the next layer, and what skips to the end; the last layer only has the latter."""
-    signal, gate = (gates if added is None else gates + added).chunk(2, 1)
-    mixed = F.conv2d(torch.tanh(signal) * torch.sigmoid(gate), weight, bias)
-    if mixed.shape[1] == hidden.shape[1]:
-        return hidden, mixed
-    residual, skip = mixed.chunk(2, 1)
-    return (hidden + residual) * math.sqrt(0.5), skip
-
-
-class WaveNetStream(Stream):
-    """A WaveNet that computes a row at a time, keeping of each layer the rows that its convolution still needs.
-
-    A layer with a kernel of k rows dilated by d keeps k · d rows, in d rings of k: the rows that one convolution sees
-    are one ring, and where in it the newest lies decides only how the kernel is rotated. So a step moves no rows, has
-    static shapes, and is the same for every height, kernel and dilation.
-    """
-
-    def __init__(self, network: WaveNet, like: Tensor, context: Tensor | None) -> None:
-        super().__init__()
-        self.network = network
-        self.rows = like.shape[1]
-        context, inside = network.split_context(context)
-        self.belongs = None if inside is None else network.belongs(inside, self.rows)
-        self.columns = None if inside is None else (inside > 0).to(like.dtype)[:, None, None]
-        self.added = network.context_of_layers(context)
-        self.layers: list[_Layer] = list(network.layers)  # type: ignore[arg-type]
-        # Weight normalisation is folded into the weights once.
-        self.enter = network.enter.weight, network.enter.bias
-        self.kernels = [layer.convolution.weight for layer in self.layers]
-        self.mixes = [(layer.mix.weight, layer.mix.bias) for layer in self.layers]
-        self.rotated = [
-            [kernel.roll(turn + 1, 2).contiguous(memory_format=torch.channels_last) for turn in range(kernel.shape[2])]
-            for kernel in self.kernels
-        ]
-        batch, _, columns = like.shape
-        # For each layer (dilation, batch, channels, kernel, columns and margins), channels lying next to each other.
-        self.rings = [
-            like.new_zeros(d, batch, k, columns + sum(layer.margins), network.channels).movedim(-1, 2)
-            for layer in self.layers
-            for k, d in [(layer.kernel[0], layer.dilation[0])]
-        ]
-        self.last = like.new_zeros(batch, 1, columns)
-        self.swept: tuple[Tensor, list[Tensor]] | None = None
-
-    def step(self, previous: Float[Tensor, "batch columns"] | None) -> Float[Tensor, "batch columns 2"]:
-        """Takes the row before (None at the first) and returns the parameters of the next."""
-        if previous is not None:
-            self.last = previous[:, None]
-            self.position += 1
-        return self._compute(self.last)[0][:, 0]
-
-    def sweep(self, guess: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns 2"]:
-        """The parameters of the next rows, given a guess at their values; nothing is committed."""
-        parameters, entered = self._compute(torch.cat([self.last, guess[:, :-1]], 1))
-        self.swept = guess, entered
-        return parameters
-
-    def commit(self, values: Float[Tensor, "batch rows columns"]) -> None:
-        """Takes the values of the next rows."""
-        # What the last sweep computed stands where the values are those it was given: the rule, since they are a fixed
-        # point. The last row has not entered yet.
-        if self.swept is None or not torch.equal(self.swept[0][:, :-1], values[:, :-1]):
-            self.sweep(values)
-        assert self.swept is not None
-        for number, entered in enumerate(self.swept[1]):
-            count = min(entered.shape[2], self.layers[number].kernel[0] * self.layers[number].dilation[0])
-            for back in range(count, 0, -1):
-                self._place(number, self.position + values.shape[1] - back).copy_(entered[:, :, -back])
-        self.swept = None
-        self.last = values[:, -1:]
-        self.position += values.shape[1]
-
-    def _compute(self, previous: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Parameters of rows, given the row before each, and what entered each layer. A single row enters the rings."""
-        count = previous.shape[1]
-        self.computed += count
-        hidden = F.conv2d(previous[:, None].contiguous(memory_format=torch.channels_last), *self.enter)
-        skipped: Tensor | None = None
-        entered = []
-        for number, layer in enumerate(self.layers):
-            if self.columns is not None:
-                hidden = hidden * self.columns
-            entered.append(hidden)
-            if count == 1:
-                self._place(number, self.position).copy_(hidden[:, :, 0])
-                turn = self.position // layer.dilation[0] % layer.kernel[0]
-                seen, kernel = self.rings[number][self.position % layer.dilation[0]], self.rotated[number][turn]
-                dilation = (1, layer.dilation[1])
-            else:
-                past = [self._place(number, row) for row in range(self.position - layer.past, self.position)]
-                seen = torch.cat([torch.stack(past, 2), hidden], 2) if past else hidden
-                seen, kernel, dilation = F.pad(seen, layer.margins), self.kernels[number], layer.dilation
-            gates = F.conv2d(seen, kernel, layer.convolution.bias, dilation=dilation)
-            hidden, skip = _paths(hidden, gates, self.added[number], *self.mixes[number])
-            skipped = skip if skipped is None else skipped + skip
-        assert skipped is not None
-        parameters = self.network.leave(skipped * len(self.layers) ** -0.5).movedim(1, -1)
-        if self.belongs is not None:
-            parameters = parameters * self.belongs[:, self.position : self.position + count, :, None]
-        return parameters, entered
-
-    def _place(self, number: int, row: int) -> Float[Tensor, "batch channels columns"]:
-        """Where a layer keeps a row; rows above the first are zeros, in places that no row has taken yet."""
-        layer = self.layers[number]
-        turn, ring = divmod(row, layer.dilation[0])
-        columns = self.last.shape[2]
-        left = layer.margins[0]
-        return self.rings[number][ring, :, :, turn % layer.kernel[0], left : left + columns]
+    def forward(self, hidden: Tensor, added: Tensor | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What goes on to the next layer, and what skips to the end; the last layer only has the latter."""
+        seen, missing = hidden, self.past
+        if past is not None:
+            seen, missing = torch.cat([past, hidden], 2), self.past - past.shape[2]
+        gates = self.convolution(F.pad(seen, (*self.margins, missing, 0)))
+        signal, gate = (gates if added is None else gates + added).chunk(2, 1)
+        mixed = self.mix(torch.tanh(signal) * torch.sigmoid(gate))
+        if mixed.shape[1] == hidden.shape[1]:
+            return hidden, mixed
+        residual, skip = mixed.chunk(2, 1)
+        return (hidden + residual) * math.sqrt(0.5), skip

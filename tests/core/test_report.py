@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+import wave
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from arflows.core import report
-from arflows.core.report import Chapter, Failure, Figure, ImageGrid, Paragraph, Protocol, Table, write_report
+from arflows.core.report import Chapter, Failure, Figure, ImageGrid, Paragraph, Protocol, Sounds, Table, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -177,3 +178,26 @@ def test_failed_report_leaves_the_older_one(write, tmp_path):
         write(Figure(b"", "", ""))
     assert "older" in (tmp_path / "report.html").read_text()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_sounds_are_embedded_with_their_names(write, tmp_path):
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"\1\2\3\4")
+    (tmp_path / "x.wav").write_bytes(stream.getvalue())
+    page = write(Sounds([stream.getvalue(), tmp_path / "x.wav"], ["spoken", "synthesised"], "Listen."))
+    players = page.all("audio")
+    assert [player["aria-label"] for player in players] == ["spoken", "synthesised"]
+    for player in players:
+        kind, _, content = player["src"].partition(",")
+        assert kind == "data:audio/wav;base64"
+        with wave.open(io.BytesIO(base64.b64decode(content))) as file:
+            assert file.readframes(9) == b"\1\2\3\4"
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert "media-src data:" in policy
+    assert "Listen." in page.text
+    with pytest.raises(ValueError, match="not a WAV file"):
+        write(Sounds([b"ID3 something else"], ["an MP3"], ""))
+    with pytest.raises(ValueError, match="1 clips have 2 labels"):
+        Sounds([b""], ["a", "b"], "")

@@ -1,0 +1,183 @@
+"""Filling a gap in a waveform with draws from the exact conditional density of the flow."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arflows.audio.representation import Condition
+from arflows.core.errors import UserError
+
+if TYPE_CHECKING:
+    from arflows.audio.model import WaveFlow
+
+STEPS = 60
+"""Steps of the chain for each alternative, the first half of which settle the size of a step."""
+ROUNDS = 3
+"""How often a first guess is encoded and decoded, so that it fits what surrounds it."""
+ACCEPTED = 0.574
+"""The share of proposals whose acceptance is best: Roberts & Rosenthal 1998, for Langevin steps."""
+
+
+@torch.no_grad()
+def inpaint(
+    flow: WaveFlow,
+    waveform: Float[Tensor, "1 samples"],
+    start: int,
+    stop: int,
+    condition: Condition,
+    count: int = 1,
+    temperature: float = 1.0,
+    steps: int = STEPS,
+    generator: torch.Generator | None = None,
+) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
+    """Draws what may stand between two samples of a waveform, given all other samples.
+
+    The target is p(gap | other samples, condition)^(1/temperature²), which is proportional to the exact density of the
+    whole waveform. Each alternative is the end of a Markov chain of its own that leaves the target invariant: the
+    Metropolis-adjusted Langevin algorithm (Roberts & Tweedie 1996; Roberts & Rosenthal 1998), with proposals
+
+        gap' ~ N(gap + ½ ε² D ∇log p, ε² D),
+
+    accepted or rejected by the exact density. D is diagonal and fixed: the variance that the model gives each sample
+    where the chain begins. ε is settled in the first half of the steps and fixed in the second. The gradient is taken
+    over the gap and what one network sees around it, which makes proposals cheaper and no less valid.
+
+    A chain begins where the model's own synthesis leads: latents of the gap are drawn, those of other samples are
+    encoded, all are decoded, the known samples are put back, a few times over.
+
+    What comes out is a draw from the target in the limit of many steps. With few it still shows where the chain began,
+    the more so the longer the gap.
+
+    Args:
+        flow: the model.
+        waveform: samples in [−1, 1].
+        start: first sample of the gap.
+        stop: first sample after the gap.
+        condition: of the whole waveform; its mel spectrogram says what is to be heard in the gap too.
+        count: how many alternatives.
+        temperature: below 1, likelier ones.
+        steps: of each chain.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        Waveforms, the same outside of the gap, and the log-density of each as a whole in nats, at temperature 1.
+
+    Raises:
+        UserError: for a gap that does not lie in the waveform, or settings out of range.
+    """
+    samples = waveform.shape[1]
+    if len(waveform) != 1 or not 0 <= start < stop <= samples:
+        raise UserError(
+            f"the gap from sample {start} to {stop} does not lie in one waveform of {samples} samples: "
+            f"got {len(waveform)} waveforms"
+        )
+    if count < 1 or steps < 0:
+        raise UserError(f"count={count} and steps={steps} must be at least 1 and 0")
+    if not temperature > 0:
+        raise UserError(f"temperature must be greater than 0, got {temperature}")
+    with flow._evaluating():
+        columns = flow._columns(waveform, condition, None)
+        chains = []
+        for _ in range(count):
+            chain = _Chain(flow, waveform, start, stop, columns, temperature, generator)
+            chains.append(chain.run(steps))
+        filled = torch.cat(chains)
+        return filled, torch.cat([flow.log_prob(one, condition) for one in filled.split(1)])
+
+
+class _Chain:
+    """One alternative on its way: a waveform of which only the gap changes."""
+
+    def __init__(
+        self,
+        flow: WaveFlow,
+        waveform: Tensor,
+        start: int,
+        stop: int,
+        columns: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.flow, self.start, self.stop, self.columns = flow, start, stop, columns
+        self.temperature, self.generator = temperature, generator
+        self.known = waveform.to(flow.device, flow.base.origin.dtype)
+        # Latents that depend on the gap lie within the receptive field around it, and depend on twice as much: of that
+        # piece the density changes as that of the whole.
+        self.exact = self._piece(2 * flow.reach)
+        self.narrow = self._piece(flow.reach // len(flow.bijection.bijections))
+
+    def run(self, steps: int) -> Float[Tensor, "1 samples"]:
+        """The waveform after so many steps."""
+        waveform = self._first_guess()
+        scale = self._scale(waveform)
+        size, settled = (self.stop - self.start) ** (-1 / 6), steps // 2
+        density, gradient = self._density(waveform), self._gradient(waveform)
+        for step in range(steps):
+            noise = self._normal(self.stop - self.start)
+            forward = waveform[:, self.start : self.stop] + 0.5 * (size * scale) ** 2 * gradient
+            proposed = self._with(waveform, forward + size * scale * noise)
+            proposed_density, proposed_gradient = self._density(proposed), self._gradient(proposed)
+            backward = proposed[:, self.start : self.stop] + 0.5 * (size * scale) ** 2 * proposed_gradient
+            back = (waveform[:, self.start : self.stop] - backward) / (size * scale)
+            log_ratio = proposed_density - density + 0.5 * float(noise.square().sum() - back.square().sum())
+            chance = math.exp(min(0.0, log_ratio)) if math.isfinite(log_ratio) else 0.0
+            if float(torch.rand((), generator=self.generator)) < chance:
+                waveform, density, gradient = proposed, proposed_density, proposed_gradient
+            if step < settled:  # Robbins & Monro 1951
+                size *= math.exp((chance - ACCEPTED) * 2 / math.sqrt(1 + step))
+        return waveform
+
+    def _first_guess(self) -> Tensor:
+        waveform, gap = self.known, self.temperature * self._normal(self.stop - self.start)
+        first, last, columns = self.exact
+        for _ in range(ROUNDS):
+            piece = waveform[:, first:last]
+            z = self.flow.bijection(piece, columns)[0]
+            z[:, self.start - first : self.stop - first] = gap
+            decoded = self.flow.bijection.inverse(z, columns)[0]
+            waveform = self._with(waveform, decoded[:, self.start - first : self.stop - first])
+        return waveform
+
+    def _scale(self, waveform: Tensor) -> Tensor:
+        """The standard deviation that the model gives each sample of the gap, given those generated before."""
+        first, last, columns = self.exact
+        _, log_derivative = self.flow.bijection.transform(waveform[:, first:last], columns)
+        return self.temperature * (-log_derivative[:, self.start - first : self.stop - first]).exp()
+
+    def _density(self, waveform: Tensor) -> float:
+        """The log of the target, up to a constant."""
+        first, last, columns = self.exact
+        return float(self._log_target(waveform[:, first:last], columns))
+
+    def _gradient(self, waveform: Tensor) -> Tensor:
+        first, last, columns = self.narrow
+        with torch.enable_grad():
+            gap = waveform[:, self.start : self.stop].clone().requires_grad_()
+            piece = torch.cat([waveform[:, first : self.start], gap, waveform[:, self.stop : last]], 1)
+            (gradient,) = torch.autograd.grad(self._log_target(piece, columns), gap)
+        return gradient
+
+    def _log_target(self, piece: Tensor, columns: Tensor | None) -> Tensor:
+        z, log_derivative = self.flow.bijection.transform(piece, columns)
+        # In double precision: differences of sums over many samples decide.
+        return (log_derivative.double() - 0.5 * z.double().square()).sum() / self.temperature**2
+
+    def _piece(self, margin: int) -> tuple[int, int, Tensor | None]:
+        """From which to which sample the gap and so many columns to either side lie, and their context."""
+        height, samples = self.flow.height, self.known.shape[1]
+        left = max(0, self.start // height - margin)
+        right = min(-(-self.stop // height) + margin, -(-samples // height))
+        columns = None if self.columns is None else self.columns[..., left:right]
+        return left * height, min(right * height, samples), columns
+
+    def _with(self, waveform: Tensor, gap: Tensor) -> Tensor:
+        return torch.cat([waveform[:, : self.start], gap, waveform[:, self.stop :]], 1)
+
+    def _normal(self, size: int) -> Tensor:
+        drawn = torch.randn(1, size, generator=self.generator, dtype=self.known.dtype)
+        return drawn.to(self.known.device)

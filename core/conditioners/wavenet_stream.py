@@ -1,0 +1,299 @@
+"""A WaveNet at work on a generation: row by row with all folded that can be, or by sweeps over blocks of rows."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arflows.core.conditioners.autoregressive import Stream
+
+if TYPE_CHECKING:
+    from arflows.core.conditioners.wavenet import WaveNet
+
+TILE_BYTES = 3 << 19
+"""What a step works on at a time on a CPU: little enough to stay in a core's second-level cache."""
+
+
+class WaveNetStream(Stream):
+    """A WaveNet that keeps, of each layer, the rows that its convolution still needs.
+
+    A step computes one row. It is the same map as the parallel pass with less work, since a row is all that changes:
+    weight normalisation, the factors √½ and the ½ of σ(b) = ½ + ½ tanh(b/2) are folded into the weights; so is the skip
+    path into the last layer, for nothing but sums lies between; so is the first layer, which sees one number of each
+    sample, into the convolution after it. A layer whose convolution reaches p rows back keeps p + 1 of them; the newest
+    takes the place of the oldest, so nothing moves, shapes are static, whatever heights, kernels and dilations.
+
+    Under autocast the products of a step are taken in the lower precision, and parameters are summed in that of the
+    samples.
+
+    Args:
+        network: the WaveNet.
+        like: a tensor of the shape, type and device of the samples, rows in the order of generation.
+        context: of each column, see `WaveNet`.
+        memory: for a network of causal width, what `WaveNet.memory` made: the columns then go on where those of the
+            last stream with this memory ended, instead of at zeros.
+    """
+
+    def __init__(
+        self,
+        network: WaveNet,
+        like: Float[Tensor, "batch rows columns"],
+        context: Tensor | None,
+        memory: list[Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.like, self.context, self.memory = network, like, context, memory
+        self.last = like.new_zeros(len(like), 1, like.shape[2])
+        self.past: list[Tensor | None] = [None] * len(network.layers)
+        self.swept: tuple[Tensor, list[Tensor]] | None = None
+        self.rows: _Rows | None = None
+
+    def step(self, previous: Float[Tensor, "batch columns"] | None) -> Float[Tensor, "batch columns 2"]:
+        """Takes the row before (None at the first) and returns the parameters of the next."""
+        if self.rows is None:
+            self.rows = _Rows(self.network, self.like, self.context, self.memory)
+        if previous is not None:
+            self.position += 1
+        self.computed += 1
+        return self.rows.compute(self.position, previous)
+
+    def sweep(self, guess: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns 2"]:
+        """The parameters of the next rows, given a guess at their values; nothing is committed."""
+        before = torch.cat([self.last, guess[:, :-1]], 1)
+        parameters, entered = self.network.rows_given(before, self.context, self.position, self.past)
+        self.computed += guess.shape[1]
+        self.swept = guess, entered
+        return parameters
+
+    def commit(self, values: Float[Tensor, "batch rows columns"]) -> None:
+        """Takes the values of the next rows."""
+        # What the last sweep computed stands where the values are those it was given: the rule, since they are a fixed
+        # point. The last row has not entered yet.
+        if self.swept is None or not torch.equal(self.swept[0][:, :-1], values[:, :-1]):
+            self.sweep(values)
+        assert self.swept is not None
+        for number, (layer, entered) in enumerate(zip(self.network.layers, self.swept[1], strict=True)):
+            past = self.past[number]
+            joined = entered if past is None else torch.cat([past, entered], 2)
+            self.past[number] = joined[:, :, max(joined.shape[2] - layer.past, 0) :]
+        self.swept = None
+        self.last = values[:, -1:]
+        self.position += values.shape[1]
+
+
+class _Rows:
+    """What steps are computed with: folded weights, the rows that are kept, and the places to compute in.
+
+    Everything lies as (batch, columns, channels), so that all samples a kernel sees, side by side, make one product.
+    Layers sum to hidden states that are 2^(layer/2) times those of the parallel pass.
+    """
+
+    def __init__(self, network: WaveNet, like: Tensor, context: Tensor | None, memory: list[Tensor] | None) -> None:
+        self.network, self.memory = network, memory
+        batch, rows, columns = like.shape
+        kind = like.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+        with torch.autocast(kind, enabled=False):
+            features, inside = network.split_context(context)
+            self.belongs = None if inside is None else network.belongs(inside, rows)[..., None]
+            self.valid = like.new_ones(batch, columns, 1) if inside is None else (inside > 0).to(like.dtype)[..., None]
+            self._fold(like.dtype, low)
+        self.low = low
+        # A context of each sample is projected row by row, one of each column once for all.
+        self.features = features
+        self.features_of_rows = features is not None and features.ndim == 4
+        self.mask = None if inside is None else self.valid.to(low)
+        # For each layer and each row it keeps, (batch, columns and margins, channels); of the first layer's input there
+        # are two channels: the sample, and one that tells it from the zeros beyond a border.
+        self.places = [
+            [like.new_zeros(batch, columns + sum(layer.margins), width, dtype=low) for _ in range(layer.past + 1)]
+            for layer, width in zip(network.layers, [2] + [network.channels] * len(network.layers), strict=False)
+        ]
+        self._lay_out(like, low)
+
+    def _fold(self, dtype: torch.dtype, low: torch.dtype) -> None:
+        network, count = self.network, len(self.network.layers)
+        halves = torch.ones(2 * network.channels, dtype=dtype, device=network.leave.weight.device)
+        halves[network.channels :] = 0.5  # of the gate's argument
+        entered, entered_bias = network.enter.weight.flatten(), network.enter.bias
+        enter = torch.stack([entered, entered_bias])  # (2, channels)
+        leave = network.leave.weight[:, :, 0, 0].T  # (channels, 2)
+        self.enter = enter.to(low)[None]
+        self.halves = halves
+        self.kernels, self.biases, self.residuals, self.skips = [], [], [], []
+        self.left = network.leave.bias.clone()
+        for number, layer in enumerate(network.layers):
+            kernel = layer.convolution.weight * halves[:, None, None, None] * 2 ** (-number / 2)
+            if number == 0:
+                kernel = torch.einsum("ocij,ec->oeij", kernel, enter)
+            # (kernel rows, kernel columns, channels) to gates.
+            self.kernels.append(kernel.permute(2, 3, 1, 0).flatten(0, 2).to(low)[None])
+            self.biases.append(layer.convolution.bias * halves)
+            weight, bias = layer.mix.weight[:, :, 0, 0].T, layer.mix.bias
+            if number < count - 1:
+                scale = 2 ** (number / 2)
+                self.residuals.append(
+                    ((0.5 * scale * weight[:, : network.channels]).to(low)[None], scale * bias[: network.channels])
+                )
+                weight, bias = weight[:, network.channels :], bias[network.channels :]
+            self.skips.append((0.5 * count**-0.5 * weight @ leave).to(low)[None])
+            self.left = self.left + count**-0.5 * bias @ leave
+        self.residuals = [(weight, bias.to(low)) for weight, bias in self.residuals]
+
+    def _added(self, position: int) -> list[list[Tensor]]:
+        """What is added to each layer's gates, of each tile: (batch or 1, columns or 1, 2 · channels)."""
+        layers = []
+        with torch.autocast(self.valid.device.type, enabled=False):
+            for bias, added in zip(
+                self.biases, self.network.context_of_layers(self.features, position, 1), strict=True
+            ):
+                if added is None:
+                    layers.append([bias.to(self.low).expand(1, 1, -1)] * len(self.tiles))
+                    continue
+                total = torch.addcmul(bias, added[:, :, 0].mT, self.halves).to(self.low).contiguous()
+                layers.append([total[b if len(total) > 1 else slice(None), c] for b, c in self.tiles])
+        return layers
+
+    def _lay_out(self, like: Tensor, low: torch.dtype) -> None:
+        """Cuts batch and columns into tiles, and makes all views that steps need, since making them takes time too."""
+        network = self.network
+        batch, _, columns = like.shape
+        channels, (down, along) = network.channels, network.layers[0].kernel
+        if like.device.type == "cpu":
+            each = like.new_empty(0, dtype=low).element_size() * channels * (down * along + 5)
+            size = max(64, TILE_BYTES // each)
+            pieces = -(-columns // size)
+            size = -(-columns // pieces)
+            examples = max(1, TILE_BYTES // each // size)
+        else:
+            size, examples = columns, batch
+        self.tiles = [
+            (slice(b, min(b + examples, batch)), slice(c, min(c + size, columns)))
+            for b, c in product(range(0, batch, examples), range(0, columns, size))
+        ]
+
+        def room(width: int, dtype: torch.dtype) -> Tensor:
+            return like.new_empty(min(examples, batch) * size * width, dtype=dtype)
+
+        # Hyperbolic tangents of half precision are slow on CPUs.
+        wide = torch.float32 if low in (torch.bfloat16, torch.float16) and like.device.type == "cpu" else low
+        rooms = {
+            name: room(width, dtype)
+            for name, width, dtype in (
+                ("seen", channels * down * along, low),
+                ("seen_first", 2 * down * along, low),
+                ("gates", 2 * channels, low),
+                ("wide", 2 * channels, wide),
+                ("passed", channels, low),
+                ("mixed", channels, low),
+                ("skipped", 2, low),
+            )
+        }
+        if wide == low:
+            rooms["wide"] = rooms["gates"]
+
+        def part(name: str, tile: tuple[slice, slice], width: int) -> Tensor:
+            b, c = tile[0].stop - tile[0].start, tile[1].stop - tile[1].start
+            return rooms[name][: b * c * width].view(b, c, width)
+
+        self.work = []
+        for tile in self.tiles:
+            wide_gates = part("wide", tile, 2 * channels)
+            self.work.append(
+                {
+                    "first": part("seen_first", tile, 2 * down * along),
+                    "seen": part("seen", tile, channels * down * along),
+                    "gates": part("gates", tile, 2 * channels),
+                    "wide": wide_gates,
+                    "halves": wide_gates.chunk(2, -1),
+                    "passed": part("passed", tile, channels),
+                    "mixed": part("mixed", tile, channels),
+                    "skipped": part("skipped", tile, 2),
+                }
+            )
+        # Of each layer, kept row and tile: what each column of the kernel sees, and the samples' own columns.
+        self.windows = [
+            [
+                [
+                    [
+                        place[b, c.start + at * layer.dilation[1] : c.stop + at * layer.dilation[1]]
+                        for at in range(along)
+                    ]
+                    for b, c in self.tiles
+                ]
+                for place in places
+            ]
+            for layer, places in zip(network.layers, self.places, strict=True)
+        ]
+        self.own = [
+            [
+                [place[b, layer.margins[0] + c.start : layer.margins[0] + c.stop] for b, c in self.tiles]
+                for place in places
+            ]
+            for layer, places in zip(network.layers, self.places, strict=True)
+        ]
+        self.added_tiles = self._added(0)
+        self.mask_tiles = [None if self.mask is None else self.mask[tile] for tile in self.tiles]
+
+    def compute(self, position: int, previous: Tensor | None) -> Float[Tensor, "batch columns 2"]:
+        """The parameters of the row at ``position``, given the one before."""
+        valid = self.valid
+        parameters = torch.empty(*valid.shape[:2], 2, dtype=valid.dtype, device=valid.device).copy_(self.left)
+        layers = self.network.layers
+        if self.features_of_rows and position:
+            self.added_tiles = self._added(position)
+        entry, left = self.places[0][position % len(self.places[0])], layers[0].margins[0]
+        own = entry[:, left : left + valid.shape[1]]
+        own[..., 1:].copy_(valid)
+        if previous is not None:
+            torch.mul(previous[..., None], valid, out=own[..., :1]) if own.dtype == valid.dtype else own[..., :1].copy_(
+                previous[..., None] * valid
+            )
+        self._remember(0, position)
+        last = len(layers) - 1
+        for number, layer in enumerate(layers):
+            kept = len(self.places[number])
+            slots = [(position - back * layer.dilation[0]) % kept for back in range(layer.kernel[0] - 1, -1, -1)]
+            windows = self.windows[number]
+            for tile, work in enumerate(self.work):
+                seen = work["first" if number == 0 else "seen"]
+                torch.cat([window for slot in slots for window in windows[slot][tile]], -1, out=seen)
+                gates = work["gates"]
+                kernel = self.kernels[number].expand(len(seen), -1, -1)
+                torch.baddbmm(self.added_tiles[number][tile], seen, kernel, out=gates)
+                if work["wide"] is not gates:
+                    work["wide"].copy_(gates)
+                work["wide"].tanh_()
+                signal, gate = work["halves"]
+                passed = torch.addcmul(signal, signal, gate, out=work["passed"])  # 2 tanh(a) σ(b)
+                skipped = torch.bmm(passed, self.skips[number].expand(len(seen), -1, -1), out=work["skipped"])
+                parameters[self.tiles[tile]].add_(skipped)
+                if number < last:
+                    weight, bias = self.residuals[number]
+                    mixed = torch.baddbmm(bias, passed, weight.expand(len(seen), -1, -1), out=work["mixed"])
+                    hidden = self.own[number][slots[-1]][tile]
+                    following = self.own[number + 1][position % len(self.places[number + 1])][tile]
+                    if number == 0:
+                        mixed.baddbmm_(hidden, self.enter.expand(len(seen), -1, -1))
+                        following.copy_(mixed)
+                    else:
+                        torch.add(hidden, mixed, out=following)
+                    mask = self.mask_tiles[tile]
+                    if mask is not None:
+                        following.mul_(mask)
+            if number < last:
+                self._remember(number + 1, position)
+        return parameters if self.belongs is None else parameters * self.belongs[:, position]
+
+    def _remember(self, number: int, position: int) -> None:
+        """Puts the columns before these to the left of a row that has entered a layer, and keeps its last for later."""
+        left = self.network.layers[number].margins[0]
+        if self.memory is None or not left:
+            return
+        place, kept = self.places[number][position % len(self.places[number])], self.memory[number][position]
+        place[:, :left] = kept
+        kept.copy_(place[:, place.shape[1] - left :])
