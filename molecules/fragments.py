@@ -9,7 +9,8 @@ from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
 from arflows.core.errors import UserError
-from arflows.molecules.representation import BOND_TYPES, Graph, MoleculeSpec, atom_type, permuted, walk
+from arflows.molecules.graph import Graph, permuted, walk
+from arflows.molecules.representation import BOND_TYPES, MoleculeSpec, atom_type
 
 ORDERS = 32
 """Orders of a fragment's atoms that are compared, to begin with the one the model finds likeliest."""

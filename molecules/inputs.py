@@ -16,16 +16,9 @@ from tqdm import tqdm
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
+from arflows.molecules.graph import Graph, Order
 from arflows.molecules.properties import properties_of
-from arflows.molecules.representation import (
-    Graph,
-    Order,
-    Refused,
-    graph_and_smiles,
-    has_stereochemistry,
-    parse,
-    parse_block,
-)
+from arflows.molecules.representation import Refused, graph_and_smiles, has_stereochemistry, parse, parse_block
 from arflows.molecules.workers import Workers, chunked
 
 BUILTIN = {"nci": nci}

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.molecules.representation import Graph, MoleculeSpec, automorphisms, encode, permuted, walk
+from arflows.molecules.graph import Graph, permuted, walk
+from arflows.molecules.representation import MoleculeSpec, automorphisms, encode
 
 
 def order_marginal(

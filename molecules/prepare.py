@@ -11,9 +11,10 @@ import numpy as np
 from arflows.core.errors import UserError
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
+from arflows.molecules.graph import Order
 from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
 from arflows.molecules.properties import PROPERTIES
-from arflows.molecules.representation import MoleculeSpec, Order, encode
+from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers, chunked
 
 MOST_ATOMS = 255  # what a byte can count

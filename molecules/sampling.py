@@ -11,7 +11,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from arflows.core.errors import UserError
-from arflows.molecules.representation import Graph, smiles_of
+from arflows.molecules.graph import Graph
+from arflows.molecules.representation import smiles_of
 from arflows.molecules.workers import Workers
 
 Targets = Mapping[str, "float | tuple[float, float]"]

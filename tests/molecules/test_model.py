@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arflows.core.errors import UserError
+from arflows.molecules.graph import Graph, permuted, walks
 from arflows.molecules.growth import FromLatents, Known, grow, latent_shape
 from arflows.molecules.marginal import packed
 from arflows.molecules.model import MoleculeFlow
-from arflows.molecules.representation import Graph, automorphisms, graph_of, permuted, walks
+from arflows.molecules.representation import automorphisms, graph_of
 from tests.molecules.small_flows import DRUGS, TINY, noisy
 
 SMILES = ["CCO", "c1ccc2ccccc2c1", "CC(=O)Nc1ccc(O)cc1", "C1CC2CCC1CC2", "N#CC1CC1", "C[N+](=O)[O-]", "O"]

@@ -8,8 +8,8 @@ from rdkit import Chem
 from arflows.core.errors import UserError
 from arflows.data.molecule_files import nci
 from arflows.molecules import representation
+from arflows.molecules.graph import Graph, permuted, reorder, walk, walks
 from arflows.molecules.representation import (
-    Graph,
     MoleculeSpec,
     Refused,
     automorphisms,
@@ -22,10 +22,6 @@ from arflows.molecules.representation import (
     largest_valence,
     mol_of,
     parse,
-    permuted,
-    reorder,
-    walk,
-    walks,
 )
 
 DRUGS = [
