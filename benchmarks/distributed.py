@@ -53,8 +53,9 @@ def speed(store: Path, out: Path, processes: int, threads: int, batch: int, step
         rates = [
             float(row["train/examples_per_second"]) for row in csv.DictReader(file) if row["train/examples_per_second"]
         ]
-    first, last = rates[4], rates[-1]  # means since the first step: what remains is that of the steps between
-    return batch * (len(rates) - 5) / (batch * len(rates) / last - batch * 5 / first)
+    # Means since the first step of the epoch, which is the only one: what is returned is that of all steps but five.
+    first, last, steps = rates[4], rates[-1], len(rates)
+    return (steps - 5) / (steps / last - 5 / first)
 
 
 def main() -> None:
@@ -67,7 +68,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = np.random.default_rng(0).integers(0, 256, (8 * options.batch, 3, 32, 32), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(
+            0, 256, ((options.steps + 1) * options.batch, 3, 32, 32), dtype=np.uint8
+        )
         spec = ImageSpec(32, 32, 3).as_dict()
         write_store(folder / "s.h5", domain="vision", spec=spec, splits={"train": {"images": images}})
         rates: dict[tuple[int, int], list[float]] = {(1, 2): [], (2, 1): []}
