@@ -93,7 +93,7 @@ class SpeechInput:
         self.source = source
         self._store: SpeechDataset | None = None
         self._files = SpeechSource(str(source), [])
-        if source.is_file() and h5py.is_hdf5(source) and "format" in h5py.File(source).attrs:
+        if _is_store(source):
             store = Store(source, expect_domain="audio")
             check_spec(source, MelSpec.from_dict(store.spec), flow.spec)
             named = flow.speakers > 0 and speaker is None
@@ -214,12 +214,19 @@ def _read_array(path: Path, spec: MelSpec) -> Tensor:
 def mel_files(source: Path) -> list[Path]:
     """The mel files that ``source`` is or holds; none if it holds audio."""
     if source.is_file():
-        is_mel = source.suffix in MEL_SUFFIXES and not (h5py.is_hdf5(source) and "format" in h5py.File(source).attrs)
-        return [source] if is_mel else []
+        return [source] if source.suffix in MEL_SUFFIXES and not _is_store(source) else []
     names = sorted(walk(source)) if source.is_dir() else []
     if any(name.lower().endswith(AUDIO_SUFFIXES) for name in names):
         return []
     return [source / name for name in names if name.endswith(MEL_SUFFIXES)]
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a file is a store, rather than a mel spectrogram in HDF5 or audio."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return "format" in file.attrs
 
 
 def check_spec(source: Path, given: MelSpec, wanted: MelSpec) -> None:

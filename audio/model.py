@@ -465,13 +465,15 @@ class ConditionEncoder(nn.Module):
     def _interpolated(
         self, features: Tensor, columns: int, height: int, frames: Tensor | None
     ) -> Float[Tensor, "batch features columns"]:
-        place = (torch.arange(columns, device=features.device) + 0.5) * height / self.spec.hop - 0.5
+        # The place of each column's middle in halves of a sample, from the first frame's middle on: whole numbers, so
+        # that features do not depend on where a part of a spectrogram begins.
+        place = (2 * torch.arange(columns, device=features.device) + 1) * height - self.spec.hop
         last = torch.full((1, 1), features.shape[2], device=features.device) if frames is None else frames
         last = last - 1
-        place = torch.minimum(place.clamp_min(0), last)  # (batch or 1, columns)
-        left = place.long()
+        place = torch.minimum(place.clamp_min(0), 2 * self.spec.hop * last)  # (batch or 1, columns)
+        left = place // (2 * self.spec.hop)
         right = torch.minimum(left + 1, last)
-        fraction = (place - left).to(features.dtype)[:, None]
+        fraction = (place - 2 * self.spec.hop * left).to(features.dtype)[:, None] / (2 * self.spec.hop)
         if frames is None:
             return torch.lerp(features[:, :, left[0]], features[:, :, right[0]], fraction)
         features = features.expand(len(frames), -1, -1)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from arflows.audio.representation import MelSpec
 from arflows.core.files import replacing
@@ -56,7 +57,8 @@ def likelihood_curve(
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    _image(above, mel, spec, "magma", *(float(v) for v in np.quantile(mel, QUANTILES)), title)
+    low, high = np.quantile(mel, QUANTILES).tolist()
+    _image(above, mel, spec, "magma", low, high, title)
     below.plot(
         (np.arange(len(values)) + 0.5) * spec.hop / spec.sample_rate, values, linewidth=1, label="this utterance"
     )
@@ -75,7 +77,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _image(axes: Axes, mel: Mel, spec: MelSpec, colours: str, low: float, high: float, title: str) -> object:
+def _image(axes: Axes, mel: Mel, spec: MelSpec, colours: str, low: float, high: float, title: str) -> AxesImage:
     end = mel.shape[1] * spec.hop / spec.sample_rate
     image = axes.imshow(
         mel,

@@ -113,15 +113,18 @@ class _Source:
             except UserError as error:
                 if len(self._mels) == 1:
                     raise
-                self._skipped.setdefault(str(error).removeprefix(f"{path} "), []).append(path.name)
+                self.skip(path.name, str(error).removeprefix(f"{path} "))
                 continue
             yield Speech(path.relative_to(self._root).as_posix(), None, Condition(mel, speaker), mel)
 
+    def skip(self, name: str, reason: str) -> None:
+        """Notes that something could not be used."""
+        self._skipped.setdefault(reason.rstrip("."), []).append(name)
+
     def reasons(self) -> str:
         """What was skipped, and why."""
-        if self._speech is not None:
-            return self._speech.reasons()
-        return ", ".join(f"{', '.join(names)}: {reason}" for reason, names in self._skipped.items())
+        parts = [f"{', '.join(names)}: {reason}" for reason, names in self._skipped.items()]
+        return ", ".join([*parts, *filter(None, [self._speech.reasons() if self._speech is not None else ""])])
 
 
 def _vocode(
@@ -144,7 +147,11 @@ def _vocode(
         if gap is None:
             waveforms = synthesise(flow, utterance, count, temperature, generator)
         else:
-            waveforms, scores = fill(flow, utterance, gap, count, temperature, generator)
+            try:
+                waveforms, scores = fill(flow, utterance, gap, count, temperature, generator)
+            except UserError as error:
+                source.skip(utterance.name, str(error))
+                continue
         busy += time.perf_counter() - start
         spoken += waveforms.numel() / rate
         stem = Path(utterance.name).with_suffix("").as_posix().replace("/", "_")

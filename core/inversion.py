@@ -27,6 +27,8 @@ from arflows.core.graphs import replayed
 
 if TYPE_CHECKING:
     from arflows.core.bijections.autoregressive import Autoregressive
+    from arflows.core.bijections.elementwise import Elementwise
+    from arflows.core.conditioners.autoregressive import Stream
 
 POLISHING_SWEEPS = 8
 
@@ -110,18 +112,10 @@ class Sequential(Solver):
 
         def loop(z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
             nonlocal computed
-            stream, elementwise = bijection.conditioner.stream(z, context), bijection.elementwise
-            if (solved := stream.invert(elementwise, z)) is not None:
-                computed = stream.computed
-                return solved[0], sum_event(solved[1])
-            x: Tensor | None = None
-            values, log_derivatives = [], []
-            for z_site in z.movedim(1, 0).contiguous().unbind(0):
-                x, log_derivative = elementwise.inverse(z_site, stream.step(x).to(z.dtype))
-                values.append(x)
-                log_derivatives.append(log_derivative)
+            stream = bijection.conditioner.stream(z, context)
+            x, log_derivative = in_sequence(stream, bijection.elementwise, z)
             computed = stream.computed
-            return torch.stack(values, 1), sum_event(torch.stack(log_derivatives, 1))
+            return x, sum_event(log_derivative)
 
         if z.is_cuda:
             x, log_det = replayed(bijection, loop, z, context)
@@ -130,6 +124,21 @@ class Sequential(Solver):
                 x, log_det = loop(z, context)
             x, log_det = x.clone(), log_det.clone()  # of no mode, usable in autograd
         return x, log_det, Report("Sequential", sites, sites, computed / sites, None)
+
+
+def in_sequence(
+    stream: Stream, elementwise: Elementwise, z: Float[Tensor, "batch sites *site"]
+) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]]:
+    """Latent → data, by the stream's own loop or a step for each site, with the log-derivative element by element."""
+    if (solved := stream.invert(elementwise, z)) is not None:
+        return solved
+    x: Tensor | None = None
+    values, log_derivatives = [], []
+    for z_site in z.movedim(1, 0).contiguous().unbind(0):
+        x, log_derivative = elementwise.inverse(z_site, stream.step(x).to(z.dtype))
+        values.append(x)
+        log_derivatives.append(log_derivative)
+    return torch.stack(values, 1), torch.stack(log_derivatives, 1)
 
 
 class _FixedPoint(Solver):

@@ -138,8 +138,10 @@ def write_wav(path: Path, samples: Float32[np.ndarray, " samples"], rate: int) -
 
 def _coding(subtype: str) -> str | None:
     """Say how a sample was held, if not in 16 bits."""
+    if subtype == "PCM_16":
+        return None
     names = {"PCM_S8": "8 bits", "PCM_U8": "8 bits", "PCM_24": "24 bits", "PCM_32": "32 bits", "FLOAT": "floats"}
-    names |= {"PCM_16": None, "DOUBLE": "floats", "ULAW": "µ-law", "ALAW": "A-law", "VORBIS": "Vorbis", "OPUS": "Opus"}
+    names |= {"DOUBLE": "floats", "ULAW": "µ-law", "ALAW": "A-law", "VORBIS": "Vorbis", "OPUS": "Opus"}
     return names.get(subtype, "MP3" if subtype.startswith("MPEG") else subtype)
 
 

@@ -137,6 +137,23 @@ class TestSample:
         one, two = (soundfile.read(tmp_path / name / "0.wav")[0] for name in ("sequential", "jacobi"))
         np.testing.assert_allclose(one, two, atol=1e-4)
 
+    def test_filling_a_gap(self, capsys, tmp_path, run_folder, folder):
+        (tmp_path / "in").mkdir()
+        samples, _ = soundfile.read(folder / "0.wav")
+        soundfile.write(tmp_path / "in" / "long.wav", samples, RATE)
+        soundfile.write(tmp_path / "in" / "short.wav", samples[:4096], RATE)
+        words = ["--model", run_folder, "--speech", tmp_path / "in", "--out", tmp_path / "out"]
+        sample.main([str(word) for word in [*words, "--gap", "[0.3, 0.4]", "--count", 2]])
+        assert "skipped: short.wav: the gap 0.3 … 0.4 s does not lie in short.wav" in capsys.readouterr().out
+        rows = rows_of(tmp_path / "out" / "samples.csv")
+        assert [row["file"] for row in rows] == ["long-0.wav", "long-1.wav"]
+        assert all(math.isfinite(float(row["log_likelihood"])) for row in rows)
+        filled = [soundfile.read(tmp_path / "out" / row["file"])[0] for row in rows]
+        outside = np.r_[0 : round(0.3 * RATE), round(0.4 * RATE) : len(samples)]
+        for waveform in filled:
+            np.testing.assert_allclose(waveform[outside], samples[outside], atol=1e-4)
+        assert np.abs(filled[0] - filled[1]).max() > 1e-3
+
     def test_speaking_freely(self, capsys, tmp_path):
         torch.manual_seed(0)
         free = WaveFlow(conditional=False, height=8, channels=4, layers=2, flows=2)
