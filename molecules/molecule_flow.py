@@ -1,4 +1,4 @@
-"""The autoregressive flow over molecular graphs."""
+"""The autoregressive flow whose decisions are categories."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from arflows.molecules.validity import Masks
 from arflows.molecules.workers import Workers
 
 TOKENS = 1536
-"""Atoms, padding included, of molecules of similar size that are computed at once: few enough for a processor's cache."""
+"""Atoms, padding included, of molecules of similar size that are computed at once: for a processor's cache."""
 KNOWN_ROWS = 1024
 """Training molecules whose properties a conditional model keeps."""
 
@@ -122,6 +122,8 @@ class MoleculeFlow(Flow, Pretrained):
         context: Float[Tensor, "batch properties"] | None = None,
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Log-probability of each molecule over all depth-first (or breadth-first) orders, by importance sampling.
+
+        Of an aromatic molecule it is that of its canonical Kekulé form; its other forms are graphs of their own.
 
         Args:
             x: Molecules, in the canonical order if they are graphs.
