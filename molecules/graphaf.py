@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
-from arflows.core.bijections import LocationScale
+from arflows.core.bijections import Chain, LocationScale
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.molecules.decisions import unpack
@@ -121,7 +121,7 @@ class GraphAF(MoleculeFlow):
                 "prepare the data with --order bfs."
             )
         kinds, bonds = len(settings.atom_types), RELATIONS + 1
-        Flow.__init__(self, StandardNormal((settings.max_atoms * (kinds + look_back * bonds),)), nn.Identity())
+        Flow.__init__(self, StandardNormal((settings.max_atoms * (kinds + look_back * bonds),)), Chain())
         self.spec = settings
         self.properties: list[str] = []
         self.look_back = look_back
@@ -196,7 +196,7 @@ class GraphAF(MoleculeFlow):
         """
         raise UserError("GraphAF as published maps noisy vectors, not molecules, to latents: take a MoleculeFlow.")
 
-    decode = interpolate = order_marginal = encode  # type: ignore[assignment]
+    decode = interpolate = order_marginal = encode
 
     # ------------------------------------------------------------------------------------------ steps
 
