@@ -202,7 +202,7 @@ class _Block(nn.Module):
         else:
             cache[0, :, :, -hidden.shape[1] :] = key
             cache[1, :, :, -hidden.shape[1] :] = value
-            seen = F.scaled_dot_product_attention(query, *cache, attn_mask=bias)
+            seen = F.scaled_dot_product_attention(query, cache[0], cache[1], attn_mask=bias)
         hidden = hidden + self.merge(seen.transpose(1, 2).flatten(2))
         return hidden + self.contract(F.relu(self.expand(self.norm_perceptron(hidden))))
 

@@ -33,7 +33,7 @@ class Source(Protocol):
     """Where decisions come from."""
 
     def decide(
-        self, logits: Float[Tensor, "rows choices"], ids: Int64[Tensor, " rows"], atom: int, step: int
+        self, logits: Float64[Tensor, "rows choices"], ids: Int64[Tensor, " rows"], atom: int, step: int
     ) -> Int64[Tensor, " rows"]:
         """Makes a decision for some of the molecules.
 

@@ -1,4 +1,4 @@
-"""The autoregressive flow over molecular graphs."""
+"""The autoregressive flow whose decisions are categories."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from arflows.molecules.validity import Masks
 from arflows.molecules.workers import Workers
 
 TOKENS = 1536
-"""Atoms, padding included, of molecules of similar size that are computed at once: few enough for a processor's cache."""
+"""Atoms, padding included, of molecules of similar size that are computed at once: for a processor's cache."""
 KNOWN_ROWS = 1024
 """Training molecules whose properties a conditional model keeps."""
 
-Given = UInt8[Tensor, "batch packed"] | Sequence[str] | Sequence[Graph]
+Given = UInt8[Tensor, "batch packed"] | Sequence[str | Graph]
 """Molecules: as a datamodule gives them, as SMILES, or as graphs in the order to be scored."""
 
 
@@ -122,6 +122,8 @@ class MoleculeFlow(Flow, Pretrained):
         context: Float[Tensor, "batch properties"] | None = None,
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Log-probability of each molecule over all depth-first (or breadth-first) orders, by importance sampling.
+
+        Of an aromatic molecule it is that of its canonical Kekulé form; its other forms are graphs of their own.
 
         Args:
             x: Molecules, in the canonical order if they are graphs.
@@ -267,7 +269,7 @@ class MoleculeFlow(Flow, Pretrained):
             )
 
     @torch.no_grad()
-    def encode(  # type: ignore[override]
+    def encode(
         self, x: Given, context: Float[Tensor, "batch properties"] | None = None, *, masks: bool = False
     ) -> Float64[Tensor, "batch atoms steps"]:
         """Molecules → latents in [0, 1]; decisions enter as the middles of their bins.
@@ -308,10 +310,7 @@ class MoleculeFlow(Flow, Pretrained):
         """
         if steps < 2:
             raise UserError(f"steps is {steps}: give 2 or more, for both ends.")
-        one, other = (
-            self._latents_of(self._packed([each]), context, masks=True)  # type: ignore[list-item]
-            for each in (start, end)
-        )
+        one, other = (self._latents_of(self._packed([each]), context, masks=True) for each in (start, end))
         ends = torch.cat([one.where(~one.isnan(), other), other.where(~other.isnan(), one)]).nan_to_num(0.5)
         first, last = torch.special.ndtri(ends.clamp(1e-12, 1 - 1e-12))
         weights = torch.linspace(0, 1, steps, dtype=torch.float64, device=ends.device)[:, None, None]
@@ -337,7 +336,8 @@ class MoleculeFlow(Flow, Pretrained):
 
     def _graphs(self, x: Given) -> list[Graph]:
         if isinstance(x, Tensor):
-            return decode(*(part.cpu().numpy() for part in unpack(x, self.spec.max_atoms)), self.spec)
+            atoms, bonds = unpack(x.cpu(), self.spec.max_atoms)
+            return decode(atoms.numpy(), bonds.numpy(), self.spec)
         graphs = []
         for each in x:
             try:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from arflows.core.errors import UserError
 from arflows.molecules.representation import MoleculeSpec
-from arflows.molecules.stream import MoleculeStream
+
+
+class Growing(Protocol):
+    """Molecules in step, as far as rules look at them; see `arflows.molecules.stream.MoleculeStream`."""
+
+    atom: int
+    types: Int64[Tensor, "batch atoms"]
+    orders: UInt8[Tensor, "batch atoms atoms"]
+    used: UInt8[Tensor, "batch atoms"]
+
+    @property
+    def bound(self) -> Tensor:
+        """How many bonds the next atom has so far."""
 
 
 class Masks:
@@ -50,10 +63,10 @@ class Masks:
         self.most_used = torch.full((spec.max_atoms,), max(spec.valences))
         self.most_used[: len(most_used)] = torch.tensor(most_used, dtype=torch.long)
 
-    def types(self, stream: MoleculeStream, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows types"]:
+    def types(self, stream: Growing, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows types"]:
         """Which types the next atom of some of the molecules may have; the last entry is to stop."""
         atom = stream.atom
-        valences = self.valences.to(stream.ids.device)
+        valences = self.valences.to(rows.device)
         open_ends = self._open(stream, rows).sum(1, keepdim=True)
         # A new atom takes one open end and brings its own, less one.
         needed = 2 if atom + 1 < self.min_atoms else 0
@@ -66,7 +79,7 @@ class Masks:
         stop = torch.full_like(open_ends, atom >= self.min_atoms, dtype=torch.bool) | ~grow.any(1, keepdim=True)
         return torch.cat([grow, stop], 1)
 
-    def bonds(self, stream: MoleculeStream, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows choices"]:
+    def bonds(self, stream: Growing, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows choices"]:
         """Which bonds the next atom of some of the molecules may have; the first entry is to have no more."""
         atom = stream.atom
         own = self.valences.to(rows.device)[stream.types[rows, atom]]
@@ -81,7 +94,7 @@ class Masks:
         done = stream.bound[rows, None] > 0
         return torch.cat([done, fits.flatten(1)], 1)
 
-    def _open(self, stream: MoleculeStream, rows: Tensor) -> Int64[Tensor, "batch atoms"]:
+    def _open(self, stream: Growing, rows: Tensor) -> Int64[Tensor, "batch atoms"]:
         """How many more bonds each complete atom may have."""
         atom = stream.atom
         types, used = stream.types[rows, :atom], stream.used[rows, :atom]
