@@ -94,7 +94,7 @@ class SpeechDataset(StoreDataset):
     def _chances(
         self, epochs: Int64[np.ndarray, " batch"], places: Int64[np.ndarray, " batch"]
     ) -> Float64[np.ndarray, " batch"]:
-        """Where in its utterance each segment begins, from 0 to 1: a function of seed, epoch and place, whoever asks."""
+        """Where in its utterance each segment begins, from 0 to 1: a function of seed, epoch and place."""
         return np.array(
             [np.random.default_rng([self.seed, *pair]).random() for pair in zip(epochs, places, strict=True)]
         )
