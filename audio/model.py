@@ -138,7 +138,7 @@ class WaveFlow(Flow, Pretrained):
 
         The contributions add up to the waveform's log-density; each is that of the sample given those generated before.
         """
-        columns = self._columns(waveform, context or Condition(mel, speaker), lengths)
+        columns = self._columns(waveform, Condition(mel, speaker) if context is None else context, lengths)
         z, log_derivative = self.bijection.transform(self._within(waveform, lengths), columns)
         log_density = log_derivative - 0.5 * (z.square() + math.log(2 * math.pi)).to(log_derivative.dtype)
         return self._within(log_density, lengths)
@@ -147,14 +147,14 @@ class WaveFlow(Flow, Pretrained):
         """Waveform → latents (batch, samples), in evaluation mode; conditions are those of `log_prob`."""
         lengths = conditions.get("lengths")
         with self._evaluating():
-            columns = self._columns(waveform, context or _condition(conditions), lengths)
+            columns = self._columns(waveform, _condition(conditions) if context is None else context, lengths)
             return self.bijection(self._within(waveform, lengths), columns)[0]
 
     def decode(self, z: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
         """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
         lengths = conditions.get("lengths")
         with self._evaluating():
-            columns = self._columns(z, context or _condition(conditions), lengths)
+            columns = self._columns(z, _condition(conditions) if context is None else context, lengths)
             return self.bijection.inverse(self._within(z, lengths), columns)[0]
 
     @torch.no_grad()
@@ -197,7 +197,13 @@ class WaveFlow(Flow, Pretrained):
             InversionError: if the solver finds no solution.
         """
         waveform, _ = self._draw(
-            count, context or Condition(mel, speaker), samples, lengths, temperature, generator, solver
+            count,
+            Condition(mel, speaker) if context is None else context,
+            samples,
+            lengths,
+            temperature,
+            generator,
+            solver,
         )
         return waveform
 
@@ -229,7 +235,15 @@ class WaveFlow(Flow, Pretrained):
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
         """Draws waveforms and gives the log-density of each, at temperature 1, in nats; see `sample`."""
-        return self._draw(count, context or Condition(mel, speaker), samples, lengths, temperature, generator, solver)
+        return self._draw(
+            count,
+            Condition(mel, speaker) if context is None else context,
+            samples,
+            lengths,
+            temperature,
+            generator,
+            solver,
+        )
 
     def _draw(
         self,
