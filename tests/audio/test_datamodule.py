@@ -38,8 +38,7 @@ def test_every_place_of_an_utterance_is_heard(speech):
     store = Store(speech)
     frames = int(store.ragged("train", "mels").lengths[0])
     dataset = SpeechDataset(store, "train", segment=(frames - 2) * 256)
-    torch.manual_seed(0)
-    firsts = {dataset.__getitems__([0])["x"][0, 0].item() for _ in range(60)}
+    firsts = {dataset.__getitems__([epoch * len(dataset)])["x"][0, 0].item() for epoch in range(60)}
     assert len(firsts) == 3
 
 

@@ -81,7 +81,8 @@ def test_a_margin_of_the_reach_is_exact_and_a_smaller_one_comes_closer_as_it_gro
         for margin in (1, 4, 8, reach(flow))
     ]
     assert errors[0] > errors[1] > errors[2] > errors[3]
-    assert errors[0] > 1e-6 and errors[3] < 1e-10
+    assert errors[0] > 1e-6
+    assert errors[3] < 1e-10
 
 
 def test_speakers_stream_too():
