@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from arflows.molecules.workers import Workers
 
 TOKENS = 1536
 """Atoms, padding included, of molecules of similar size that are computed at once: for a processor's cache."""
+Result = TypeVar("Result")
+
 KNOWN_ROWS = 1024
 """Training molecules whose properties a conditional model keeps."""
 
@@ -186,7 +188,48 @@ class MoleculeFlow(Flow, Pretrained):
             workers: Processes in which RDKit finishes the molecules; by default it works in this one.
             **options: The others of `generate`.
         """
-        return molecules(self.generate(count, *conditions, **options), workers or Workers(1))
+        batches = self.finished(molecules, count, *conditions, workers=workers or Workers(1), **options)
+        return (molecule for batch in batches for molecule in batch)
+
+    def finished(
+        self,
+        finish: Callable[..., Result],
+        count: int,
+        context: Float[Tensor, "count properties"] | Targets | None = None,
+        *arguments: Any,
+        workers: Workers,
+        first: int = 0,
+        batch_size: int = 512,
+        **options: Any,
+    ) -> Iterator[Result]:
+        """Draws graphs and yields what ``finish(batch, *arguments)`` makes of each batch, in order.
+
+        It is called in other processes if there are several workers. On a CPU these also grow the graphs, each on one
+        core, which keeps all cores busier than operations that are divided among them.
+
+        Args:
+            finish: A function of a module.
+            count: How many molecules.
+            context: Wanted properties, if any.
+            arguments: Given to each call.
+            workers: The processes.
+            first: Number of the first molecule.
+            batch_size: Molecules in a batch.
+            **options: The others of `generate`.
+        """
+        here = self.generate(count, context, first=first, batch_size=batch_size, **options)
+        if workers.count == 1 or self.device.type != "cpu":
+            return workers.map(finish, here, *arguments)
+        starts = range(0, count, batch_size)
+        parts = (
+            (
+                first + at,
+                min(batch_size, count - at),
+                context[at : at + batch_size] if isinstance(context, Tensor) else context,
+            )
+            for at in starts
+        )
+        return workers.map(_grow_and_finish, parts, self, options, finish, arguments)
 
     def generate(
         self,
@@ -398,6 +441,20 @@ class MoleculeFlow(Flow, Pretrained):
         except UserError:
             return False
         return True
+
+
+def _grow_and_finish(
+    part: tuple[int, int, Tensor | Targets | None],
+    flow: MoleculeFlow,
+    options: Mapping[str, Any],
+    finish: Callable[..., Result],
+    arguments: tuple[Any, ...],
+) -> Result:
+    """The work of a process on one batch."""
+    first, count, context = part
+    torch.set_num_threads(1)
+    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
+    return finish(batch, *arguments)
 
 
 class KnownProperties(nn.Module):

@@ -100,17 +100,24 @@ def sample(
     part = Part(out, {"model": model, "n": n, "property": property, **options}, resume)
     columns = ["smiles", "log_prob", "log_prob_policy", *PROPERTIES, *(f"wanted_{name}" for name in flow.properties)]
     if part.drawn < n:
-        generated = flow.generate(n - part.drawn, wanted or None, first=part.drawn, batch_size=batch_size, **options)
-        with (
-            part,
-            Workers(workers) as pool,
-            tqdm(total=n, initial=part.drawn, desc="sampling", unit=" molecules", disable=None) as progress,
-        ):
-            if out.suffix == ".csv" and not part.bytes:
-                part.write(Finished(",".join(columns) + "\r\n", 0, 0))
-            for finished in pool.map(finish, generated, out.suffix, columns):
-                part.write(finished)
-                progress.update(finished.drawn)
+        with Workers(workers) as pool:
+            drawn = flow.finished(
+                finish,
+                n - part.drawn,
+                wanted or None,
+                out.suffix,
+                columns,
+                workers=pool,
+                first=part.drawn,
+                batch_size=batch_size,
+                **options,
+            )
+            with part, tqdm(total=n, initial=part.drawn, desc="sampling", unit=" molecules", disable=None) as progress:
+                if out.suffix == ".csv" and not part.bytes:
+                    part.write(Finished(",".join(columns) + "\r\n", 0, 0))
+                for finished in drawn:
+                    part.write(finished)
+                    progress.update(finished.drawn)
     part.complete()
     if grid is not None:
         shown = list(islice(written_smiles(out), DRAWN))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from arflows.core.errors import UserError
 from arflows.molecules.graph import Graph
 from arflows.molecules.representation import smiles_of
-from arflows.molecules.workers import Workers
 
 Targets = Mapping[str, "float | tuple[float, float]"]
 """Wanted properties: for the name of each a value, or the two ends of a range."""
@@ -56,13 +55,8 @@ class Generated(NamedTuple):
     targets: list[list[float]] | None
 
 
-def molecules(generated: Iterable[Generated], workers: Workers) -> Iterator[Molecule]:
-    """Makes records of graphs; RDKit works in other processes while the next ones grow."""
-    for records in workers.map(_records, generated):
-        yield from records
-
-
-def _records(batch: Generated) -> list[Molecule]:
+def molecules(batch: Generated) -> list[Molecule]:
+    """Makes records of graphs, by RDKit."""
     return [
         Molecule(smiles_of(graph), graph, *values)
         for graph, *values in zip(batch.graphs, batch.log_prob, batch.log_prob_policy, strict=True)
