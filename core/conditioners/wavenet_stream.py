@@ -107,12 +107,25 @@ class _Rows:
         self.features = features
         self.features_of_rows = features is not None and features.ndim == 4
         self.mask = None if inside is None else self.valid.to(low)
-        # For each layer and each row it keeps, (batch, columns and margins, channels); of the first layer's input there
-        # are two channels: the sample, and one that tells it from the zeros beyond a border.
-        self.places = [
-            [like.new_zeros(batch, columns + sum(layer.margins), width, dtype=low) for _ in range(layer.past + 1)]
-            for layer, width in zip(network.layers, [2] + [network.channels] * len(network.layers), strict=False)
+        # A layer with a kernel of k rows dilated by d keeps k · d rows, in d rings of k: the rows that one convolution
+        # sees are one ring, side by side, and where in it the newest lies decides only how the kernel is rotated.
+        # (batch, columns and margins, k · channels); of the first layer's input there are two channels: the sample, and
+        # one that tells it from the zeros beyond a border.
+        widths = [2] + [network.channels] * (len(network.layers) - 1)
+        self.rings = [
+            [
+                like.new_zeros(batch, columns + sum(layer.margins), layer.kernel[0] * width, dtype=low)
+                for _ in range(layer.dilation[0])
+            ]
+            for layer, width in zip(network.layers, widths, strict=True)
         ]
+        # Of each row modulo k · d.
+        self.places = [
+            [ring[..., turn * width : (turn + 1) * width] for turn in range(layer.kernel[0]) for ring in rings]
+            for layer, rings, width in zip(network.layers, self.rings, widths, strict=True)
+        ]
+        # Sums of products are rounded once where precision is low; where it is high, joining costs more than it gives.
+        self.joins = low in (torch.bfloat16, torch.float16)
         self._lay_out(like, low)
 
     def _fold(self, dtype: torch.dtype, low: torch.dtype) -> None:
@@ -130,8 +143,13 @@ class _Rows:
             kernel = layer.convolution.weight * halves[:, None, None, None] * 2 ** (-number / 2)
             if number == 0:
                 kernel = torch.einsum("ocij,ec->oeij", kernel, enter)
-            # (kernel rows, kernel columns, channels) to gates.
-            self.kernels.append(kernel.permute(2, 3, 1, 0).flatten(0, 2).to(low)[None])
+            # For each turn of the ring and each column of the kernel, (rows · channels) to gates.
+            self.kernels.append(
+                [
+                    kernel.roll(turn + 1, 2).permute(3, 2, 1, 0).flatten(1, 2).to(low).contiguous()
+                    for turn in range(kernel.shape[2])
+                ]
+            )
             self.biases.append(layer.convolution.bias * halves)
             weight, bias = layer.mix.weight[:, :, 0, 0].T, layer.mix.bias
             if number < count - 1:
@@ -180,7 +198,7 @@ class _Rows:
             return like.new_empty(min(examples, batch) * size * width, dtype=dtype)
 
         # Hyperbolic tangents of half precision are slow on CPUs.
-        wide = torch.float32 if low in (torch.bfloat16, torch.float16) and like.device.type == "cpu" else low
+        wide = torch.float32 if self.joins and like.device.type == "cpu" else low
         rooms = {
             name: room(width, dtype)
             for name, width, dtype in (
@@ -215,19 +233,16 @@ class _Rows:
                     "skipped": part("skipped", tile, 2),
                 }
             )
-        # Of each layer, kept row and tile: what each column of the kernel sees, and the samples' own columns.
+        # Of each layer, ring and tile: what each column of the kernel sees; and the samples' own columns.
         self.windows = [
             [
                 [
-                    [
-                        place[b, c.start + at * layer.dilation[1] : c.stop + at * layer.dilation[1]]
-                        for at in range(along)
-                    ]
+                    [ring[b, c.start + at * layer.dilation[1] : c.stop + at * layer.dilation[1]] for at in range(along)]
                     for b, c in self.tiles
                 ]
-                for place in places
+                for ring in rings
             ]
-            for layer, places in zip(network.layers, self.places, strict=True)
+            for layer, rings in zip(network.layers, self.rings, strict=True)
         ]
         self.own = [
             [
@@ -256,29 +271,32 @@ class _Rows:
         self._remember(0, position)
         last = len(layers) - 1
         for number, layer in enumerate(layers):
-            kept = len(self.places[number])
-            slots = [(position - back * layer.dilation[0]) % kept for back in range(layer.kernel[0] - 1, -1, -1)]
-            windows = self.windows[number]
+            kept, down = len(self.places[number]), layer.dilation[0]
+            kernel = self.kernels[number][position // down % layer.kernel[0]]
             for tile, work in enumerate(self.work):
-                seen = work["first" if number == 0 else "seen"]
-                torch.cat([window for slot in slots for window in windows[slot][tile]], -1, out=seen)
-                gates = work["gates"]
-                kernel = self.kernels[number].expand(len(seen), -1, -1)
-                torch.baddbmm(self.added_tiles[number][tile], seen, kernel, out=gates)
+                gates, windows = work["gates"], self.windows[number][position % down][tile]
+                if self.joins:
+                    seen = torch.cat(windows, -1, out=work["first" if number == 0 else "seen"])
+                    joined = kernel.view(1, -1, kernel.shape[2]).expand(len(seen), -1, -1)
+                    torch.baddbmm(self.added_tiles[number][tile], seen, joined, out=gates)
+                else:
+                    summed = self.added_tiles[number][tile]
+                    for seen, weight in zip(windows, kernel.split(1), strict=True):
+                        summed = torch.baddbmm(summed, seen, weight.expand(len(seen), -1, -1), out=gates)
                 if work["wide"] is not gates:
                     work["wide"].copy_(gates)
                 work["wide"].tanh_()
                 signal, gate = work["halves"]
                 passed = torch.addcmul(signal, signal, gate, out=work["passed"])  # 2 tanh(a) σ(b)
-                skipped = torch.bmm(passed, self.skips[number].expand(len(seen), -1, -1), out=work["skipped"])
+                skipped = torch.bmm(passed, self.skips[number].expand(len(gates), -1, -1), out=work["skipped"])
                 parameters[self.tiles[tile]].add_(skipped)
                 if number < last:
                     weight, bias = self.residuals[number]
-                    mixed = torch.baddbmm(bias, passed, weight.expand(len(seen), -1, -1), out=work["mixed"])
-                    hidden = self.own[number][slots[-1]][tile]
+                    mixed = torch.baddbmm(bias, passed, weight.expand(len(gates), -1, -1), out=work["mixed"])
+                    hidden = self.own[number][position % kept][tile]
                     following = self.own[number + 1][position % len(self.places[number + 1])][tile]
                     if number == 0:
-                        mixed.baddbmm_(hidden, self.enter.expand(len(seen), -1, -1))
+                        mixed.baddbmm_(hidden, self.enter.expand(len(gates), -1, -1))
                         following.copy_(mixed)
                     else:
                         torch.add(hidden, mixed, out=following)
