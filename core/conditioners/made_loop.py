@@ -19,7 +19,7 @@ ACTIVATION_CODES = {"relu": 0, "tanh": 1, "elu": 2, "silu": 3}
 
 
 def _compiled(function: Compiled) -> Compiled:
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that compiled code could be kept in may be written
