@@ -104,7 +104,7 @@ class _Rows:
             self._fold(like.dtype, low)
         self.low = low
         # A context of each sample is projected row by row, one of each column once for all.
-        self.features = features
+        self.features = None if features is None else features.to(like.dtype)
         self.features_of_rows = features is not None and features.ndim == 4
         self.mask = None if inside is None else self.valid.to(low)
         # A layer with a kernel of k rows dilated by d keeps k · d rows, in d rings of k: the rows that one convolution

@@ -213,6 +213,15 @@ def test_half_precision_keeps_log_determinants_in_single():
     assert not torch.equal(rough, exact)
 
 
+def test_waveforms_drawn_in_half_precision_are_nearly_the_same():
+    flow, (_, mel) = model(dtype=torch.float32), speech(dtype=torch.float32)
+    exact = flow.sample(mel=mel, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = flow.sample(mel=mel, generator=torch.Generator().manual_seed(0))
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, atol=0.05 * exact.abs().max().item(), rtol=0)
+
+
 def test_densities_compile_to_one_graph():
     flow, (waveform, mel) = model(flows=1, layers=1, dtype=torch.float32), speech(dtype=torch.float32)
     compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
