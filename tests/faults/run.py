@@ -67,6 +67,8 @@ class Command:
             with log.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+            # Whatever captures the output of the process that forked: its file must not fill with this one's.
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             code = 1
             try:
                 if before is not None:
