@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLING := $(VENV)/.installing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install bench results clean
+.PHONY: help demo test lint install bench faults results clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -40,6 +40,9 @@ bench: $(INSTALLED) ## measure speed side by side with other libraries
 		case $$script in */common.py) continue;; esac; \
 		echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
 	done
+
+faults: $(INSTALLED) ## inject faults into every domain, 100 kills of a run among them, and print what was lost
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.run
 
 # The mark $(INSTALLING) stays behind where an installation was interrupted; the next one then begins from nothing.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from arflows.audio.representation import Condition, MelSpec
 from arflows.data.audio_files import from_int16
@@ -43,12 +43,13 @@ class SpeechDataset(StoreDataset):
             mels: Give the mel spectrograms as context.
             speakers: Give the speakers as context.
             limit: Keep at most so many utterances, chosen at random.
-            seed: Decides which.
+            seed: Decides which, and where segments begin.
 
         Raises:
             DataError: The store has no such split, or knows no speakers.
         """
         super().__init__(store, split, {}, limit, seed)
+        self.seed = seed
         self.hop = MelSpec.from_dict(store.spec).hop
         self.frames = None if segment is None else segment // self.hop
         self.mels = mels
@@ -65,15 +66,18 @@ class SpeechDataset(StoreDataset):
     def __getitems__(self, indices: list[int]) -> Batch:
         """Fetch a batch of segments, or one whole utterance."""
         assert self.kept is not None
-        rows = self.kept[indices]
+        epochs, places = self.places(indices)
+        rows = self.kept[places]
         waveforms, mels = self.store.ragged(self.split, "waveforms"), self.store.ragged(self.split, "mels")
         lengths = mels.offsets[rows + 1] - mels.offsets[rows]
-        frames = int(lengths[0]) if self.frames is None else self.frames
-        if self.frames is None and (lengths != frames).any():
-            raise ValueError("whole utterances of different lengths do not fit into one batch")
-        firsts = (torch.rand(len(rows)) * torch.from_numpy(lengths - frames + 1)).long().numpy()
+        if not len(rows):
+            return {"x": torch.zeros(0, 0)}
         if self.frames is None:
-            firsts[:] = 0
+            frames, firsts = int(lengths[0]), np.zeros(len(rows), np.int64)
+            if (lengths != frames).any():
+                raise ValueError("whole utterances of different lengths do not fit into one batch")
+        else:
+            frames, firsts = self.frames, (self._chances(epochs, places) * (lengths - self.frames + 1)).astype(np.int64)
         segments = list(zip(rows, firsts, strict=True))
         x = np.stack([waveforms[row][first * self.hop : (first + frames) * self.hop] for row, first in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
@@ -86,6 +90,14 @@ class SpeechDataset(StoreDataset):
         if self.mels or self.speakers:
             batch["context"] = Condition(mel, speaker)  # type: ignore[assignment]  # it is cut and moved as a tensor
         return batch
+
+    def _chances(
+        self, epochs: Int64[np.ndarray, " batch"], places: Int64[np.ndarray, " batch"]
+    ) -> Float64[np.ndarray, " batch"]:
+        """Where in its utterance each segment begins, from 0 to 1: a function of seed, epoch and place."""
+        return np.array(
+            [np.random.default_rng([self.seed, *pair]).random() for pair in zip(epochs, places, strict=True)]
+        )
 
 
 class SpeechDataModule(StoreDataModule):
@@ -143,6 +155,4 @@ class SpeechDataModule(StoreDataModule):
         """Return one training batch of segments, the same in every process and run."""
         dataset = self.dataset("train", training=True)
         order = np.random.default_rng(self.seed).permutation(len(dataset))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return dataset.__getitems__(order[: self.batch_size].tolist())
+        return dataset.__getitems__(order[: self.batch_size].tolist())

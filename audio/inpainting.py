@@ -109,7 +109,7 @@ class _Chain:
         # Latents that depend on the gap lie within the receptive field around it, and depend on twice as much: of that
         # piece the density changes as that of the whole.
         self.exact = self._piece(2 * flow.reach)
-        self.narrow = self._piece(flow.reach // len(flow.bijection.bijections))
+        self.narrow = self._piece(flow.reach // len(flow.bijection.networks))
 
     def run(self, steps: int) -> Float[Tensor, "1 samples"]:
         """The waveform after so many steps."""

@@ -55,6 +55,8 @@ class WaveFlow(Flow, Pretrained):
         UserError: for a height below 2.
     """
 
+    bijection: Folded
+
     def __init__(
         self,
         spec: Mapping[str, Any] | None = None,
@@ -102,7 +104,7 @@ class WaveFlow(Flow, Pretrained):
 
     # ------------------------------------------------------------------------------------------------- densities
 
-    def log_prob(
+    def log_prob(  # type: ignore[override]  # conditions are more than a tensor
         self,
         waveform: Float[Tensor, "batch samples"],
         context: Condition | None = None,
@@ -143,14 +145,14 @@ class WaveFlow(Flow, Pretrained):
         log_density = log_derivative - 0.5 * (z.square() + math.log(2 * math.pi)).to(log_derivative.dtype)
         return self._within(log_density, lengths)
 
-    def encode(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
+    def encode(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
         """Waveform → latents (batch, samples), in evaluation mode; conditions are those of `log_prob`."""
         lengths = conditions.get("lengths")
         with self._evaluating():
             columns = self._columns(waveform, _condition(conditions) if context is None else context, lengths)
             return self.bijection(self._within(waveform, lengths), columns)[0]
 
-    def decode(self, z: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
+    def decode(self, z: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
         """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
         lengths = conditions.get("lengths")
         with self._evaluating():
@@ -158,7 +160,7 @@ class WaveFlow(Flow, Pretrained):
             return self.bijection.inverse(self._within(z, lengths), columns)[0]
 
     @torch.no_grad()
-    def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:
+    def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
         """Largest difference of each waveform from what its latents decode to; conditions are those of `log_prob`."""
         z = self.encode(waveform, context, **conditions)
         return (self.decode(z, context, **conditions) - waveform).abs().amax(1)
@@ -166,7 +168,7 @@ class WaveFlow(Flow, Pretrained):
     # --------------------------------------------------------------------------------------------------- samples
 
     @torch.no_grad()
-    def sample(
+    def sample(  # type: ignore[override]  # conditions are more than a tensor
         self,
         count: int | None = None,
         context: Condition | None = None,
@@ -221,7 +223,7 @@ class WaveFlow(Flow, Pretrained):
         return streaming.stream(self, mel_chunks, speaker, temperature, seed, block, margin)
 
     @torch.no_grad()
-    def sample_with_log_prob(
+    def sample_with_log_prob(  # type: ignore[override]  # conditions are more than a tensor
         self,
         count: int | None = None,
         context: Condition | None = None,
@@ -298,7 +300,7 @@ class WaveFlow(Flow, Pretrained):
     @property
     def reach(self) -> int:
         """Columns to the left, and mostly to the right, on which latents and density of a column depend."""
-        return sum(layer.margins[0] for flow in self.bijection.bijections for layer in flow.conditioner.layers)
+        return sum(layer.margins[0] for flow in self.bijection.networks for layer in flow.stack)
 
     # ------------------------------------------------------------------------------------------------ conditions
 
@@ -392,6 +394,16 @@ class Folded(Bijection):
         self.height = height
         self.bijections = nn.ModuleList(bijections)
 
+    @property
+    def flows(self) -> list[Autoregressive]:
+        """The bijections over rows."""
+        return list(self.bijections)  # type: ignore[arg-type]
+
+    @property
+    def networks(self) -> list[WaveNet]:
+        """Their conditioners."""
+        return [flow.conditioner for flow in self.flows]  # type: ignore[misc]
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Waveform → latents, (batch, samples) both."""
         z, log_derivative = self.transform(x, context)
@@ -403,8 +415,10 @@ class Folded(Bijection):
         """Waveform → latents, with the log-derivative sample by sample."""
         rows = self.fold(x)
         log_derivative = torch.zeros_like(rows)
-        for flow in self.bijections:
+        for flow in self.flows:
             order, rank = flow.order, flow.rank
+            assert order is not None
+            assert rank is not None
             mapped, more = flow.transform(rows.index_select(1, order), context)
             rows = mapped.index_select(1, rank)
             log_derivative = log_derivative + more.index_select(1, rank)
@@ -414,7 +428,7 @@ class Folded(Bijection):
         """Latents → waveform, by the solver in force."""
         rows = self.fold(z)
         log_det = rows.new_zeros(len(z))
-        for flow in reversed(list(self.bijections)):
+        for flow in reversed(self.flows):
             rows, more = flow.inverse(rows, context)
             log_det = log_det + more
         return self.unfold(rows, z.shape[1]), log_det
@@ -493,9 +507,8 @@ class ConditionEncoder(nn.Module):
             return torch.lerp(features[:, :, left[0]], features[:, :, right[0]], fraction)
         features = features.expand(len(frames), -1, -1)
         width = features.shape[1]
-        return torch.lerp(
-            *(features.gather(2, index[:, None].expand(-1, width, -1)) for index in (left, right)), fraction
-        )
+        before, after = (features.gather(2, index[:, None].expand(-1, width, -1)) for index in (left, right))
+        return torch.lerp(before, after, fraction)
 
 
 def _condition(conditions: Mapping[str, Any]) -> Condition:

@@ -102,7 +102,7 @@ def reach(flow: WaveFlow) -> int:
     A row depends on the rows before it as far as the convolutions are wide, these on the rows before them as far again.
     """
     columns = (flow.height - 1) * sum(
-        max(layer.margins) for bijection in flow.bijection.bijections for layer in bijection.conditioner.layers
+        max(layer.margins) for network in flow.bijection.networks for layer in network.stack
     )
     return math.ceil(columns * flow.height / flow.spec.hop) + 2  # the encoder's convolution and interpolation
 
@@ -213,10 +213,13 @@ class _Continued(_Synthesis):
         folded = self.flow.bijection
         rows = folded.fold(z)
         if not self.memories:
-            self.memories = [bijection.conditioner.memory(rows) for bijection in folded.bijections]
-        for bijection, memory in zip(reversed(folded.bijections), reversed(self.memories), strict=True):
+            self.memories = [network.memory(rows) for network in folded.networks]
+        parts = list(zip(folded.flows, folded.networks, self.memories, strict=True))
+        for bijection, network, memory in reversed(parts):
+            assert bijection.order is not None
+            assert bijection.rank is not None
             arranged = rows.index_select(1, bijection.order)
-            at_work = bijection.conditioner.stream(arranged, context, memory)
+            at_work = network.stream(arranged, context, memory)
             rows, _ = in_sequence(at_work, bijection.elementwise, arranged)
             rows = rows.index_select(1, bijection.rank)
         return folded.unfold(rows, z.shape[1])

@@ -33,10 +33,9 @@ SIZE = 1024
 def operations(flow: WaveFlow) -> int:
     """Multiplications and additions for a sample by the convolutions of all flows, as they are trained."""
     count = 0
-    for part in flow.bijection.bijections:
-        network = part.conditioner
+    for network in flow.bijection.networks:
         convolutions = [network.enter, network.leave]
-        convolutions += [convolution for layer in network.layers for convolution in (layer.convolution, layer.mix)]
+        convolutions += [convolution for layer in network.stack for convolution in (layer.convolution, layer.mix)]
         count += sum(2 * convolution.weight.numel() for convolution in convolutions)
     return count
 

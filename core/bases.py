@@ -1,8 +1,10 @@
 """Base densities: what the latents of a flow are distributed like."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -10,6 +12,33 @@ from torch import Tensor, nn
 
 from arflows.core.bijections.base import no_volume, sum_event
 from arflows.core.errors import UserError
+from arflows.core.processes import seed_of
+
+
+class PerExample(torch.Generator):
+    """A source of randomness in which every example has its own, on the CPU.
+
+    What is drawn for an example depends on the seed and on its place among all that are sampled: not on the size of its
+    batch, nor on which process draws it.
+
+    Args:
+        seed: The seed of all.
+        first: The place of the first example of the batch that is drawn with it.
+    """
+
+    def __new__(cls, seed: int, first: int) -> Self:
+        """Makes the generator that serves where there are no examples."""
+        return super().__new__(cls)
+
+    def __init__(self, seed: int, first: int) -> None:
+        self.manual_seed(seed_of(seed, first))
+        self._own = (torch.Generator().manual_seed(seed_of(seed, place)) for place in itertools.count(first))
+        self._known: list[torch.Generator] = []
+
+    def draw(self, noise: Callable[..., Tensor], count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Noise of (count, *shape), a row from each example's own source."""
+        self._known += itertools.islice(self._own, max(0, count - len(self._known)))
+        return torch.stack([noise(shape, generator=own, dtype=dtype) for own in self._known[:count]])
 
 
 class Base(nn.Module, ABC):
@@ -48,11 +77,14 @@ class Base(nn.Module, ABC):
             count: how many.
             context: what to condition on, one row for each latent.
             temperature: multiplies the standard deviation; below 1 for samples nearer to the mode.
-            generator: source of randomness; a CPU generator gives the same latents on every device.
+            generator: source of randomness; a CPU generator gives the same latents on every device, and `PerExample`
+                whatever they are drawn together with.
         """
 
     def _draw(self, noise: Callable[..., Tensor], count: int, generator: torch.Generator | None) -> Tensor:
         """Noise of the latents' shape, drawn where the generator lives and moved to where the base lives."""
+        if isinstance(generator, PerExample):
+            return generator.draw(noise, count, self.shape, self.origin.dtype).to(self.origin.device)
         device = generator.device if generator is not None else self.origin.device
         return noise(count, *self.shape, generator=generator, device=device, dtype=self.origin.dtype).to(
             self.origin.device

@@ -1,20 +1,26 @@
 """What watches over training: steps that must not count, averaged weights, speed, Ctrl-C."""
 
+import math
 import os
 import signal
 import threading
 import time
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from arflows.core.bijections import recompute
 from arflows.core.errors import UserError
+from arflows.core.flow import Flow
+from arflows.core.inversion import InversionError
 
 
 class NonFiniteGuard(Callback):
@@ -56,7 +62,10 @@ class NonFiniteGuard(Callback):
         self.skipped_in_a_row += 1
         self.skipped_in_all += 1
         place = f"batch {trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}"
-        rank_zero_info(f"{place}: the loss or its gradient is not finite; step skipped ({self.skipped_in_all} in all).")
+        rank_zero_info(
+            f"{place}: the loss or its gradient is not finite; step skipped ({self.skipped_in_all} in all). "
+            f"{_parameter_norms(pl_module)}"
+        )
         if self.skipped_in_a_row >= self.patience:
             raise UserError(
                 f"training stopped at {place}: {self.skipped_in_a_row} steps in a row had a loss or gradient that is "
@@ -79,11 +88,129 @@ class NonFiniteGuard(Callback):
         self.skipped_in_all = state_dict["skipped_in_all"]
 
 
+def _parameter_norms(module: LightningModule, largest: int = 3) -> str:
+    """Says how large the parameters are, and which are the largest: what overflows has mostly grown before."""
+    norms = {name: float(parameter.detach().norm()) for name, parameter in module.named_parameters()}
+    most = sorted(norms, key=lambda name: -norms[name])[:largest]
+    told = ", ".join(f"{name} {norms[name]:.3g}" for name in most)
+    return f"Norm of the parameters: {math.hypot(*norms.values()):.3g}; the largest: {told}."
+
+
 def _last_checkpoint(trainer: Trainer) -> str:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.save_on_exception:
             return f"The last good state is saved as {callback.format_checkpoint_name({})}."
     return "No checkpoint was asked for."
+
+
+class DriftMonitor(Callback):
+    """Encodes and decodes some examples at each validation, in the precision of training, and warns where they differ.
+
+    A flow that is inverted only roughly still has a loss that looks well; its samples are no longer those of its
+    density. Logs ``val/round_trip_error``, the largest |x' − x| / max(1, |x|) over the examples, where integers count
+    as points of the unit interval.
+
+    Where training has activations recomputed by the inverse it looks at training batches too, and makes training keep
+    them from then on where the inverse has grown too rough.
+
+    Args:
+        examples: How many, of the first validation batch; 0 for none.
+        recompute: Whether activations are recomputed (see `arflows.core.bijections.recompute`).
+        tolerance: The error of continuous data from which it warns; integers are to come back as they were.
+        every: Steps between looks at training batches.
+
+    Attributes:
+        error: The last one measured; 0 before.
+        recomputes: Whether activations are still recomputed.
+    """
+
+    def __init__(self, examples: int, recompute: bool = False, tolerance: float = 1e-3, every: int = 50) -> None:
+        self.examples = examples
+        self.recomputes = recompute
+        self.tolerance = tolerance
+        self.every = every
+        self.error = 0.0
+
+    def exceeds(self, flow: Flow) -> bool:
+        """Whether the last error is one to warn of."""
+        bound = self.tolerance if flow.dequantizer is None else 0.5 / flow.dequantizer.levels
+        return not self.error <= bound
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Switches the recomputation on."""
+        recompute(pl_module.flow, self.recomputes)  # type: ignore[arg-type]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Falls back to keeping activations where they can no longer be had back by the inverse."""
+        if not self.recomputes or trainer.global_step % self.every:
+            return
+        flow = pl_module.flow
+        assert isinstance(flow, Flow)
+        self._measure(trainer, flow, batch, max(1, self.examples), trainer.precision_plugin.train_step_context())
+        if self.exceeds(flow):
+            self.recomputes = False
+            recompute(flow, False)
+            rank_zero_warn(
+                f"from step {trainer.global_step} activations are kept: the inverse no longer gives them back "
+                f"(round-trip error {self.error:.2g}).",
+                category=RuntimeWarning,
+            )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measures on the first batch."""
+        if batch_idx or not self.examples or trainer.sanity_checking:
+            return
+        flow = pl_module.flow
+        assert isinstance(flow, Flow)
+        self._measure(trainer, flow, batch, self.examples, trainer.precision_plugin.val_step_context())
+        pl_module.log("val/round_trip_error", self.error, batch_size=1)
+        if self.exceeds(flow):
+            rank_zero_warn(
+                f"after step {trainer.global_step} the model no longer inverts what it does (round-trip error "
+                f"{self.error:.2g}): its samples differ from its density; lower model.learning_rate, set "
+                "trainer.gradient_clip_val, or train in --trainer.precision 32.",
+                category=RuntimeWarning,
+            )
+
+    def _measure(
+        self, trainer: Trainer, flow: Flow, batch: Any, examples: int, precision: AbstractContextManager[None]
+    ) -> None:
+        """The largest error over all processes."""
+        some = {name: tensor[:examples] for name, tensor in batch.items()}
+        error = 0.0
+        if len(some["x"]):
+            with precision:
+                error = _round_trip_error(flow, some["x"], some.get("context"))
+        if trainer.world_size > 1:
+            error = float(trainer.strategy.reduce(torch.tensor(error, device=flow.device), reduce_op="max"))
+        self.error = error
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"recomputes": self.recomputes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on recomputing only where the interrupted run still did."""
+        self.recomputes = self.recomputes and state_dict["recomputes"]
+
+
+def _round_trip_error(flow: Flow, x: Tensor, context: Tensor | None) -> float:
+    try:
+        error = flow.round_trip_error(x, context)
+    except InversionError:
+        return math.inf
+    scale = 1.0 if flow.dequantizer is not None else x.abs().flatten(1).amax(1).clamp_min(1)
+    return float((error / scale).amax().nan_to_num(math.inf))
 
 
 class ExponentialMovingAverage(WeightAveraging):
@@ -181,60 +308,81 @@ class Stopwatch(Callback):
 
 
 class OrderlyInterrupt(Callback):
-    """Ctrl-C takes effect when the step (or validation) at hand is done, so that the state saved then is whole.
+    """Ctrl-C and SIGTERM take effect when the step (or validation) at hand is done and logged, so that nothing is lost.
 
-    A second Ctrl-C stops at once and saves nothing more.
+    A second one stops at once and saves nothing more.
     """
 
     def __init__(self) -> None:
-        self._interrupted = False
+        self._received: int | None = None
         self._process = os.getpid()
-        self._previous_handler: Any = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over the interrupt signal, where signals can be handled."""
+        """Takes over Ctrl-C, where signals can be handled."""
+        self._take_over(signal.SIGINT, trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over SIGTERM, for which Lightning has set a handler by now that stops between batches, not steps."""
+        self._take_over(signal.SIGTERM, trainer)
+
+    def _take_over(self, number: int, trainer: Trainer) -> None:
         def on_signal(number: int, frame: FrameType | None) -> None:
             if os.getpid() != self._process:
                 return  # a data-loading worker, which inherits this handler: the main process ends it
-            if self._interrupted:
+            if self._received is not None:
                 for callback in trainer.checkpoint_callbacks:
                     if isinstance(callback, ModelCheckpoint):
                         callback.save_on_exception = False
-                raise KeyboardInterrupt
-            self._interrupted = True
-            rank_zero_info("\nInterrupted: stopping after this step. Ctrl-C again stops at once, without saving.")
+                raise _exception(number)
+            self._received = number
+            rank_zero_info("\nInterrupted: stopping after this step. Once more stops at once, without saving.")
 
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, on_signal)
+            self._previous_handlers[number] = signal.signal(number, on_signal)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stops after a step."""
-        self._stop_if_interrupted(trainer)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stops between steps."""
+        if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0 and self._agreed(trainer):
+            before_batch(trainer)
+            raise _exception(self._received)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops after the validation that ended the epoch before."""
-        self._stop_if_interrupted(trainer)
+        if self._agreed(trainer):
+            raise _exception(self._received)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops after the last validation."""
-        self._stop_if_interrupted(trainer)
+        if self._agreed(trainer):
+            raise _exception(self._received)
 
-    def _stop_if_interrupted(self, trainer: Trainer) -> None:
-        """Stops all processes at the same place, if any of them was interrupted."""
+    def _agreed(self, trainer: Trainer) -> bool:
+        """Whether any process was interrupted; all of them ask at the same place."""
+        interrupted = self._received is not None
         if trainer.world_size > 1:
-            self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        if self._interrupted:
-            raise KeyboardInterrupt
+            interrupted = trainer.strategy.reduce_boolean_decision(interrupted, all=False)
+        return interrupted
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """From now on acts at once: Lightning, which restores signals after this, leaves our handler in place."""
-        self._interrupted = True
+        """From now on Ctrl-C acts at once, and SIGTERM waits until all is saved."""
+        self._received = self._received or signal.SIGINT
+        if signal.SIGTERM in self._previous_handlers:
+            signal.signal(signal.SIGTERM, self._previous_handlers.pop(signal.SIGTERM))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the signal back."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        """Gives the signals back."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers = {}
+
+
+def _exception(number: int | None) -> BaseException:
+    return SIGTERMException() if number == signal.SIGTERM else KeyboardInterrupt()
+
+
+def before_batch(trainer: Trainer) -> None:
+    """Makes a state that is saved at the start of a batch, whose step is still to come, one that ends with the last."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress.total.ready -= 1
+    progress.current.ready -= 1

@@ -19,13 +19,14 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from arflows.core.domains import all_domains, find_domain, unknown_name
 from arflows.core.errors import UserError
+from arflows.core.processes import is_main, together
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -37,7 +38,11 @@ Result = TypeVar("Result")
 FAULT, MENDABLE = 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells report a signal
 
-COMMANDS = {"demo": "train, sample and score a small flow of every domain; write report.html"}
+COMMANDS = {
+    "demo": "train, sample and score a small flow of every domain; write report.html",
+    "reproduce": "repeat a measured result and compare",
+    "verify": "compare a store, a model or a run with its checksums",
+}
 """What is not a domain; the module ``arflows.core.<command>`` has its ``main``."""
 
 
@@ -135,7 +140,7 @@ def run(function: Callable[..., Result], args: Sequence[str] | None = None, prog
     Returns:
         What ``function`` returns.
     """
-    with guarded(args) as words:
+    with guarded(args) as words, together(), nullcontext() if is_main() else redirect_stdout(io.StringIO()):
         import jsonargparse
 
         class Parser(ShortErrors, jsonargparse.ArgumentParser):
@@ -177,6 +182,9 @@ class ShortErrors(ArgumentParser):
 
     def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Reads a config file; an error in it is told with the file's name."""
+        from arflows.core.configs import check_config
+
+        check_config(Path(str(cfg_path)))
         try:
             return super().parse_path(cfg_path, *args, **kwargs)
         except UserError as error:
@@ -192,6 +200,8 @@ def _option_error(message: str, prog: str, options: list[str]) -> str:
     more = f"`{prog} --help` lists the options."
     if match := re.match(r"(?:Group '(?P<group>.+)' does not accept option|Option) '(?P<key>.+?)'", message):
         message = f"unrecognized arguments: --{match['group'] + '.' if match['group'] else ''}{match['key']}"
+    if match := re.search(r"Importing '([^']*)' is not allowed", message):
+        return f"{match[1]} is no class that a config may name: name one of arflows. {more}"
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         name = match[1].partition("=")[0]
         if name.startswith("-"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arflows.core.bijections.base import Bijection, sum_event
+from arflows.core.processes import noise_rows
 
 
 class Dequantizer(nn.Module, ABC):
@@ -53,7 +54,7 @@ class Dequantizer(nn.Module, ABC):
         return (y * self.levels).floor().clamp(0, self.levels - 1).to(dtype)
 
     def _uniform_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return torch.rand(x.shape, generator=generator, device=x.device, dtype=self.origin.dtype)
+        return noise_rows(torch.rand, x.shape, generator=generator, device=x.device, dtype=self.origin.dtype)
 
     def _log_cell(self, x: Tensor) -> float:
         """The log-volume of an example's cell."""
@@ -135,7 +136,7 @@ class GaussianDequantizer(Dequantizer):
         self, x: Integer[Tensor, "batch *event"], generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch *event"], float]:
         """Integers → noisy points around the unit interval, and the log-volume of an example's cell in nats."""
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=self.origin.dtype)
+        noise = noise_rows(torch.randn, x.shape, generator=generator, device=x.device, dtype=self.origin.dtype)
         return self.midpoint(x) + self.scale * noise, self._log_cell(x)
 
     def extra_repr(self) -> str:

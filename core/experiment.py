@@ -4,7 +4,8 @@ A run's folder holds::
 
     config.yaml          every option as it was resolved
     logs/                TensorBoard events, and metrics.csv in version_0, version_1, … for each time it was resumed
-    checkpoints/         last.ckpt to resume from, best.ckpt with the lowest validation loss
+    checkpoints/         last.ckpt to resume from, last-1.ckpt should it be damaged; best.ckpt with the lowest
+                         validation loss
     model/               the trained model: config.json, model.safetensors, and training.json with how it came about
 
 A run that is resumed goes on as it would have, also within an epoch: the datamodule's state says which batches of the
@@ -21,47 +22,91 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import (
+    Callback,
+    LightningDataModule,
+    Trainer,
+    callbacks,
+    loggers,
+    profilers,
+    seed_everything,
+    strategies,
+)
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
+from arflows.core.checkpoints import LAST, CheckpointFiles, RunCheckpoint, newest_sound, read_checkpoint, resumable
 from arflows.core.cli import ShortErrors, guarded, resolve_configs
+from arflows.core.domains import all_domains
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
 from arflows.core.machine import hardware, software
+from arflows.core.pretrained import FACTS_FILE, write_checksums
 from arflows.core.training import FlowTraining
 
 REFERENCE_SIZE = 2000
 """Training examples whose scores are kept with the model."""
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint of fixed name in the run's folder, which may be moved between a run and its resumption."""
-
-    def __init__(self, folder: Path, name: str, **options: Any) -> None:
-        super().__init__(folder, name, enable_version_counter=False, **options)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Reads the state as if it had been saved in the folder as it is called now."""
-        here = Path(str(self.dirpath))
-
-        def moved(path: str) -> str:
-            return str(here / Path(path).name) if path else path
-
-        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+ALLOWED_CLASSES = (
+    callbacks.DeviceStatsMonitor,
+    callbacks.EarlyStopping,
+    callbacks.GradientAccumulationScheduler,
+    callbacks.LearningRateMonitor,
+    callbacks.ModelSummary,
+    callbacks.RichModelSummary,
+    callbacks.RichProgressBar,
+    callbacks.Timer,
+    callbacks.TQDMProgressBar,
+    loggers.CSVLogger,
+    loggers.TensorBoardLogger,
+    profilers.AdvancedProfiler,
+    profilers.PyTorchProfiler,
+    profilers.SimpleProfiler,
+    strategies.DDPStrategy,
+    strategies.FSDPStrategy,
+)
+"""What a config may name beside the classes of arflows and of other installed domains: it may come from a stranger."""
 
 
 class _Parser(ShortErrors, LightningArgumentParser):
     """LightningCLI's parser, with errors of one sentence."""
+
+    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
+        """Builds what the options name; sizes of which nothing can be built are the user's to mend."""
+        try:
+            return super().instantiate_classes(*args, **kwargs)
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"of these settings nothing can be built ({reason}): check those under model and data; --debug shows "
+                "where it failed."
+            ) from error
+
+
+def _allow_known_classes() -> None:
+    """Makes the parser refuse the path of any other class before it is imported, which would run its module."""
+    packages = {"arflows", *(domain.module.partition(".")[0] for domain in all_domains())}
+    known = {path for kind in ALLOWED_CLASSES for path in (_public_path(kind), f"{kind.__module__}.{kind.__name__}")}
+    jsonargparse.set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=[*sorted(packages), *sorted(known)],
+        instantiate_subclass_spec_in_any=False,
+    )
+
+
+def _public_path(kind: type) -> str:
+    """The path by which Lightning's users know a class."""
+    return f"{'.'.join(kind.__module__.split('.')[:3])}.{kind.__name__}"
 
 
 class Experiment(LightningCLI):
@@ -85,6 +130,7 @@ class Experiment(LightningCLI):
     ) -> None:
         self.domain = domain
         self.domain_callbacks = list(callbacks)
+        _allow_known_classes()
         super().__init__(
             model_class,
             datamodule_class,
@@ -93,6 +139,7 @@ class Experiment(LightningCLI):
                 "max_epochs": 100,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 1,
+                "use_distributed_sampler": False,  # the datamodule sees to it, exactly at uneven ends too
                 "enable_model_summary": False,
             },
             parser_kwargs={"prog": f"arflows {domain} train", "description": "Train a flow by maximum likelihood."},
@@ -110,6 +157,13 @@ class Experiment(LightningCLI):
         parser.add_argument("--out", type=Path, required=True, help="Folder of the run.")
         parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, data order and noise.")
         parser.add_argument("--resume", action="store_true", help="Go on with the run in --out where it stopped.")
+        parser.add_argument(
+            "--save_every",
+            type=PositiveInt | None,
+            default=None,
+            help="Save the state to resume from after so many steps too, not after validation alone.",
+        )
+        parser.add_argument("--keep", type=PositiveInt, default=2, help="How many of the newest states are kept.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Makes one seed of two."""
@@ -130,9 +184,9 @@ class Experiment(LightningCLI):
         return Path(self.config.out)
 
     @property
-    def last_checkpoint(self) -> Path:
-        """Where the state to resume from is."""
-        return self.out / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> Path:
+        """Where the states to resume from are."""
+        return self.out / "checkpoints"
 
     @property
     def model_folder(self) -> Path:
@@ -166,7 +220,7 @@ class Experiment(LightningCLI):
         return {}
 
     def _resume_or_refuse(self) -> None:
-        started, finished = self.last_checkpoint.is_file(), (self.model_folder / "training.json").is_file()
+        started, finished = bool(resumable(self.checkpoints)), (self.model_folder / FACTS_FILE).is_file()
         if not self.config.resume:
             if started or finished:
                 state = "a finished run" if finished else "a run that was interrupted"
@@ -174,21 +228,40 @@ class Experiment(LightningCLI):
             return
         if not started:
             raise UserError(
-                f"{self.out} holds nothing to resume, for {self.last_checkpoint} is missing: leave out --resume."
+                f"{self.out} holds nothing to resume, for {self.checkpoints / LAST} is missing: leave out --resume."
             )
         saved = self.out / "config.yaml"
-        differences = _differences(self._options()["model"], yaml.safe_load(saved.read_text())["model"], "model")
+        differences = _differences(self._options()["model"], self._saved_options(saved)["model"], "model")
         if differences:
             raise UserError(
                 f"{self.out} was started with other settings, now ≠ then: {'; '.join(differences)}; give the same, "
                 f"or --config {saved}, or another --out."
             )
         if finished and self.config.trainer.max_epochs is not None and self.config.trainer.max_steps == -1:
-            epochs = json.loads((self.model_folder / "training.json").read_text())["epochs"]
+            epochs = json.loads((self.model_folder / FACTS_FILE).read_text())["epochs"]
             if 0 <= self.config.trainer.max_epochs <= epochs:
                 raise UserError(
                     f"{self.out} is finished after {epochs} epochs: to train on, raise --trainer.max_epochs above that."
                 )
+
+    def _saved_options(self, path: Path) -> dict[str, Any]:
+        """The options of a run as this version of arflows understands them: what it has since learned is as by default.
+
+        Raises:
+            UserError: If the file is damaged, or names what this version does not know.
+        """
+        try:
+            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+            given = {**saved, "out": str(self.out), "data": yaml.safe_load(self.parser.dump(self.config))["data"]}
+            options: dict[str, Any] = yaml.safe_load(self.parser.dump(self.parser.parse_object(given), skip_none=False))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} is damaged ({' '.join(str(error).split())}): give the run's recipe by --config and "
+                "another --out."
+            ) from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return options
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -200,12 +273,11 @@ class Experiment(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with the run's loggers and checkpoints."""
-        folder = self.out / "checkpoints"
         monitor = f"val/{self.model.unit}"
         self.trainer_defaults["callbacks"] = [
             *self.domain_callbacks,
-            RunCheckpoint(folder, "best", monitor=monitor, mode="min"),
-            RunCheckpoint(folder, "last", save_on_exception=True),
+            RunCheckpoint(self.checkpoints, "best", monitor=monitor, mode="min"),
+            RunCheckpoint(self.checkpoints, "last", self.config.keep, self.config.save_every, save_on_exception=True),
         ]
         given = self.config_init.trainer.callbacks
         has_bar = any(isinstance(c, ProgressBar) for c in (given if isinstance(given, list) else [given]))
@@ -215,6 +287,8 @@ class Experiment(LightningCLI):
         if self.config.trainer.logger in (None, True):
             logs = self.out / "logs"
             kwargs["logger"] = [TensorBoardLogger(logs, name="", version=""), CSVLogger(logs, name="")]
+        plugins = self.config_init.trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), CheckpointFiles()]
         try:
             return super().instantiate_trainer(default_root_dir=self.out, **kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -236,26 +310,26 @@ class Experiment(LightningCLI):
             print(
                 f"training {self._describe_model()} on {self.trainer.strategy.root_device}; everything is in {self.out}"
             )
+        start = newest_sound(self.checkpoints, self._warn) if self.config.resume else None
         try:
-            self.trainer.fit(
-                self.model,
-                datamodule=self.datamodule,
-                ckpt_path=self.last_checkpoint if self.config.resume else None,
-                weights_only=True,
-            )
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
         except OSError as error:  # Lightning's writers do not say what they were writing
             error.filename = error.filename or str(self.out)
             raise
         except SIGTERMException:
             raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit as ending:  # what Lightning makes of Ctrl-C
-            if self.trainer.is_global_zero and self.last_checkpoint.is_file():
-                print(f"{self.last_checkpoint} is saved; add --resume to go on from it.", file=sys.stderr)
+            if self.trainer.is_global_zero and (self.checkpoints / LAST).is_file():
+                print(f"{self.checkpoints / LAST} is saved; add --resume to go on from it.", file=sys.stderr)
             raise KeyboardInterrupt from ending
         finally:
             signal.signal(signal.SIGINT, handler)
         if self.trainer.is_global_zero:
             self._export()
+
+    def _warn(self, sentence: str) -> None:
+        if self.trainer.is_global_zero:
+            print(f"warning: {sentence}", file=sys.stderr)
 
     def _describe_model(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.model.flow.parameters())
@@ -267,7 +341,7 @@ class Experiment(LightningCLI):
         path = next((c.best_model_path for c in checkpoints if c.best_model_path), None)
         if path is None:  # a trial run by --trainer.fast_dev_run
             return
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        weights = read_checkpoint(Path(path))["state_dict"]
         flow = self.model.flow
         flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
         device = self.trainer.strategy.root_device
@@ -286,8 +360,9 @@ class Experiment(LightningCLI):
             "train_scores": self._reference().as_dict(),
         }
         flow.cpu().save_pretrained(self.model_folder)
-        with replacing(self.model_folder / "training.json") as temporary:
+        with replacing(self.model_folder / FACTS_FILE) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        write_checksums(self.model_folder)
         print(f"{self.model_folder} is the trained model" + (f": {figure} of the validation split." if figure else "."))
 
     def _validation_figure(self) -> Figure | None:

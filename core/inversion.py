@@ -101,7 +101,7 @@ class Solver(ABC):
 
 
 class Sequential(Solver):
-    """Site after site, each once, by the conditioner's stream: exact by construction.
+    """Site after site, each once, by the conditioner's stream or its loop: exact by construction.
 
     On a CUDA device the loop is captured as a graph at its first use and replayed afterwards.
     """
@@ -129,7 +129,9 @@ class Sequential(Solver):
 def in_sequence(
     stream: Stream, elementwise: Elementwise, z: Float[Tensor, "batch sites *site"]
 ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]]:
-    """Latent → data, a step of the stream for each site, with the log-derivative element by element."""
+    """Latent → data, by the stream's own loop or a step for each site, with the log-derivative element by element."""
+    if (solved := stream.invert(elementwise, z)) is not None:
+        return solved
     x: Tensor | None = None
     values, log_derivatives = [], []
     for z_site in z.movedim(1, 0).contiguous().unbind(0):

@@ -23,6 +23,7 @@ from torch import Tensor
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.core.flow import Flow
+from arflows.core.processes import in_turns
 
 Batch: TypeAlias = dict[str, Tensor]
 """What a datamodule yields: ``{"x": examples, "context": what they are conditioned on}``; "context" may be absent."""
@@ -129,7 +130,8 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     expectation never looser than with fewer draws, and tends to the log-probability as K grows. Compare figures only
     at equal K.
 
-    The noise depends on the seed, the batch's place and its size alone, so that a run can be repeated.
+    The noise depends on the seed, the batch's place and its size alone, so that a run can be repeated. Processes at one
+    task (see `core.processes`) share the batches, and each gets all results.
 
     Args:
         flow: The flow, on the device to compute on. It is put into evaluation mode, and back.
@@ -148,18 +150,20 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     if draws > 1 and flow.likelihood != "bound":
         raise UserError(f"draws is {draws}, but this model's likelihood is not a bound: leave draws at 1.")
     device = flow.device
+
+    def of_batch(index: int, batch: Batch) -> Tensor:
+        x = batch["x"].to(device, non_blocking=True)
+        context = batch["context"].to(device, non_blocking=True) if "context" in batch else None
+        with fixed_noise(seed * 1_000_003 + index, device):
+            total = flow.log_prob(x, context).double()
+            for _ in range(draws - 1):
+                total = torch.logaddexp(total, flow.log_prob(x, context).double())
+        return (total - math.log(draws)).cpu()
+
     was_training = flow.training
     flow.eval()
-    results: list[Tensor] = []
     try:
-        for index, batch in enumerate(batches):
-            x = batch["x"].to(device, non_blocking=True)
-            context = batch["context"].to(device, non_blocking=True) if "context" in batch else None
-            with fixed_noise(seed * 1_000_003 + index, device):
-                total = flow.log_prob(x, context).double()
-                for _ in range(draws - 1):
-                    total = torch.logaddexp(total, flow.log_prob(x, context).double())
-            results.append((total - math.log(draws)).cpu())
+        results = list(in_turns(batches, of_batch))
     finally:
         flow.train(was_training)
     return torch.cat(results) if results else torch.empty(0, dtype=torch.float64)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from arflows.core.errors import UserError
+from arflows.core.processes import place
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -20,6 +21,8 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         UserError: If there is no such device.
     """
+    if name == "auto" and place() is not None and torch.cuda.is_available():
+        name = f"cuda:{place()}"  # each process at a task has a GPU of its own
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -1,8 +1,15 @@
-"""Models as folders: ``config.json`` and ``model.safetensors``, nothing that can run code."""
+"""Models as folders: ``config.json`` and ``model.safetensors``, nothing that can run code.
 
+``SHA256SUMS`` beside them holds the checksums of what training or `Pretrained.save_pretrained` wrote, in the form of
+the program sha256sum; `verify` compares.
+"""
+
+import hashlib
 import inspect
 import json
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,7 +25,13 @@ from arflows.core.machine import pick_device
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+FACTS_FILE = "training.json"
+SUMS_FILE = "SHA256SUMS"
 FORMAT_VERSION = 1
+"""Of `CONFIG_FILE`."""
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""For an older version, what makes a config of it one of the next; none where nothing is to do."""
 
 
 class Pretrained(nn.Module):
@@ -55,6 +68,7 @@ class Pretrained(nn.Module):
             save_file(state, temporary, metadata={"format": "pt"})
         with replacing(folder / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
+        write_checksums(folder)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
@@ -73,8 +87,11 @@ class Pretrained(nn.Module):
         model_class = cls._named(config["class"], folder)
         try:
             model = model_class(**config["arguments"])
-        except TypeError as error:
-            raise UserError(f"{folder / CONFIG_FILE}: arguments do not fit {config['class']}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{folder / CONFIG_FILE}: {error}") from error
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+            details = " ".join(str(error).split())
+            raise UserError(f"{folder / CONFIG_FILE}: arguments do not fit {config['class']}: {details}") from error
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
             raise UserError(f"{weights} is missing: copy the model folder again, whole")
@@ -111,6 +128,44 @@ class Pretrained(nn.Module):
         return known[name]
 
 
+def write_checksums(folder: Path) -> None:
+    """Writes `SUMS_FILE` for the files of a model folder."""
+    present = [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, FACTS_FILE) if (folder / name).is_file()]
+    with replacing(folder / SUMS_FILE) as temporary:
+        temporary.write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in present), encoding="utf-8")
+
+
+def verify(path: Path) -> str | None:
+    """Reads every byte of a model folder, or of the one in a run's folder, and compares it with its checksum.
+
+    Returns:
+        What was found sound; None if the path is no model folder.
+
+    Raises:
+        UserError: If something differs or is missing; the sentence names each damaged file.
+    """
+    folder = Path(model_folder(str(path)))
+    sums = folder / SUMS_FILE
+    if not (folder / CONFIG_FILE).is_file() and not sums.is_file():
+        return None
+    if not sums.is_file():
+        raise UserError(f"{folder} has no {SUMS_FILE}, as older models have none: load it and save it again.")
+    recorded = re.findall(
+        r"^([0-9a-f]{64})  ([\w.-]+)$", sums.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= {name for _, name in recorded}:
+        raise UserError(f"{sums} is damaged: copy the model folder again.")
+    damaged = [name for sha256, name in recorded if not (folder / name).is_file() or _sha256(folder / name) != sha256]
+    if damaged:
+        raise UserError(f"{folder} is damaged in {', '.join(damaged)}: copy the model folder again.")
+    return f"{folder}: a model, {len(recorded)} files"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 Model = TypeVar("Model", bound=Pretrained)
 
 
@@ -144,7 +199,9 @@ def _local_folder(source: str | Path, revision: str | None) -> Path:
     if not looks_like_hub_name or folder.parent.is_dir():
         raise UserError(f"no model folder {folder}: check the path, or train one first")
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(
+            snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SUMS_FILE])
+        )
     except (OSError, HFValidationError) as error:
         raise UserError(
             f"no folder {source}, and no model of that name could be fetched from the Hugging Face Hub "
@@ -167,4 +224,9 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
             "upgrade arflows (pip install --upgrade arflows)"
         )
+    version = config["format_version"]
+    if version < 1:
+        raise UserError(f"{path} has format version {version}, which no arflows has written: copy the model again")
+    for older in range(version, FORMAT_VERSION):
+        config = MIGRATIONS.get(older, dict)(config)
     return config

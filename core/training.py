@@ -12,10 +12,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from arflows.core.callbacks import ExponentialMovingAverage, NonFiniteGuard, OrderlyInterrupt, Stopwatch
+from arflows.core.callbacks import (
+    DriftMonitor,
+    ExponentialMovingAverage,
+    NonFiniteGuard,
+    OrderlyInterrupt,
+    Stopwatch,
+)
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
+from arflows.core.processes import interleaved, seed_of
 
 VALIDATION_NOISE = 2017
 """Seed of the dequantisation noise in validation, the same every time, so that epochs can be compared."""
@@ -30,7 +37,12 @@ class FlowTraining(LightningModule):
     ``initialization_batch() -> Batch``, by which layers such as ActNorm are initialised once, before the first step.
 
     Logged: ``train/bits_per_dim`` and ``val/bits_per_dim`` (or in another unit), ``train/gradient_norm`` (before
-    clipping), ``train/learning_rate``, ``train/examples_per_second``, ``train/skipped_steps``.
+    clipping), ``train/learning_rate``, ``train/examples_per_second``, ``train/skipped_steps``,
+    ``val/round_trip_error``.
+
+    The noise of a step follows from the seed and the step's number alone, and of several processes each draws the rows
+    of its own examples. So a run that was interrupted goes on as it would have, and the same global batch gives the
+    same loss in any number of processes. (Dropout alone is drawn by each process for itself.)
 
     Clipping, accumulation, precision and devices are the Trainer's options.
 
@@ -50,7 +62,13 @@ class FlowTraining(LightningModule):
         final_fraction: See ``schedule``.
         ema_decay: Decay of the average of the weights that is validated and exported; 0 for none.
         patience: Steps in a row with a non-finite loss or gradient after which training stops; fewer are skipped.
+        round_trip_examples: Examples that are encoded and decoded at each validation, to warn where that no longer
+            leads back; see `DriftMonitor`. 0 for none.
         compile: Compile the log-probability by `torch.compile`.
+        recompute: Compute activations anew in the backward pass instead of keeping them: by the inverse where it is as
+            cheap as the forward pass (couplings), else by a second forward pass. Memory then hardly grows with depth,
+            and a step takes longer. Where the round trip grows inexact the run falls back to keeping them. With
+            ``compile`` only what is inside a chain of bijections stays uncompiled.
     """
 
     def __init__(
@@ -67,7 +85,9 @@ class FlowTraining(LightningModule):
         final_fraction: float = 0.01,
         ema_decay: float = 0.999,
         patience: int = 10,
+        round_trip_examples: int = 8,
         compile: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -91,6 +111,8 @@ class FlowTraining(LightningModule):
         self._guard = NonFiniteGuard(patience)
         self._stopwatch = Stopwatch()
         self._log_prob: Callable[[Tensor, Tensor | None], Tensor] = flow.log_prob
+        self._drift = DriftMonitor(round_trip_examples, recompute)
+        self._noise_seed: int | None = None
         self._random_state: dict[str, Tensor] | None = None
 
     @property
@@ -106,7 +128,7 @@ class FlowTraining(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """What training relies on: the guard first, the interrupt last, after the averages are up to date."""
         averaging = [ExponentialMovingAverage(self.ema_decay, self._guard)] if self.ema_decay > 0 else []
-        return [self._guard, *averaging, self._stopwatch, OrderlyInterrupt()]
+        return [self._guard, *averaging, self._drift, self._stopwatch, OrderlyInterrupt()]
 
     def setup(self, stage: str) -> None:
         """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded."""
@@ -119,31 +141,44 @@ class FlowTraining(LightningModule):
             self._log_prob = torch.compile(self.flow.log_prob)
 
     def on_fit_start(self) -> None:
-        """Puts the random generators where the checkpoint left them; gives each process noise of its own."""
-        if self._random_state is not None:
+        """Takes the seed of the noise from the run's seed; or it, and the random generators, from the checkpoint."""
+        if self._noise_seed is None:
+            self._noise_seed = torch.initial_seed()
+        if self._random_state is not None:  # from which a foreign datamodule may draw the order of an epoch
             torch.set_rng_state(self._random_state["cpu"])
             if self.device.type == "cuda" and "cuda" in self._random_state:
                 torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
-        if self.trainer.world_size > 1:
-            torch.manual_seed(int(torch.randint(2**62, ())) + self.global_rank)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Puts the random generators where they are to be at this step."""
+        assert self._noise_seed is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        torch.manual_seed(seed_of(self._noise_seed, done))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
-        loss = self._losses(batch).mean()
+        with interleaved(self.global_rank, self.trainer.world_size):
+            loss = self._losses(batch).mean()
         return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the loss of steps that counted."""
         if not self._guard.skipped:
             loss = outputs["loss"] * self.trainer.accumulate_grad_batches
-            self.log(f"train/{self.unit}", loss, prog_bar=True)
+            self.log(f"train/{self.unit}", loss, prog_bar=True, sync_dist=True)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs the mean loss over the validation split, with the same dequantisation noise every time."""
-        with fixed_noise(VALIDATION_NOISE + batch_idx * self.trainer.world_size + self.global_rank, self.device):
-            losses = self._losses(batch)
-        self.log(f"val/{self.unit}", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
+        """Logs the mean loss over the validation split, with the same dequantisation noise every time.
+
+        Processes take batches in turn, and count by their examples: at the end one may be left with an empty one.
+        """
+        count = len(batch["x"])
+        total = torch.zeros((), device=self.device)
+        if count:
+            with fixed_noise(VALIDATION_NOISE + batch_idx * self.trainer.world_size + self.global_rank, self.device):
+                total = self._losses(batch).sum()
+        self.log(f"val/{self.unit}", total / max(1, count), prog_bar=True, batch_size=count, sync_dist=True)
 
     def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
         log_prob = self._log_prob(batch["x"], batch.get("context"))
@@ -185,11 +220,13 @@ class FlowTraining(LightningModule):
         return self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * progress)) / 2
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the state of the random generators."""
+        """Adds what is random."""
+        checkpoint["noise_seed"] = self._noise_seed
         checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of the random generators for when training starts."""
+        """Keeps what is random for when training starts."""
+        self._noise_seed = checkpoint.get("noise_seed")
         self._random_state = checkpoint["random_state"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 
 Batch = dict[str, Tensor]
+
+INITIAL_EXAMPLES = 256
+"""Training examples, at most, by which layers that start from data are set."""
 
 
 class StoreDataset(Dataset[Batch]):
@@ -60,15 +63,25 @@ class StoreDataset(Dataset[Batch]):
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Fetch a batch: one gather from the memory map for each field."""
-        rows = np.asarray(indices) if self.kept is None else self.kept[indices]
+        """Fetch a batch: one gather from the memory map for each field.
+
+        An index past the end is an example in a later epoch, as `ResumableOrder` counts them: see `places`.
+        """
+        _, places = self.places(indices)
+        rows = places if self.kept is None else self.kept[places]
         return {
             name: torch.from_numpy(self.store.array(self.split, field)[rows]) for name, field in self.fields.items()
         }
 
+    def places(self, indices: list[int]) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, " batch"]]:
+        """Return the epoch of each index, by which a domain changes examples at random, and the example's place."""
+        return np.divmod(np.asarray(indices, np.int64), max(1, self.count))
+
 
 class ResumableOrder(DistributedSampler[Batch]):
     """The order of one process's training examples, a function of seed and epoch alone, to be taken up in mid-epoch.
+
+    Indices go on counting from epoch to epoch: place + epoch × examples.
 
     Args:
         dataset: The examples of all processes.
@@ -86,14 +99,43 @@ class ResumableOrder(DistributedSampler[Batch]):
         self._done = done
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(super().__iter__(), self._done if self.epoch == self._resumed_epoch else 0, None)
+        first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
+        order: Iterator[Any] = islice(super().__iter__(), self._done if self.epoch == self._resumed_epoch else 0, None)
+        return (first + index for index in order)
+
+
+class BatchesInTurn(Sampler[list[int]]):
+    """Batches of examples in order, of which each of several processes takes every so manieth; none is taken twice.
+
+    All processes get the same number of batches: where the last round has fewer than there are processes, those left
+    over get an empty one.
+
+    Args:
+        examples: How many there are.
+        batch_size: Examples in a batch; the last one may hold fewer.
+        rank: Which process this is.
+        processes: How many there are.
+    """
+
+    def __init__(self, examples: int, batch_size: int, rank: int, processes: int) -> None:
+        self.starts = range(rank * batch_size, examples, processes * batch_size)
+        self.rounds = -(-examples // (processes * batch_size))
+        self.examples, self.batch_size = examples, batch_size
+
+    def __len__(self) -> int:
+        return self.rounds
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start, _ in zip_longest(self.starts, range(self.rounds)):
+            yield [] if start is None else list(range(start, min(start + self.batch_size, self.examples)))
 
 
 class StoreDataModule(lightning.LightningDataModule, ABC):
     """Batches for training, validation and testing.
 
     Training batches are shuffled anew each epoch and are all of full size; validation and test batches hold every
-    example once, in order. With several processes each trains on its own share of an epoch.
+    example once, in order. With several processes each trains on its own share of an epoch, and they take validation
+    batches in turn, for which the Trainer is told ``use_distributed_sampler=False``.
 
     Attributes:
         store: The open store.
@@ -159,8 +201,8 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
         return self._loader(self.dataset(split), self.eval_batch_size)
 
     def initialization_batch(self) -> Batch:
-        """Return one training batch, the same in every process and run, for data-dependent initialisation."""
-        return self._training_examples(self.batch_size)
+        """Return some training examples, the same in any number of processes, for data-dependent initialisation."""
+        return self._training_examples(INITIAL_EXAMPLES)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled training batches of this process.
@@ -200,7 +242,13 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Return the validation batches; an empty list, which makes Lightning skip validation, if there are none."""
-        return self.loader("val") if "val" in self.store.splits else []
+        if "val" not in self.store.splits:
+            return []
+        if self.trainer is None or self.trainer.world_size == 1:
+            return self.loader("val")
+        dataset = self.dataset("val")
+        turns = BatchesInTurn(len(dataset), self.eval_batch_size, self.trainer.global_rank, self.trainer.world_size)
+        return self._loader(dataset, 1, batch_sampler=turns)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test batches.

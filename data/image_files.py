@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from arflows.data.arrays import npz_names
+from arflows.data.arrays import read_npz as arrays_of_npz
 from arflows.data.errors import DataError
 from arflows.data.folders import SPLIT_NAMES, printable, walk
 from arflows.data.image_sources import ArrayExamples, Examples, FileExamples, ImageSource
@@ -84,21 +84,14 @@ def read_npz(path: Path) -> ArrayExamples:
     Raises:
         DataError: The file is damaged or its arrays are not as above; the sentence says in what.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays)
-            if "images" not in names:
-                raise DataError(
-                    f"{path} has no array 'images' (it has {', '.join(names) or 'none'}): save it with "
-                    "np.savez(path, images=…, labels=…)."
-                )
-            images, labels = arrays["images"], arrays["labels"] if "labels" in names else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
-        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
-            raise DataError(
-                f"{path} holds arrays of Python objects, which are refused: save arrays of numbers."
-            ) from error
-        raise DataError(f"{path} cannot be read as an .npz file ({error}): save or copy it again.") from error
+    names = npz_names(path)
+    if "images" not in names:
+        raise DataError(
+            f"{path} has no array 'images' (it has {', '.join(names) or 'none'}): save it with "
+            "np.savez(path, images=…, labels=…)."
+        )
+    arrays = arrays_of_npz(path, only={"images", "labels"})
+    images, labels = arrays["images"], arrays.get("labels")
     return array_examples(images, labels, where=str(path))
 
 

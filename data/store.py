@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,9 @@ FORMAT_VERSION = 2
 
 OFFSETS = ".offsets"
 """What the name of a ragged field is followed by in that of its offsets."""
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""For an older version, what makes the attributes of its stores those of the next; none where nothing is to do."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Store:
         self.path = Path(path)
         self._maps: dict[tuple[str, str], np.ndarray] = {}
         with _opened(self.path) as file:
-            attributes = file.attrs
+            attributes = dict(file.attrs)
             if attributes.get("format") != FORMAT:
                 raise DataError(f"{self.path} is an HDF5 file but not an arflows store: make one with `prepare`.")
             if (version := int(attributes["format_version"])) > FORMAT_VERSION:
@@ -126,6 +129,10 @@ class Store:
                     f"{self.path} is a store of format version {version}, newer than the {FORMAT_VERSION} that this "
                     "arflows reads: update arflows, or prepare the data again with this one."
                 )
+            if version < 1:
+                raise ValueError(f"there never was a format version {version}")
+            for older in range(version, FORMAT_VERSION):
+                attributes = MIGRATIONS.get(older, dict)(attributes)
             self.domain = str(attributes["domain"])
             self.spec: dict[str, Any] = json.loads(attributes["spec"])
             self.fingerprint = str(attributes["fingerprint"])
@@ -186,12 +193,20 @@ class Store:
         return field
 
     def facts(self) -> dict[str, Any]:
-        """Which data a result was obtained on: the store, its counts, and the fingerprint of its settings."""
+        """Which data a result was obtained on: the store, its counts, the fingerprints of its settings and content."""
         return {
             "store": str(self.path),
+            "domain": self.domain,
             "source": Path(str(self.provenance.get("source"))).name,  # where it lay on one machine is nobody's business
             "available": self.provenance.get("available"),
             "fingerprint": self.fingerprint,
+            "content": fingerprint(
+                {
+                    f"{split}/{name}": field.sha256
+                    for split, fields in self._fields.items()
+                    for name, field in fields.items()
+                }
+            ),
             "counts": self.splits,
         }
 
@@ -212,6 +227,24 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry the whole array; the process that receives the store maps it anew.
         return self.__dict__ | {"_maps": {}}
+
+
+def verify(path: Path) -> str | None:
+    """Read every byte of a store and compare it with its checksum.
+
+    Returns:
+        What was found sound; None if the path is no HDF5 file, nor called like one.
+
+    Raises:
+        DataError: Something differs; the sentence names each damaged dataset.
+    """
+    if not path.is_file() or not (h5py.is_hdf5(path) or path.suffix in (".h5", ".hdf5")):
+        return None
+    store = Store(path)
+    store.verify()
+    return (
+        f"{path}: a store of {store.domain}, {', '.join(f'{name} {count:,}' for name, count in store.splits.items())}"
+    )
 
 
 @contextmanager

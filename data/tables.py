@@ -1,8 +1,8 @@
 """Tables of numbers from files: a row is an example, a column a variable.
 
-What is read: ``.csv`` with or without a line of names, ``.npy`` with one array (rows, columns), and ``.npz`` or HDF5
-(``.h5``, ``.hdf5``) with one such array for each split. Splits are called train, val and test, or as the data sets of
-Papamakarios et al. 2017 (arXiv:1705.07057) are passed on: trn, tst, validation.
+What is read: ``.csv`` (or ``.csv.gz``) with or without a line of names, ``.npy`` with one array (rows, columns), and
+``.npz`` or HDF5 (``.h5``, ``.hdf5``) with one such array for each split. Splits are called train, val and test, or as
+the data sets of Papamakarios et al. 2017 (arXiv:1705.07057) are passed on: trn, tst, validation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import difflib
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ import h5py
 import numpy as np
 from jaxtyping import Float32
 
+from arflows.data.archives import open_text
+from arflows.data.arrays import read_hdf5, read_npy, read_npz
 from arflows.data.errors import DataError
 
 WHOLE = "all"
@@ -112,9 +113,12 @@ def read_table(path: Path) -> Table:
     match path.suffix:
         case ".csv":
             return _read_csv(path)
-        case ".npy" | ".npz":
-            loaded = _load(path)
-            return _split_arrays(path, loaded) if isinstance(loaded, dict) else Table.of(str(path), {WHOLE: loaded})
+        case ".gz" if path.stem.endswith(".csv"):
+            return _read_csv(path)
+        case ".npy":
+            return Table.of(str(path), {WHOLE: read_npy(path)})
+        case ".npz":
+            return _split_arrays(path, read_npz(path))
     raise DataError(f"{path} cannot be read as a table: give {_READABLE}.")
 
 
@@ -126,35 +130,27 @@ def _split_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Table:
     return Table.of(str(path), splits)
 
 
-def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged, or holds no arrays of numbers ({error}): save it again.") from error
-
-
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") == "arflows-store":
-                raise DataError(f"{path} is a store already: give the file it was prepared from, or use it as it is.")
-            return {name: item[...] for name, item in file.items() if isinstance(item, h5py.Dataset)}
-    except OSError as error:
+        with h5py.File(path, "r", locking=False) as file:
+            is_store = "format" in file.attrs and str(file.attrs["format"]) == "arflows-store"
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): copy it again.") from error
+    if is_store:
+        raise DataError(f"{path} is a store already: give the file it was prepared from, or use it as it is.")
+    return read_hdf5(path)
 
 
 def _read_csv(path: Path) -> Table:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             first = next(csv.reader(file), [])
         named = not all(map(_is_number, first))
         if named and len(set(first)) < len(first):
             raise DataError(f"two columns of {path} have the same name: rename one.")
-        with warnings.catch_warnings(action="ignore"):  # of a file without numbers, which is refused below
-            values = np.loadtxt(
-                path, np.float64, delimiter=",", skiprows=int(named), ndmin=2, comments=None, encoding="utf-8-sig"
-            )
+        # It warns of a file without numbers, which is refused below.
+        with warnings.catch_warnings(action="ignore"), open_text(path) as file:
+            values = np.loadtxt(file, np.float64, delimiter=",", skiprows=int(named), ndmin=2, comments=None)
     except (ValueError, csv.Error) as error:  # an encoding that is none is a ValueError too
         raise DataError(
             f"{path} is no table of numbers ({str(error).rstrip('.')}): give comma-separated numbers, as many in each "

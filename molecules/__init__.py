@@ -1,1 +1,29 @@
-"""The place of the molecules domain: autoregressive flows over molecular graphs. There is nothing in it yet."""
+"""Autoregressive flows over molecular graphs, with exact likelihoods and valid samples.
+
+>>> from arflows.molecules import MoleculeFlow
+>>> model = MoleculeFlow.from_pretrained("runs/zinc250k/model")
+>>> molecules = model.sample(10_000)
+
+The models are imported when they are first used, so that the command line can answer without loading PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arflows.molecules.model import GraphAF, MoleculeFlow
+    from arflows.molecules.representation import MoleculeSpec
+
+__all__ = ["GraphAF", "MoleculeFlow", "MoleculeSpec"]
+
+_HOMES = dict.fromkeys(__all__, "arflows.molecules.model") | {"MoleculeSpec": "arflows.molecules.representation"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -43,18 +43,16 @@ def run_section(path: Path) -> str:
     training, data = run["training"], run["data"]
     available = data["available"] or {}
     split = run["options"]["split"]
-    scored, kind = (
-        (run["utterances"], "utterances") if "utterances" in run else (run["bits_per_dim"]["count"], "images")
-    )
+    scored, what = data["counts"][split], NOUNS[path.parent.name]
     facts = {
-        **(speech_figures(run) if "utterances" in run else image_figures(run)),
-        "data": f"{data['source']}: {split} split, {available.get(split, scored):,} {kind} available, "
+        **FIGURES[path.parent.name](run),
+        "data": f"{data['source']}: {split} split, {available.get(split, scored):,} {what} available, "
         f"{scored:,} scored; trained on {data['counts']['train']:,}, chosen by {data['counts'].get('val', 0):,}",
         "model": f"{run['model']['class']}, {run['model']['parameters']:,} parameters",
         "training": f"{duration(training['seconds'])}, {training['steps']:,} steps, {training['epochs']} epochs, "
         f"{training['skipped_steps']} steps skipped, seed {training['seed']}",
         "trained on": machine(training["hardware"]) + f", commit `{training['software']['commit']}`",
-        **(speech_speed(run) if "utterances" in run else image_speed(run)),
+        "measured on": machine(run["hardware"]),
     }
     if "note" in run:
         facts["note"] = run["note"]
@@ -66,26 +64,52 @@ def run_section(path: Path) -> str:
 
 
 def image_figures(run: dict[str, Any]) -> dict[str, str]:
-    """The likelihood of images."""
+    """What was measured of a model of images."""
     bits = run["bits_per_dim"]
     return {
         "test bits/dim": f"**{bits['value']:.4f} ± {bits['standard_error']:.4f}** (s.e. over {bits['count']:,} images)",
         "kind": f"{bits['kind']}: {bits['protocol']}",
         **logit_space(run.get("logit_space_nats")),
+        "round trip": f"{run['round_trip_error']['value']:.1e} ({run['round_trip_error']['unit']})",
+        "sampling": f"{run['samples_per_second']['value']:.1f} images/s, "
+        f"{run['samples_per_second']['batch_size']} at a time",
     }
 
 
-def image_speed(run: dict[str, Any]) -> dict[str, str]:
-    """How exactly and how fast a flow of images is inverted."""
+def molecule_figures(run: dict[str, Any]) -> dict[str, str]:
+    """What was measured of a model of molecules."""
+    nats, speed = run["nats_per_molecule"], run["samples_per_second"]
+    fcd, distributions = run.get("FCD"), run["distributions"]
+    shares = {
+        "valid raw (no masks)": run["validity"]["raw"],
+        "valid with masks": run["validity"]["masked"],
+        "valid raw, post-processed": run["validity"]["postprocessed"],
+        **{name: run[name] for name in ("unique@1k", "unique@10k", "unique", "novel") if name in run},
+        "filters (PAINS, BRENK)": run["filters"],
+    }
+    similarities = {"SNN": run["SNN"], "fragments": run["fragment_similarity"], "scaffolds": run["scaffold_similarity"]}
     return {
-        "round trip": f"{run['round_trip_error']['value']:.1e} ({run['round_trip_error']['unit']})",
-        "sampling": f"{run['samples_per_second']['value']:.1f} images/s, "
-        f"{run['samples_per_second']['batch_size']} at a time, on {machine(run['hardware'])}",
+        "test nats/molecule": f"**{nats['value']:.3f} ± {nats['standard_error']:.3f}** (s.e. over {nats['count']:,} "
+        "molecules), exact for the canonical order",
+        **{name: f"{100 * each['value']:.2f} %: {each['count']:,} of {each['of']:,}" for name, each in shares.items()},
+        **(
+            {"FCD": f"**{fcd['value']:.2f}**, {fcd['generated']:,} samples, {fcd['reference']:,} molecules"}
+            if fcd
+            else {}
+        ),
+        "similarity to test molecules": text(similarities),
+        "internal diversity": f"{run['IntDiv']:.4f} (test molecules {run['reference_IntDiv']:.4f})",
+        "Wasserstein-1 distances": text({name: each["wasserstein"] for name, each in distributions.items()}),
+        "means, samples / test": ", ".join(
+            f"{name} {each['generated_mean']:.4g} / {each['reference_mean']:.4g}"
+            for name, each in distributions.items()
+        ),
+        "sampling": f"{speed['value']:,.0f} valid molecules/s with masks, {speed['samples']:,} in all",
     }
 
 
 def speech_figures(run: dict[str, Any]) -> dict[str, str]:
-    """The likelihood of speech, and how good its copies are."""
+    """What was measured of a model of speech."""
     quality = {
         figure["unit"]: with_interval(figure)
         for figure in run.get("quality", {}).values()
@@ -106,15 +130,10 @@ def speech_figures(run: dict[str, Any]) -> dict[str, str]:
             f"AUROC {separation['auroc']:.3f} by nats/sample; {separation['log_likelihood']['count']} recordings of "
             f"{with_interval(separation['log_likelihood'])} nats/sample"
         )
-    return rows | quality
-
-
-def speech_speed(run: dict[str, Any]) -> dict[str, str]:
-    """How fast speech is synthesised."""
     speed = run.get("real_time_factor")
-    if speed is None:
-        return {}
-    return {"synthesis": f"{speed['value']:.2f} × real time on {machine(speed.get('hardware', run['hardware']))}"}
+    if speed is not None:
+        rows["synthesis"] = f"{speed['value']:.2f} × real time"
+    return rows | quality
 
 
 def with_interval(figure: dict[str, Any]) -> str:
@@ -122,6 +141,12 @@ def with_interval(figure: dict[str, Any]) -> str:
     if figure["standard_error"] is None:
         return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} ± {1.96 * figure['standard_error']:.3f}"
+
+
+FIGURES = {"audio": speech_figures, "vision": image_figures, "molecules": molecule_figures}
+"""For each domain what its ``evaluate`` measured, as lines of a table."""
+
+NOUNS = {"audio": "utterances", "vision": "images", "molecules": "molecules"}
 
 
 def logit_space(figure: dict[str, Any] | None) -> dict[str, str]:

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32
+from torch import Tensor
 from tqdm import tqdm
 
+from arflows.core.bases import PerExample
 from arflows.core.errors import UserError
 from arflows.core.files import new_folder
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName
 from arflows.core.pretrained import load_model
+from arflows.core.processes import in_turns
 from arflows.tabular.inputs import Columns
 from arflows.tabular.render import density_figure, density_map, extent_of
 
@@ -35,7 +38,7 @@ def sample(
 
     Writes a folder: samples.csv with a column for each of the model's and log_density (nats, in the data's own units),
     samples.npz with the arrays x, log_density, context, seed and temperature, and of rows of two columns density.png.
-    The same seed gives the same rows on every device, up to rounding.
+    The same seed gives the same rows on every device, up to rounding, and in any number of processes.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
@@ -100,19 +103,25 @@ def draw(
         ``x`` (count, features), ``log_density`` (count,) in nats and, of a conditional model, ``context`` (count,
         context).
     """
-    generator = torch.Generator().manual_seed(seed)
     origin = flow.base.origin
     row = None if context is None else torch.tensor([context], dtype=origin.dtype, device=origin.device)
+
+    def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
+        x, log_prob = flow.sample_with_log_prob(
+            min(batch_size, count - start),
+            row,
+            temperature=temperature,
+            generator=PerExample(seed, start),
+            solver=SOLVERS[solver](),
+        )
+        return x.cpu(), log_prob.cpu()
+
     rows, log_density = [], []
     with tqdm(total=count, desc="sampling", disable=None) as progress:
-        for start in range(0, count, batch_size):
-            size = min(batch_size, count - start)
-            x, log_prob = flow.sample_with_log_prob(
-                size, row, temperature=temperature, generator=generator, solver=SOLVERS[solver]()
-            )
-            rows.append(x.cpu())
-            log_density.append(log_prob.cpu())
-            progress.update(size)
+        for x, log_prob in in_turns(range(0, count, batch_size), draw_batch):
+            rows.append(x)
+            log_density.append(log_prob)
+            progress.update(len(x))
     arrays = {"x": torch.cat(rows).numpy(), "log_density": torch.cat(log_density).numpy()}
     return arrays if row is None else {**arrays, "context": row.cpu().expand(count, -1).numpy()}
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.store import Store
@@ -27,11 +30,13 @@ class ImageDataset(StoreDataset):
             store: A store of images.
             split: Which of its splits.
             labels: Give the labels as context, where the store has them.
-            flip: Mirror each image left to right with probability 1/2.
+            flip: Mirror each image left to right with probability 1/2, anew in each epoch.
             limit: Keep at most so many images, chosen at random.
-            seed: Decides which.
+            seed: Decides which, and which are mirrored.
         """
         self.flip = flip
+        self._seed = seed
+        self._coins: tuple[int, np.ndarray] | None = None
         self.labels = labels and "labels" in store.fields(split)
         super().__init__(store, split, {"x": "images"} | ({"context": "labels"} if self.labels else {}), limit, seed)
 
@@ -39,10 +44,19 @@ class ImageDataset(StoreDataset):
         """Fetch a batch."""
         batch = super().__getitems__(indices)
         if self.flip:
-            images = batch["x"]
-            mirrored = torch.rand(len(images)) < 0.5
+            images, mirrored = batch["x"], self._mirrored(indices)
             images[mirrored] = images[mirrored].flip(-1)
         return batch
+
+    def _mirrored(self, indices: list[int]) -> Bool[Tensor, " batch"]:
+        """Which of the images are mirrored: a function of seed, epoch and image, whoever asks."""
+        epochs, places = self.places(indices)
+        mirrored = np.zeros(len(places), bool)
+        for epoch in np.unique(epochs):
+            if self._coins is None or self._coins[0] != epoch:
+                self._coins = epoch, np.random.default_rng([self._seed, epoch]).random(len(self)) < 0.5
+            mirrored[epochs == epoch] = self._coins[1][places[epochs == epoch]]
+        return torch.from_numpy(mirrored)
 
 
 class ImageDataModule(StoreDataModule):

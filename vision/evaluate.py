@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from arflows.core.bases import PerExample
 from arflows.core.errors import UserError
 from arflows.core.evaluation import per_second, protocol, write_result
 from arflows.core.likelihood import Figure, dequantization, fixed_noise, log_probs
 from arflows.core.pretrained import load_model
+from arflows.core.processes import in_turns
 from arflows.data.store import Store
 from arflows.vision.inputs import ImageInput
 from arflows.vision.metrics import first_logit, frechet_distance, inception, logit_space_figure
@@ -132,10 +133,11 @@ def evaluate(
 def _samples(
     flow: ImageFlow, count: int, batch_size: int, seed: int
 ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
-    generator = torch.Generator().manual_seed(seed)
+    def draw(index: int, start: int) -> Tensor:
+        return flow.sample(min(batch_size, count - start), generator=PerExample(seed, start)).cpu()
+
     with tqdm(total=count, desc="features of samples", unit=" images", disable=None) as bar:
-        for start in range(0, count, batch_size):
-            images = flow.sample(min(batch_size, count - start), generator=generator)
+        for images in in_turns(range(0, count, batch_size), draw):
             yield images
             bar.update(len(images))
 

@@ -40,5 +40,5 @@ def save_png(image: UInt8[Tensor, "channels height width"], path: Path) -> None:
     """
     pixels = image.cpu().numpy()
     pixels = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")

@@ -9,11 +9,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from arflows.core.bases import PerExample
 from arflows.core.errors import UserError
 from arflows.core.files import new_folder
 from arflows.core.inversion import SOLVERS, SolverName, solving
 from arflows.core.likelihood import Figure, dequantization, fixed_noise
 from arflows.core.pretrained import load_model
+from arflows.core.processes import in_turns, seed_of
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -39,8 +41,8 @@ def sample(
 
     Writes a folder: grid.png with all images, images/0000.png, …, and samples.npz with the arrays images (uint8, count
     × channels × height × width), log_probs (nats of the discrete image, a lower bound; of a TarFlow trained with noise,
-    log-densities of noisy images), seed, temperature and, of a class-conditional model, labels. The same seed gives the
-    same images on every device, up to rounding.
+    log-densities of noisy images), seed, temperature and, of a class-conditional model, labels. The same seed
+    gives the same images on every device, up to rounding, and in any number of processes.
 
     Interpolation runs through latent space, along the sphere around the base density's mean (as Dinh et al. 2017,
     section 4.2): a straight line would leave the shell where nearly all of the density's mass lies. Reconstruction
@@ -108,22 +110,24 @@ def draw(
         ``images`` (count, channels, height, width) uint8, ``log_probs`` (count,) in nats and, of a class-conditional
         model, ``labels`` (count,).
     """
-    generator = torch.Generator().manual_seed(seed)
-    labels = flow.labels_for(count, label, generator)
-    images, log_probs = [], []
-    with (
-        fixed_noise(seed, flow.device),
-        tqdm(total=count, desc="sampling", disable=None) as progress,
-    ):
-        for start in range(0, count, batch_size):
-            size = min(batch_size, count - start)
-            chosen = None if labels is None else labels[start : start + size]
+    labels = flow.labels_for(count, label, torch.Generator().manual_seed(seed))
+
+    def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
+        size = min(batch_size, count - start)
+        chosen = None if labels is None else labels[start : start + size]
+        generator = PerExample(seed, start)
+        with fixed_noise(seed_of(seed, index), flow.device):
             batch, log_prob = flow.sample_with_log_prob(
                 size, chosen, temperature=temperature, generator=generator, **options
             )
-            images.append(batch.cpu())
-            log_probs.append(log_prob.cpu())
-            progress.update(size)
+        return batch.cpu(), log_prob.cpu()
+
+    images, log_probs = [], []
+    with tqdm(total=count, desc="sampling", disable=None) as progress:
+        for batch, log_prob in in_turns(range(0, count, batch_size), draw_batch):
+            images.append(batch)
+            log_probs.append(log_prob)
+            progress.update(len(batch))
     arrays = {"images": torch.cat(images).numpy(), "log_probs": torch.cat(log_probs).numpy()}
     return arrays if labels is None else {**arrays, "labels": labels.cpu().numpy()}
 

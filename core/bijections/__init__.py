@@ -18,6 +18,7 @@ from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, Mi
 from arflows.core.bijections.multiscale import Multiscale
 from arflows.core.bijections.normalization import ActNorm, BatchNorm, Standardize, initialize
 from arflows.core.bijections.piecewise import PiecewiseLinearCDF
+from arflows.core.bijections.recompute import recompute
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "Standardize",
     "TanhAffine",
     "initialize",
+    "recompute",
 ]

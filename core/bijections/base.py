@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from arflows.core.bijections.recompute import forward_recomputing
+
 
 class Bijection(nn.Module, ABC):
     """An invertible map between data and latents that knows the volume it creates.
@@ -18,7 +20,13 @@ class Bijection(nn.Module, ABC):
 
     ``context`` is what the density is conditioned on, (batch, features), or a feature map (batch, features, height,
     width) with a place for each pixel that a conditioner sees; bijections without use for it ignore it.
+
+    Attributes:
+        reversible: Whether the inverse costs about as much as the forward pass, gives the input back to rounding, and
+            nothing in either is random: then activations can be had back by it, see `recompute`.
     """
+
+    reversible = False
 
     @abstractmethod
     def forward(
@@ -38,10 +46,16 @@ class Bijection(nn.Module, ABC):
 
 
 class Chain(Bijection):
-    """Bijections one after the other; the first given is the nearest to the data."""
+    """Bijections one after the other; the first given is the nearest to the data.
+
+    Attributes:
+        recompute: Whether activations are computed anew in the backward pass instead of being kept; see the function of
+            that name.
+    """
 
     def __init__(self, *bijections: Bijection) -> None:
         super().__init__()
+        self.recompute = False
         self.bijections = nn.ModuleList(bijections)
 
     def __iter__(self) -> Iterator[Bijection]:
@@ -50,6 +64,9 @@ class Chain(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent: log-determinants of the parts add up."""
         log_det = no_volume(x)
+        if self.recompute and torch.is_grad_enabled():
+            x, parts = forward_recomputing(list(self), x, context)
+            return x, sum(parts, log_det)
         for bijection in self.bijections:
             x, part = bijection(x, context)
             log_det = log_det + part

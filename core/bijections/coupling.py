@@ -22,6 +22,8 @@ class Coupling(Bijection):
             where the parameters of a channel lie ``changed channels`` apart.
     """
 
+    reversible = True
+
     def __init__(self, mask: Mask, elementwise: Elementwise, conditioner: nn.Module) -> None:
         super().__init__()
         self.mask = mask

@@ -20,6 +20,7 @@ class Permutation(Bijection):
         ValueError: if ``order`` is not a permutation of 0 … n − 1.
     """
 
+    reversible = True
     order: Tensor
     inverse_order: Tensor
 
@@ -70,6 +71,8 @@ class Squeeze(Bijection):
     channel c at row i, column j of the blocks.
     """
 
+    reversible = True
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
         blocks = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, i, columns, j)
@@ -102,6 +105,8 @@ class InvertibleConv1x1(Bijection):
     Args:
         channels: number of channels.
     """
+
+    reversible = True
 
     permutation: Tensor
     sign: Tensor
@@ -154,6 +159,8 @@ class NormalizedConv1x1(Bijection):
     Args:
         channels: number of channels.
     """
+
+    reversible = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.base import Bijection, no_volume
+from arflows.core.processes import batch_statistics
 
 
 class ActNorm(Bijection):
@@ -20,6 +21,8 @@ class ActNorm(Bijection):
     Args:
         channels: size of the first event dimension.
     """
+
+    reversible = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -102,15 +105,20 @@ class BatchNorm(Bijection):
     - "batch": the batch's own mean and variance, as usual. Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057),
       section 3.1.
 
-    During the first 1 / (1 − ρ) batches the averages are plain means of all batches so far.
+    During the first 1 / (1 − ρ) batches the averages are plain means of all batches so far. Processes that share a
+    training batch share its statistics.
 
     Args:
         channels: size of the first event dimension.
         momentum: weight ρ of the past.
         epsilon: ε, added to the variance.
         statistics: what training normalises by.
+
+    Attributes:
+        tracks_batches: In training every forward pass counts, so that none may be done again.
     """
 
+    tracks_batches = True
     mean: Tensor
     variance: Tensor
     batches: Tensor
@@ -144,7 +152,7 @@ class BatchNorm(Bijection):
         return x, no_volume(z) + sites(z) * log_scale.sum()
 
     def _training_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        batch_mean, batch_variance = channel_statistics(x)
+        batch_mean, batch_variance = batch_statistics(*channel_statistics(x))
         self.batches.add_(1)
         weight = (1 / self.batches).clamp_min(1 - self.momentum).to(x.dtype)
         mean = torch.lerp(self.mean, batch_mean, weight)

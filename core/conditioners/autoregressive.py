@@ -1,10 +1,14 @@
 """What a conditioner needs to be autoregressive: a parallel pass, and a stream that takes one site at a time."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from arflows.core.bijections.elementwise import Elementwise
 
 
 class Stream(ABC):
@@ -24,6 +28,16 @@ class Stream(ABC):
     @abstractmethod
     def step(self, previous: Float[Tensor, "batch *site"] | None) -> Float[Tensor, "batch *site parameters"]:
         """Takes the value of the site before (None at the first) and returns the parameters of the next."""
+
+    def invert(
+        self, elementwise: "Elementwise", z: Float[Tensor, "batch sites *site"]
+    ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]] | None:
+        """Latent → data for all sites at once, where the stream has something faster for the map than its steps.
+
+        Returns:
+            x and the log-derivative of x by z, element by element; None, and nothing done, where steps have to do.
+        """
+        return None
 
     @abstractmethod
     def sweep(self, guess: Float[Tensor, "batch sites *site"]) -> Float[Tensor, "batch sites *site parameters"]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.conditioners.autoregressive import check_context
+from arflows.core.processes import batch_statistics, sharers
 
 
 class ImageConditioner(nn.Module):
@@ -52,6 +53,27 @@ class ImageConditioner(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of the whole training batch, where several processes share it."""
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Normalises."""
+        if not self.training or sharers() == 1:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        variance, mean = torch.var_mean(x, dim=[0, 2, 3], correction=0)
+        mean, variance = batch_statistics(mean, variance)
+        values = sharers() * x.numel() / x.shape[1]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum or 0.0)
+            self.running_var.lerp_(variance * values / (values - 1), self.momentum or 0.0)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+
+
 class ResidualCNN(ImageConditioner):
     """RealNVP's residual network with batch normalisation, weight normalisation and skip connections.
 
@@ -69,11 +91,11 @@ class ResidualCNN(ImageConditioner):
 
     def __init__(self, in_channels: int, out_channels: int, width: int, blocks: int, context_features: int = 0) -> None:
         super().__init__(width, context_features, blocks)
-        self.normalize_input = nn.BatchNorm2d(in_channels, eps=1e-4)
+        self.normalize_input = BatchNorm2d(in_channels, eps=1e-4)
         self.enter = weight_norm(nn.Conv2d(2 * in_channels, width, 3, padding=1))
         self.blocks = nn.ModuleList(_ResidualBlock(width) for _ in range(blocks))
         self.skips = nn.ModuleList(weight_norm(nn.Conv2d(width, width, 1)) for _ in range(blocks + 1))
-        self.normalize_output = nn.BatchNorm2d(width, eps=1e-4)
+        self.normalize_output = BatchNorm2d(width, eps=1e-4)
         self.leave = weight_norm(nn.Conv2d(width, out_channels, 1))
         _start_at_zero(self.leave)
         self.lay_out_channels_last()
@@ -94,9 +116,9 @@ class ResidualCNN(ImageConditioner):
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.normalize_in = nn.BatchNorm2d(width, eps=1e-4)
+        self.normalize_in = BatchNorm2d(width, eps=1e-4)
         self.conv_in = weight_norm(nn.Conv2d(width, width, 3, padding=1, bias=False))
-        self.normalize_out = nn.BatchNorm2d(width, eps=1e-4)
+        self.normalize_out = BatchNorm2d(width, eps=1e-4)
         self.conv_out = weight_norm(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -169,6 +169,11 @@ class WaveNet(AutoregressiveConditioner):
             raise ValueError("only a network of causal width can go on where earlier columns ended")
         return WaveNetStream(self, like, context, memory)
 
+    @property
+    def stack(self) -> "list[_Layer]":
+        """The layers, from the samples to the parameters."""
+        return list(self.layers)  # type: ignore[arg-type]
+
     def memory(self, like: Float[Tensor, "batch rows columns"]) -> list[Tensor]:
         """What streams over successive columns hand on: for each layer and row, the last columns that entered."""
         kind = like.device.type
@@ -177,12 +182,15 @@ class WaveNet(AutoregressiveConditioner):
         widths = [2, *[self.channels] * (len(self.layers) - 1)]
         return [
             like.new_zeros(rows, batch, layer.margins[0], width, dtype=dtype)
-            for layer, width in zip(self.layers, widths, strict=True)
+            for layer, width in zip(self.stack, widths, strict=True)
         ]
 
 
 class _Layer(nn.Module):
     """One gated convolution with its residual and skip paths; the last layer has no residual path to feed."""
+
+    convolution: nn.Conv2d
+    mix: nn.Conv2d
 
     def __init__(
         self, channels: int, kernel: tuple[int, int], dilation: tuple[int, int], causal_width: bool, last: bool

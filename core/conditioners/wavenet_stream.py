@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +49,7 @@ class WaveNetStream(Stream):
         super().__init__()
         self.network, self.like, self.context, self.memory = network, like, context, memory
         self.last = like.new_zeros(len(like), 1, like.shape[2])
-        self.past: list[Tensor | None] = [None] * len(network.layers)
+        self.past: list[Tensor | None] = [None] * len(network.stack)
         self.swept: tuple[Tensor, list[Tensor]] | None = None
         self.rows: _Rows | None = None
 
@@ -77,7 +77,7 @@ class WaveNetStream(Stream):
         if self.swept is None or not torch.equal(self.swept[0][:, :-1], values[:, :-1]):
             self.sweep(values)
         assert self.swept is not None
-        for number, (layer, entered) in enumerate(zip(self.network.layers, self.swept[1], strict=True)):
+        for number, (layer, entered) in enumerate(zip(self.network.stack, self.swept[1], strict=True)):
             past = self.past[number]
             joined = entered if past is None else torch.cat([past, entered], 2)
             self.past[number] = joined[:, :, max(joined.shape[2] - layer.past, 0) :]
@@ -112,25 +112,25 @@ class _Rows:
         # sees are one ring, side by side, and where in it the newest lies decides only how the kernel is rotated.
         # (batch, columns and margins, k · channels); of the first layer's input there are two channels: the sample, and
         # one that tells it from the zeros beyond a border.
-        widths = [2] + [network.channels] * (len(network.layers) - 1)
+        widths = [2] + [network.channels] * (len(network.stack) - 1)
         self.rings = [
             [
                 like.new_zeros(batch, columns + sum(layer.margins), layer.kernel[0] * width, dtype=low)
                 for _ in range(layer.dilation[0])
             ]
-            for layer, width in zip(network.layers, widths, strict=True)
+            for layer, width in zip(network.stack, widths, strict=True)
         ]
         # Of each row modulo k · d.
         self.places = [
             [ring[..., turn * width : (turn + 1) * width] for turn in range(layer.kernel[0]) for ring in rings]
-            for layer, rings, width in zip(network.layers, self.rings, widths, strict=True)
+            for layer, rings, width in zip(network.stack, self.rings, widths, strict=True)
         ]
         # Sums of products are rounded once where precision is low; where it is high, joining costs more than it gives.
         self.joins = low in (torch.bfloat16, torch.float16)
         self._lay_out(like, low)
 
     def _fold(self, dtype: torch.dtype, low: torch.dtype) -> None:
-        network, count = self.network, len(self.network.layers)
+        network, count = self.network, len(self.network.stack)
         halves = torch.ones(2 * network.channels, dtype=dtype, device=network.leave.weight.device)
         halves[network.channels :] = 0.5  # of the gate's argument
         entered, entered_bias = network.enter.weight.flatten(), network.enter.bias
@@ -140,8 +140,11 @@ class _Rows:
         self.halves = halves
         self.kernels, self.biases, self.residuals, self.skips = [], [], [], []
         self.from_context: list[Tensor] = []
+        assert network.leave.bias is not None
         self.left = network.leave.bias.clone()
-        for number, layer in enumerate(network.layers):
+        for number, layer in enumerate(network.stack):
+            assert layer.convolution.bias is not None
+            assert layer.mix.bias is not None
             kernel = layer.convolution.weight * halves[:, None, None, None] * 2 ** (-number / 2)
             if number == 0:
                 kernel = torch.einsum("ocij,ec->oeij", kernel, enter)
@@ -156,6 +159,7 @@ class _Rows:
             if network.from_context is not None:
                 part = slice(2 * network.channels * number, 2 * network.channels * (number + 1))
                 self.from_context.append(network.from_context.weight[part, :, 0] * halves[:, None])
+                assert network.from_context.bias is not None
                 self.biases[-1] = self.biases[-1] + network.from_context.bias[part] * halves
             weight, bias = layer.mix.weight[:, :, 0, 0].T, layer.mix.bias
             if number < count - 1:
@@ -186,7 +190,7 @@ class _Rows:
         """Cuts batch and columns into tiles, and makes all views that steps need, since making them takes time too."""
         network = self.network
         batch, _, columns = like.shape
-        channels, (down, along) = network.channels, network.layers[0].kernel
+        channels, (down, along) = network.channels, network.stack[0].kernel
         if like.device.type == "cpu":
             each = like.new_empty(0, dtype=low).element_size() * channels * (down * along + 5)
             size = max(64, TILE_BYTES // each)
@@ -224,7 +228,7 @@ class _Rows:
             b, c = tile[0].stop - tile[0].start, tile[1].stop - tile[1].start
             return rooms[name][: b * c * width].view(b, c, width)
 
-        self.work = []
+        self.work: list[dict[str, Any]] = []
         for tile in self.tiles:
             wide_gates = part("wide", tile, 2 * channels)
             self.work.append(
@@ -248,14 +252,14 @@ class _Rows:
                 ]
                 for ring in rings
             ]
-            for layer, rings in zip(network.layers, self.rings, strict=True)
+            for layer, rings in zip(network.stack, self.rings, strict=True)
         ]
         self.own = [
             [
                 [place[b, layer.margins[0] + c.start : layer.margins[0] + c.stop] for b, c in self.tiles]
                 for place in places
             ]
-            for layer, places in zip(network.layers, self.places, strict=True)
+            for layer, places in zip(network.stack, self.places, strict=True)
         ]
         self.added_tiles = self._added(0)
         self.mask_tiles = [None if self.mask is None else self.mask[tile] for tile in self.tiles]
@@ -264,7 +268,7 @@ class _Rows:
         """The parameters of the row at ``position``, given the one before."""
         valid = self.valid
         parameters = torch.empty(*valid.shape[:2], 2, dtype=valid.dtype, device=valid.device).copy_(self.left)
-        layers = self.network.layers
+        layers = self.network.stack
         if self.features_of_rows and position:
             self.added_tiles = self._added(position)
         entry, left = self.places[0][position % len(self.places[0])], layers[0].margins[0]
@@ -315,7 +319,7 @@ class _Rows:
 
     def _remember(self, number: int, position: int) -> None:
         """Puts the columns before these to the left of a row that has entered a layer, and keeps its last for later."""
-        left = self.network.layers[number].margins[0]
+        left = self.network.stack[number].margins[0]
         if self.memory is None or not left:
             return
         place, kept = self.places[number][position % len(self.places[number])], self.memory[number][position]

@@ -4,14 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from arflows.core.bases import DiagonalNormal
 from arflows.core.bijections import ActNorm
+from arflows.core.dequantization import UniformDequantizer
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.training import FlowTraining
@@ -206,3 +209,91 @@ def test_the_signal_is_given_back_after_training():
     handler = signal.getsignal(signal.SIGINT)
     trainer().fit(FlowTraining(small_flow()), datamodule=Data(torch.randn(16, 4)))
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, SystemExit), (signal.SIGTERM, SIGTERMException)], ids=["ctrl-c", "sigterm"]
+)
+def test_what_is_saved_is_logged_and_between_optimizer_steps(number, kind, tmp_path):
+    """With two batches a step: never half a step, and no line of the log is missing."""
+
+    class Signal(Callback):
+        raised = False
+
+        def on_before_backward(self, trainer, pl_module, loss):
+            if trainer.global_step == 2 and not self.raised:
+                self.raised = True  # a second one would end all at once
+                signal.raise_signal(number)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(kind):
+            trainer(tmp_path, [Signal()], accumulate_grad_batches=2).fit(
+                FlowTraining(small_flow()), datamodule=Data(torch.randn(80, 4))
+            )
+    finally:
+        for n, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(n, handler)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    loop = saved["loops"]["fit_loop"]
+    progress = loop["epoch_loop.batch_progress"]["total"]
+    assert saved["global_step"] == 3
+    assert loop["epoch_loop.state_dict"]["_batches_that_stepped"] == 3
+    assert progress["ready"] == progress["completed"] == 6
+
+
+# ---------------------------------------------------------------------------------------------- the round trip
+
+
+class Drifting(ActNorm):
+    """Whose inverse is off by so much."""
+
+    error = 0.0
+
+    def inverse(self, z, context=None):
+        x, log_det = super().inverse(z, context)
+        return x + self.error, log_det
+
+
+@pytest.mark.parametrize(("error", "warns"), [(0.0, False), (5e-4, False), (0.01, True), (math.nan, True)])
+def test_a_flow_that_is_no_longer_inverted_is_told(error, warns):
+    flow = Flow(DiagonalNormal((4,)), Drifting(4))
+    flow.bijection.error = error
+    t = trainer()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        t.fit(FlowTraining(flow), datamodule=Data(torch.rand(16, 4)))  # below 1, where the error is not a relative one
+    told = [str(w.message) for w in caught if "no longer inverts" in str(w.message)]
+    assert bool(told) is warns
+    logged = t.callback_metrics["val/round_trip_error"].item()
+    assert logged == pytest.approx(error, abs=2e-6) or (math.isnan(error) and math.isinf(logged))
+
+
+@pytest.mark.parametrize(("error", "warns"), [(0.4 / 16, False), (0.6 / 16, True)])
+def test_integers_are_to_come_back_as_they_were(error, warns):
+    flow = Flow(DiagonalNormal((4,)), Drifting(4), UniformDequantizer(16))
+    flow.bijection.error = error
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer().fit(FlowTraining(flow), datamodule=Data(torch.randint(0, 16, (16, 4))))
+    assert any("no longer inverts" in str(w.message) for w in caught) is warns
+
+
+def test_no_examples_no_round_trip():
+    t = trainer()
+    t.fit(FlowTraining(small_flow(), round_trip_examples=0), datamodule=Data(torch.randn(16, 4)))
+    assert "val/round_trip_error" not in t.callback_metrics
+
+
+def test_a_skipped_step_tells_the_batch_and_the_norms(caplog):
+    x = torch.randn(24, 4)
+    x[9] = math.nan
+    module = FlowTraining(small_flow(), ema_decay=0.0, learning_rate=0.0)
+    with torch.no_grad():
+        module.flow.base.mean.fill_(2.0)
+    with caplog.at_level("INFO"):
+        trainer().fit(module, datamodule=Data(x))
+    told = next(record.message for record in caplog.records if "step skipped" in record.message)
+    assert told.startswith("batch 1 of epoch 0: the loss or its gradient is not finite; step skipped (1 in all). ")
+    assert "Norm of the parameters: 4" in told
+    assert "the largest: flow.base.mean 4," in told

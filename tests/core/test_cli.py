@@ -69,8 +69,14 @@ class TestDispatch:
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
-            (["sprae"], "error: There is no domain or command 'sprae'. Did you mean spare? There is: spare, demo."),
-            (["dmeo"], "error: There is no domain or command 'dmeo'. Did you mean demo? There is: spare, demo."),
+            (
+                ["sprae"],
+                "error: There is no domain or command 'sprae'. Did you mean spare? There is: spare, demo, rep",
+            ),
+            (
+                ["dmeo"],
+                "error: There is no domain or command 'dmeo'. Did you mean demo? There is: spare, demo, rep",
+            ),
             (["spare", "drwa"], "error: There is no verb of spare 'drwa'. Did you mean draw? There is: draw."),
             (["--versoin"], "error: There is no option --versoin before a domain; see `arflows --help`."),
             (["spare", "--count=3"], "error: There is no option --count before a verb; see `arflows spare --help`."),
@@ -149,8 +155,8 @@ class TestRun:
         [
             ("data: a\ncount: many\n", "{config}: --count takes int, not 'many'."),
             ("data: a\ncuont: 3\n", "There is no option '--cuont'. Did you mean --count?"),
-            ("data: [a\n", "{config}: Problems parsing config"),
-            ("\x00", "{config}: "),
+            ("data: [a\n", "{config} is no YAML (while parsing"),
+            ("\x00", "{config} is no YAML (unacceptable character"),
         ],
     )
     def test_wrong_config_is_one_sentence(self, fails, tmp_path, text, sentence):

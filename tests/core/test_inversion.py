@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from arflows.core.bijections import Affine, Autoregressive, RationalQuadraticSpline
+from arflows.core.bijections import Affine, Autoregressive, LocationScale, RationalQuadraticSpline
 from arflows.core.conditioners import MADE, CausalTransformer
 from arflows.core.conditioners.autoregressive import RecomputedStream
 from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, solving
@@ -94,6 +94,31 @@ def test_a_streams_parameters_are_those_of_the_pass(features, hidden, options):
                 stream.sweep(torch.randn_like(block))  # a guess leaves no trace
                 torch.testing.assert_close(stream.sweep(block), expected[:, start : start + 9], atol=1e-12, rtol=0)
                 stream.commit(block)
+
+
+@every_shape
+@pytest.mark.parametrize("elementwise", [Affine, LocationScale])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
+def test_the_compiled_loop_does_what_steps_do(features, hidden, options, elementwise, activation):
+    bijection = layer(features, hidden, 0.3, elementwise(), **options | {"activation": activation})
+    made, batch = bijection.conditioner, 300  # more examples than the loop takes at a time
+    z = torch.randn(batch, features, dtype=torch.float64)
+    context = torch.randn(batch, made.context_features, dtype=torch.float64) if made.context_features else None
+    stream, x, values, log_derivatives = made.stream(z, context), None, [], []
+    with torch.no_grad():
+        for site in range(features):
+            x, log_derivative = bijection.elementwise.inverse(z[:, site], stream.step(x))
+            values.append(x)
+            log_derivatives.append(log_derivative)
+        found, found_log_derivative = made.stream(z, context).invert(bijection.elementwise, z)
+    torch.testing.assert_close(found, torch.stack(values, 1), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(found_log_derivative, torch.stack(log_derivatives, 1), atol=1e-10, rtol=1e-10)
+
+
+def test_maps_without_a_compiled_loop_are_left_to_steps():
+    bijection = layer(4, elementwise=RationalQuadraticSpline(4))
+    z = torch.randn(3, 4, dtype=torch.float64)
+    assert bijection.conditioner.stream(z).invert(bijection.elementwise, z) is None
 
 
 def test_reports_say_what_was_done():

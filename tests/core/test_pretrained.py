@@ -44,7 +44,7 @@ def test_comes_back_the_same(folder):
         "class": "Toy",
         "arguments": {"width": 3, "sizes": [4, 5, 6], "bias": False},
     }
-    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
 def test_hub_names_go_to_the_hub(folder, monkeypatch):

@@ -1,12 +1,13 @@
 import hashlib
 import pickle
-import urllib.error
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 from torchvision import datasets
 
+from arflows.data import downloads
 from arflows.data.errors import DataError
 from arflows.data.image_sources import Tally, uniform_batches
 from arflows.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
@@ -22,12 +23,25 @@ def test_not_there(tmp_path, name):
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "svhn"])
 def test_no_network(tmp_path, name, monkeypatch):
     def offline(*args, **kwargs):
-        raise urllib.error.URLError("no route to host")
+        raise requests.ConnectionError("no route to host")
 
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(DataError, match=rf"{name} could not be downloaded.*check the network") as error:
+    monkeypatch.setattr(requests, "get", offline)
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    with pytest.raises(
+        DataError, match=r"could not be downloaded \(there is no connection\): check the network"
+    ) as error:
         torchvision_set(name, tmp_path, download=True)
     assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_celeba_is_left_to_torchvision(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(datasets.CelebA, "download", offline)
+    with pytest.raises(DataError, match=r"celeba could not be downloaded.*check the network"):
+        torchvision_set("celeba", tmp_path, download=True)
 
 
 def test_cifar_as_torchvision_reads_it(tmp_path, monkeypatch):

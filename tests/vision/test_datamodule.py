@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from arflows.data.batches import BatchesInTurn
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.data.store_writer import write_store
@@ -128,7 +129,7 @@ def test_initialization_batch_is_the_same_everywhere(path):
     batches = [ImageDataModule(path, batch_size=32, flip=True, workers=workers) for workers in (0, 2)]
     first, second = (data.initialization_batch() for data in batches)
     assert torch.equal(first["x"], second["x"])
-    assert len(set(numbers(first))) == 32
+    assert len(set(numbers(first))) == 256
     np.testing.assert_array_equal(first["x"], images(300)[numbers(first)])
 
 
@@ -274,3 +275,28 @@ class TestBadInput:
     def test_workers(self, path):
         with pytest.raises(DataError, match="workers is -1"):
             ImageDataModule(path, workers=-1)
+
+
+@pytest.mark.parametrize(("examples", "processes"), [(41, 1), (41, 2), (41, 3), (16, 3), (3, 4), (8, 2)])
+def test_validation_batches_are_taken_in_turn_and_none_twice(examples, processes):
+    shares = [list(BatchesInTurn(examples, 8, rank, processes)) for rank in range(processes)]
+    assert {len(share) for share in shares} == {len(BatchesInTurn(examples, 8, 0, processes))}
+    whole = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    filled = [batch for batch in whole if batch]
+    assert filled == [list(range(start, min(start + 8, examples))) for start in range(0, examples, 8)]
+    assert whole[: len(filled)] == filled  # those left over come last
+
+
+def test_mirrored_images_follow_from_seed_epoch_and_image_alone(digits):
+    dataset = ImageDataset(Store(digits), "train", flip=True, seed=3)
+    count = len(dataset)
+    whole = dataset.__getitems__(list(range(count)))["x"]
+    for index in (5, 0, count - 1):
+        assert torch.equal(dataset[index]["x"], whole[index])
+    plain = ImageDataset(Store(digits), "train").__getitems__(list(range(count)))["x"]
+    next_epoch = dataset.__getitems__(list(range(count, 2 * count)))["x"]
+    for images in (whole, next_epoch):
+        mirrored = ~(images == plain).flatten(1).all(1)
+        assert 0.3 < mirrored.float().mean() < 0.7
+        assert torch.equal(images[mirrored], plain[mirrored].flip(-1))
+    assert not torch.equal(whole, next_epoch)

@@ -21,10 +21,6 @@ from arflows.vision.model import ImageFlow, RealNVP
 from arflows.vision.prepare import prepare
 
 
-class QuietBar(ProgressBar):
-    """A progress bar of somebody's own."""
-
-
 def trains(capsys, *words):
     """Runs the command; returns its exit code and the last line on standard error."""
     try:
@@ -191,7 +187,7 @@ def test_resuming_with_other_settings_names_them(recipe, run_folder, capsys):
     ("words", "bar"),
     [
         (["--trainer.enable_progress_bar", "true"], "TQDMProgressBar"),
-        (["--trainer.enable_progress_bar", "true", "--trainer.callbacks+=QuietBar"], "QuietBar"),
+        (["--trainer.enable_progress_bar", "true", "--trainer.callbacks+=TQDMProgressBar"], "TQDMProgressBar"),
         (["--trainer.enable_progress_bar", "false"], "NoneType"),
     ],
 )
@@ -200,6 +196,7 @@ def test_the_progress_bar_is_ours_whatever_is_installed(recipe, tmp_path, monkey
     monkeypatch.setattr("lightning.pytorch.trainer.connectors.callback_connector._RICH_AVAILABLE", True)
     experiment = train.ImageExperiment(["--config", str(recipe), "--out", str(tmp_path / "new"), *words])
     assert type(experiment.trainer.progress_bar_callback).__name__ == bar
+    assert sum(isinstance(callback, ProgressBar) for callback in experiment.trainer.callbacks) == (bar != "NoneType")
 
 
 def test_there_must_be_something_to_resume(recipe, tmp_path, capsys):
@@ -264,7 +261,8 @@ def test_torchrun_trains_and_agrees_to_stop(recipe, tmp_path):
         (["--model.flow.init_args.channels", "3"], "model ≠ store: channels 3 ≠ 1"),
         (["--model.flow.init_args.classes", "3"], "set model.flow.init_args.classes to 10"),
         (["--model.flow.init_args.scales", "9"], "scales=9 does not fit"),
-        (["--model.flow", "torch.nn.Linear"], "not correspond to a subclass of ImageFlow"),
+        (["--model.flow", "torch.nn.Linear"], "torch.nn.Linear is no class that a config may name"),
+        (["--model.flow", "arflows.core.flows.MAF"], "not correspond to a subclass of ImageFlow"),
         (["--model.learning_rat", "1"], "Did you mean --model.learning_rate?"),
         (["--model.learning_rate", "fast"], "--model.learning_rate takes float, not 'fast'"),
         (["--model.ema_decay", "2"], "model.ema_decay is 2"),

@@ -1,0 +1,152 @@
+"""Several processes at one task: who of them writes, which share each takes, and noise that does not depend on either.
+
+Training is distributed by Lightning. Every other verb becomes distributed by starting it in several processes::
+
+    torchrun --nproc-per-node 4 -m arflows.vision.sample --model runs/glow --out samples --count 50000
+
+Each process takes batches in turn (`in_turns`), results come back to all of them in order, and the main process alone
+writes (`core.files` asks `is_main`). What is random follows from the seed and the place of an example or batch
+(`seed_of`), so that the number of processes changes nothing but the time.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The place of this process among those at one task.
+
+    Attributes:
+        rank: Its number, from 0.
+        count: How many they are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+
+_verb = Share()
+"""Of the verb that this process runs together with others; see `together`."""
+
+_rows = Share()
+"""Of the training batch at hand; see `interleaved`."""
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return _verb.rank == 0
+
+
+def wait() -> None:
+    """Returns when all processes at the task have come here."""
+    if _verb.count > 1:
+        from torch import distributed
+
+        distributed.barrier()
+
+
+def place() -> int | None:
+    """The number of this process among those of its machine, which picks its GPU; None where it works alone."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if _verb.count > 1 else None
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Joins the processes that ``torchrun`` started with this one, if it did; until the block ends they work together.
+
+    Within an outer block this does nothing.
+    """
+    global _verb
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or _verb.count > 1 or "MASTER_ADDR" not in os.environ:
+        yield
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    _verb = Share(distributed.get_rank(), count)
+    try:
+        yield
+    finally:
+        _verb = Share()
+        distributed.destroy_process_group()
+
+
+def in_turns(items: Iterable[Item], work: Callable[[int, Item], Result]) -> Iterator[Result]:
+    """Yields ``work(index, item)`` for every item, in order, in every process; each does every ``count``-th of them.
+
+    Args:
+        items: The same in every process, and read whole by each of them.
+        work: Returns values and tensors on the CPU, for they travel between processes.
+    """
+    numbered = enumerate(items)
+    if _verb.count == 1:
+        yield from (work(index, item) for index, item in numbered)
+        return
+    from torch import distributed
+
+    while turn := list(islice(numbered, _verb.count)):
+        mine = work(*turn[_verb.rank]) if _verb.rank < len(turn) else None
+        gathered: list[Any] = [None] * _verb.count
+        distributed.all_gather_object(gathered, mine)
+        yield from gathered[: len(turn)]
+
+
+def seed_of(seed: int, index: int) -> int:
+    """The seed of a step's, batch's or example's noise: 63 bits that follow from the seed of all and its place."""
+    return random.Random(f"{seed}/{index}").getrandbits(63)
+
+
+@contextmanager
+def interleaved(rank: int, count: int) -> Iterator[None]:
+    """Says that batches are every ``count``-th row, from ``rank``, of one batch that several processes share."""
+    global _rows
+    before, _rows = _rows, Share(rank, count)
+    try:
+        yield
+    finally:
+        _rows = before
+
+
+def sharers() -> int:
+    """How many processes share the training batch at hand."""
+    return _rows.count
+
+
+def noise_rows(draw: Callable[..., "Tensor"], shape: tuple[int, ...], **options: Any) -> "Tensor":
+    """Noise of a batch: this process's rows of what one process alone would have drawn for all of them.
+
+    Args:
+        draw: `torch.rand` or `torch.randn`.
+        shape: Of this process's batch, (batch, …).
+        **options: More arguments of ``draw``.
+    """
+    if sharers() == 1:
+        return draw(shape, **options)
+    return draw((shape[0] * _rows.count, *shape[1:]), **options)[_rows.rank :: _rows.count]
+
+
+def batch_statistics(mean: "Tensor", variance: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Mean and (biased) variance of a training batch, of those of this process's share; gradients pass through."""
+    over_all = _mean_over_processes(mean)
+    return over_all, _mean_over_processes(variance + (mean - over_all).square())
+
+
+def _mean_over_processes(values: "Tensor") -> "Tensor":
+    if sharers() == 1:
+        return values
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(values) / _rows.count

@@ -1,0 +1,91 @@
+"""Packed files that may come from strangers: they unfold to no more than such files do, and to nowhere else."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import tarfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from arflows.data.errors import DataError
+
+LARGEST_RATIO = 100
+"""By which text or data unfold; text mostly by 3 to 20, while an archive made to do harm unfolds by a thousand."""
+
+ALWAYS_ALLOWED = 1 << 26
+"""Bytes to which any file may unfold."""
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file in UTF-8 for reading, unpacking it on the way if its name ends in ``.gz``.
+
+    What is read raises `DataError` where the file unfolds beyond measure.
+    """
+    if path.suffix != ".gz":
+        return path.open(newline="", encoding="utf-8-sig")
+    return io.TextIOWrapper(io.BufferedReader(_Unfolding(path)), encoding="utf-8-sig", newline="")
+
+
+class _Unfolding(io.RawIOBase):
+    """The content of a gzip file, up to the most that is allowed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._file = gzip.open(path)  # noqa: SIM115
+        self._left = _allowance(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            content = self._file.read(len(buffer))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{self._path} is damaged ({error}): copy it again.") from error
+        self._left -= len(content)
+        if self._left < 0:
+            raise _too_large(self._path)
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def unpack_tar(path: Path, folder: Path) -> None:
+    """Unpack a tar archive, packed or not, into a folder.
+
+    Raises:
+        DataError: It is damaged, unfolds beyond measure, or names a place outside the folder, a link out of it or a
+            device. Nothing is unpacked then.
+    """
+    left = _allowance(path)
+    try:
+        with tarfile.open(path) as archive:
+            members = []
+            for member in archive:
+                left -= member.size
+                if left < 0:
+                    raise _too_large(path)
+                members.append(tarfile.data_filter(member, str(folder)))
+            archive.extractall(folder, members, filter="data")
+    except tarfile.FilterError as error:
+        raise DataError(f"{path} would write where it should not ({error}): do not use it.") from error
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged ({error}): copy it again.") from error
+
+
+def _allowance(path: Path) -> int:
+    return max(ALWAYS_ALLOWED, LARGEST_RATIO * path.stat().st_size)
+
+
+def _too_large(path: Path) -> DataError:
+    return DataError(
+        f"{path} unfolds to more than {LARGEST_RATIO} times its size, as files made to do harm do: unpack it yourself "
+        "if you know where it is from."
+    )

@@ -1,0 +1,178 @@
+"""Arrays out of files that may come from strangers: ``.npy``, ``.npz``, HDF5.
+
+Nothing in such a file is run, no other file is opened because of it, and no memory is claimed for what it only says
+that it holds: sizes are looked at before anything is read.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+
+from arflows.data.errors import DataError
+
+LONGEST_HEADER = 10_000
+"""Bytes of an array's description; that of any array of numbers takes some hundred."""
+
+CHUNK = 1 << 24
+"""Bytes read at a time."""
+
+KNOWN_FILTERS = {
+    h5py.h5z.FILTER_DEFLATE,
+    h5py.h5z.FILTER_SHUFFLE,
+    h5py.h5z.FILTER_FLETCHER32,
+    h5py.h5z.FILTER_SZIP,
+    h5py.h5z.FILTER_NBIT,
+    h5py.h5z.FILTER_SCALEOFFSET,
+    h5py.h5z.FILTER_LZF,
+}
+"""What HDF5 brings itself; for any other it would load a plug-in, which is code."""
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Read the one array of an ``.npy`` file.
+
+    Raises:
+        DataError: It is damaged, holds Python objects, or claims more than there is.
+    """
+    with _sentence(path), path.open("rb") as file:
+        return _array(path, path.stem, file, path.stat().st_size)
+
+
+def read_npz(path: Path, only: set[str] | None = None) -> dict[str, np.ndarray]:
+    """Read the arrays of an ``.npz`` file.
+
+    Args:
+        path: The file.
+        only: The names of those that are wanted; None for all.
+
+    Raises:
+        DataError: It is damaged, holds Python objects, or would take more memory than there is.
+    """
+    with _sentence(path), zipfile.ZipFile(path) as archive:
+        parts = {part.filename.removesuffix(".npy"): part for part in archive.infolist()}
+        wanted = {name: part for name, part in parts.items() if only is None or name in only}
+        _check_memory(path, sum(part.file_size for part in wanted.values()))
+        arrays = {}
+        for name, part in wanted.items():
+            with archive.open(part) as file:
+                arrays[name] = _array(path, name, file, part.file_size)
+        return arrays
+
+
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays in an ``.npz`` file.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    with _sentence(path), zipfile.ZipFile(path) as archive:
+        return [part.filename.removesuffix(".npy") for part in archive.infolist()]
+
+
+def read_hdf5(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays at the top of an HDF5 file.
+
+    Raises:
+        DataError: It is damaged, leads to other files, needs a plug-in, or would take more memory than there is.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            datasets = dict(_datasets(path, file))
+            _check_memory(path, sum(dataset.nbytes for dataset in datasets.values()))
+            return {name: dataset[...] for name, dataset in datasets.items()}
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({_first_line(error)}): copy it again.") from error
+
+
+def _datasets(path: Path, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    for name in file:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise DataError(f"{path}: {name!r} leads elsewhere, which is refused: save the arrays themselves.")
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset):
+            continue
+        if dataset.external or dataset.is_virtual:
+            raise DataError(f"{path}: {name!r} lies in other files, which is refused: save the arrays themselves.")
+        settings = dataset.id.get_create_plist()
+        filters = {settings.get_filter(index)[0] for index in range(settings.get_nfilters())}
+        if unknown := filters - KNOWN_FILTERS:
+            raise DataError(
+                f"{path}: {name!r} is packed by the filter {min(unknown)}, for which HDF5 would load a plug-in: save "
+                "it without, or with gzip."
+            )
+        yield name, dataset
+
+
+def _array(path: Path, name: str, file: IO[bytes], size: int) -> np.ndarray:
+    """Read an array whose description fits the bytes that there are."""
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"{name} is in an unknown version of NumPy's format")
+    shape, fortran_order, dtype = read_header[version](file, max_header_size=LONGEST_HEADER)
+    if dtype.hasobject:
+        raise DataError(f"{path} holds arrays of Python objects, which are refused: save arrays of numbers.")
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes > size:
+        raise ValueError(f"{name} claims {nbytes:,} bytes, and there are {size:,}")
+    _check_memory(path, nbytes)
+    content = np.empty(nbytes, np.uint8)
+    there = 0
+    while there < nbytes and (count := file.readinto(content.data[there : there + CHUNK])):  # type: ignore[attr-defined]
+        there += count
+    if there < nbytes:
+        raise ValueError(f"{name} is cut off after {there:,} of {nbytes:,} bytes")
+    return content.view(dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _check_memory(path: Path, nbytes: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > memory:
+        raise DataError(
+            f"{path} unfolds to {nbytes / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB of memory: "
+            "save its arrays in parts."
+        )
+
+
+@contextmanager
+def _sentence(path: Path) -> Iterator[None]:
+    """Turns what the readers of arrays and zip files raise for broken ones into one sentence."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        ArithmeticError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        SyntaxError,
+        RuntimeError,
+        struct.error,
+    ) as error:
+        raise DataError(
+            f"{path} is damaged, or holds no arrays of numbers ({_first_line(error)}): save it again."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__

@@ -1,0 +1,197 @@
+"""Molecules from files as they are written there: SMILES, tables with a column of SMILES, SD files, ``.gz`` of each.
+
+Nothing here parses chemistry; an `Entry` is text for those who do. Line ends may be those of Unix or Windows.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
+
+from arflows.data.errors import DataError
+
+READABLE = "a file of SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf, .sd), also as .gz"
+
+_SMILES, _TABLES, _SD = (
+    (".smi", ".smiles", ".ism", ".can", ".txt"),
+    {".csv": ",", ".tsv": "\t"},
+    (".sdf", ".sd", ".mol"),
+)
+
+
+class Entry(NamedTuple):
+    """One molecule of a file.
+
+    Attributes:
+        number: Its line, counted from 1; in an SD file its place.
+        text: SMILES, or a mol block.
+        values: Numbers given with it, in the order in which they were asked for; NaN where there is none.
+    """
+
+    number: int
+    text: str
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class MoleculeFile:
+    """The molecules of a file, to be read as often as wanted.
+
+    Attributes:
+        name: The file, or what else the user called it.
+        form: What an entry's text is.
+        notes: What else is known of its origin.
+    """
+
+    name: str
+    form: Literal["smiles", "mol block"]
+    _open: Callable[[], Iterator[Entry]] = field(repr=False)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._open()
+
+
+def read_molecules(path: Path, column: str | None = None, values: Sequence[str] = ()) -> MoleculeFile:
+    """Open a file of molecules.
+
+    A file of SMILES has one molecule a line, before the first blank or tab; a first line that says "smiles" is a
+    header. A table has a line of names, or none if its first column is SMILES.
+
+    Args:
+        path: The file.
+        column: Which column of a table holds SMILES; without it the one whose name contains "smiles".
+        values: Columns of a table, or fields of an SD file, with numbers to read.
+
+    Raises:
+        DataError: The file is missing, empty, damaged or of another kind, or has no such column.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: give {READABLE}.")
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if column is not None and kind not in _TABLES:
+        raise DataError(f"{path} is no table: leave out the column {column!r}.")
+    if values and kind in _SMILES:
+        raise DataError(f"{path} has no columns: {', '.join(values)} can be read from a table or an SD file only.")
+    if kind in _SMILES:
+        source = MoleculeFile(str(path), "smiles", lambda: _smiles(path))
+    elif kind in _TABLES:
+        layout = _layout(path, _TABLES[kind], column, values)
+        source = MoleculeFile(str(path), "smiles", lambda: _table(path, _TABLES[kind], layout))
+    elif kind in _SD:
+        source = MoleculeFile(str(path), "mol block", lambda: _sd(path, values))
+    else:
+        raise DataError(f"{path} cannot be read as molecules: give {READABLE}.")
+    if next(iter(source), None) is None:
+        raise DataError(f"{path} holds no molecules: give {READABLE}.")
+    return source
+
+
+def _text(path: Path) -> TextIO:
+    """Open a file as text, whose line ends of any kind are read as newlines."""
+    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with _text(path) as file:
+            yield from file
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged, or no text ({error}): save or copy it again.") from error
+
+
+def _smiles(path: Path) -> Iterator[Entry]:
+    for number, line in enumerate(_lines(path), start=1):
+        words = line.split(maxsplit=1)
+        if words and not (number == 1 and "smiles" in words[0].lower()):
+            yield Entry(number, words[0])
+
+
+class _Layout(NamedTuple):
+    """Which columns of a table to read, and whether its first line names them."""
+
+    named: bool
+    smiles: int
+    values: tuple[int, ...]
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(_lines(path), delimiter=delimiter)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num, [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise DataError(f"{path} is no table, see its line {reader.line_num} ({error}): save it again.") from error
+
+
+def _layout(path: Path, delimiter: str, column: str | None, values: Sequence[str]) -> _Layout:
+    names = next(_rows(path, delimiter), (0, []))[1]
+    like = [name for name in names if "smiles" in name.lower()]
+    if column is None and not like and not values:
+        return _Layout(False, 0, ())
+    exact = [name for name in like if name.lower() == "smiles"]
+    wanted = column or (exact or like or [""])[0]
+    for name in (wanted, *values):
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            what = f"no column {name!r}" if name else "no column called smiles"
+            raise DataError(f"{path} has {what}.{hint} Its first line has {', '.join(names)}.")
+    return _Layout(True, names.index(wanted), tuple(names.index(name) for name in values))
+
+
+def _table(path: Path, delimiter: str, layout: _Layout) -> Iterator[Entry]:
+    rows = _rows(path, delimiter)
+    if layout.named:
+        next(rows)
+    for number, row in rows:
+        cells = [*row, *[""] * (max(layout.smiles, *layout.values, 0) + 1 - len(row))]
+        yield Entry(number, cells[layout.smiles], tuple(_number(cells[at]) for at in layout.values))
+
+
+def _sd(path: Path, values: Sequence[str]) -> Iterator[Entry]:
+    block: list[str] = []
+    number = 0
+    for line in _lines(path):
+        if line.startswith("$$$$"):
+            number += 1
+            yield _record(number, block, values)
+            block = []
+        else:
+            block.append(line)
+    if any(line.strip() for line in block):
+        yield _record(number + 1, block, values)
+
+
+def _record(number: int, lines: list[str], values: Sequence[str]) -> Entry:
+    end = next((at for at, line in enumerate(lines) if line.startswith("M  END")), len(lines) - 1)
+    fields = {
+        line[line.index("<") + 1 : line.rindex(">")]: following.strip()
+        for line, following in zip(lines[end + 1 :], lines[end + 2 :], strict=False)
+        if line.startswith(">") and "<" in line
+    }
+    return Entry(number, "".join(lines[: end + 1]), tuple(_number(fields.get(name, "")) for name in values))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def nci() -> MoleculeFile:
+    """Return the 5,000 molecules of the NCI's open database that come with RDKit; they need no files of the user's."""
+    from rdkit import RDConfig
+
+    path = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
+    source = read_molecules(path)
+    return MoleculeFile("nci", source.form, source._open, {"origin": "RDKit Data/NCI/first_5K.smi (NCI Open Database)"})

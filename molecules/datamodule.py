@@ -1,0 +1,91 @@
+"""From a prepared store of molecules to batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from arflows.data.batches import Batch, StoreDataModule, StoreDataset
+from arflows.data.errors import DataError
+from arflows.data.store import Store
+from arflows.molecules.decisions import pack
+from arflows.molecules.representation import MoleculeSpec
+
+INITIAL_MOLECULES = 32_768
+"""Training molecules, at most, from which a model takes means and standard deviations of properties."""
+
+
+class MoleculeDataModule(StoreDataModule):
+    """Batches of molecules for training, validation and testing; see `StoreDataModule`.
+
+    A batch is ``{"x": uint8 (batch, packed), "context": float32 (batch, properties)}``, packed as
+    `arflows.molecules.decisions.pack` does it; the context is there if ``properties`` names some.
+
+    Attributes:
+        store: The open store.
+        spec: The settings of its molecules.
+        properties: Names of the properties to condition on.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        batch_size: int = 256,
+        eval_batch_size: int = 1024,
+        workers: int = 0,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Open the store.
+
+        Args:
+            store: The file that `arflows molecules prepare` wrote.
+            batch_size: Molecules in a training batch, on each device.
+            eval_batch_size: Molecules in a validation or test batch, on each device.
+            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
+            limit: Use at most so many molecules of each split, chosen at random.
+            seed: Decides the order of the molecules, and which are used with a limit.
+
+        Raises:
+            DataError: The file is no store of molecules or of another version, or a setting is out of range.
+        """
+        super().__init__(store, "molecules", batch_size, eval_batch_size, workers, limit, seed)
+        self.spec = MoleculeSpec.from_dict(self.store.spec)
+        self.properties: list[str] = []
+
+    def dataset(self, split: str, training: bool = False) -> StoreDataset:
+        """Return the molecules of a split in order.
+
+        Raises:
+            DataError: The store has no such split, or lacks a property.
+        """
+        known = self.store.categories.get("properties", [])
+        if missing := [name for name in self.properties if name not in known]:
+            raise DataError(
+                f"{self.store.path} has no property {missing[0]!r}: it has {', '.join(known) or 'none'}; name others, "
+                "or prepare the store again with that column among --values."
+            )
+        columns = [known.index(name) for name in self.properties]
+        return MoleculeDataset(self.store, split, columns, self.limit, self.seed)
+
+    def initialization_batch(self) -> Batch:
+        """Return training molecules, the same in every process and run, by which a model standardises properties."""
+        return self._training_examples(INITIAL_MOLECULES if self.properties else 1)
+
+
+class MoleculeDataset(StoreDataset):
+    """The molecules of one split, fetched a batch at a time; see `StoreDataset`."""
+
+    def __init__(self, store: Store, split: str, columns: list[int], limit: int | None, seed: int) -> None:
+        fields = {"atoms": "atoms", "bonds": "bonds"} | ({"properties": "properties"} if columns else {})
+        super().__init__(store, split, fields, limit, seed)
+        self.columns = columns
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Fetch a batch: one gather from the memory map for each field."""
+        fetched = super().__getitems__(indices)
+        batch = {"x": pack(fetched["atoms"], fetched["bonds"])}
+        if self.columns:
+            batch["context"] = fetched["properties"][:, self.columns].to(torch.float32)
+        return batch

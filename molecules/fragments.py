@@ -1,0 +1,92 @@
+"""Fragments from which molecules grow on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from rdkit import Chem
+from rdkit.rdBase import BlockLogs
+
+from arflows.core.errors import UserError
+from arflows.molecules.graph import Graph, permuted, walk
+from arflows.molecules.representation import BOND_TYPES, MoleculeSpec, atom_type
+
+ORDERS = 32
+"""Orders of a fragment's atoms that are compared, to begin with the one the model finds likeliest."""
+
+
+class Fragment(NamedTuple):
+    """A part of a molecule that is kept as it is.
+
+    Attributes:
+        graph: Its atoms and bonds.
+        free: For each atom, the sum of the orders of bonds that may be added.
+    """
+
+    graph: Graph
+    free: tuple[int, ...]
+
+    def permuted(self, places: list[int]) -> Fragment:
+        """The fragment with its atoms in another order: the new atom k is the old one ``places[k]``."""
+        return Fragment(permuted(self.graph, places), tuple(self.free[old] for old in places))
+
+    def orders(self, spec: MoleculeSpec, seed: int) -> list[Fragment]:
+        """The fragment with its atoms in several orders that generation can have, without repetition."""
+        rng = np.random.default_rng(seed)
+        found = {tuple(walk(self.graph, spec.order, rng)[0]): None for _ in range(ORDERS)}
+        return [self.permuted(list(places)) for places in found]
+
+
+def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
+    """Reads a fragment, whose attachment points are written as ``*``, such as ``*c1ccncc1`` or ``C1CN(*)CCN1*``.
+
+    The atoms next to a ``*`` may get further bonds there, of its bond's order at most, and no others may. Without any
+    ``*`` all atoms may, as far as their valence allows.
+
+    Args:
+        smiles: Of the fragment.
+        spec: The model's settings.
+
+    Raises:
+        UserError: No molecule of the model can begin like this.
+    """
+    with BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None:
+        raise UserError(f"the fragment {smiles!r} is no SMILES that RDKit can read: check it.")
+    ends = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 0]
+    if any(atom.GetDegree() != 1 or atom.GetNeighbors()[0].GetAtomicNum() == 0 for atom in ends):
+        raise UserError(f"in the fragment {smiles!r} a * has not exactly one atom beside it: mark attachments by them.")
+    with BlockLogs():
+        Chem.Kekulize(molecule, clearAromaticFlags=True)
+    inside = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 0]
+    place = {atom.GetIdx(): k for k, atom in enumerate(inside)}
+    free = [0] * len(inside)
+    bonds = []
+    for bond in molecule.GetBonds():
+        order = {kind: order for order, kind in BOND_TYPES.items()}.get(bond.GetBondType())
+        if order is None:
+            raise UserError(f"the fragment {smiles!r} has a {bond.GetBondType().name.lower()} bond: models know none.")
+        i, j = (place.get(index) for index in (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
+        if i is not None and j is not None:
+            bonds.append((max(i, j), min(i, j), order))
+        else:
+            free[i if i is not None else j] += order  # type: ignore[index]
+    graph = Graph(tuple(map(atom_type, inside)), tuple(sorted(bonds)))
+    if not inside or len(Chem.GetMolFrags(molecule)) > 1:
+        raise UserError(f"the fragment {smiles!r} is not one connected piece: give one.")
+    known = dict(zip(spec.atom_types, spec.valences, strict=True))
+    if unknown := sorted(set(graph.atoms) - set(known)):
+        raise UserError(f"the fragment {smiles!r} has the atom type {unknown[0]}, which the model has never seen.")
+    left = [known[kind] - used for kind, used in zip(graph.atoms, graph.valences(), strict=True)]
+    if min(left) < 0:
+        raise UserError(f"the fragment {smiles!r} has an atom with more bonds than the model knows for its type.")
+    if not ends:
+        free = left
+    if any(wanted > room for wanted, room in zip(free, left, strict=True)):
+        raise UserError(f"the fragment {smiles!r} has a * at an atom without a free valence: move it.")
+    if len(graph.atoms) >= spec.max_atoms or not any(free):
+        why = "no atom with a free valence" if len(graph.atoms) < spec.max_atoms else "as many atoms as a molecule may"
+        raise UserError(f"the fragment {smiles!r} has {why}: nothing can be added.")
+    return Fragment(graph, tuple(free))

@@ -1,0 +1,229 @@
+"""How molecules grow: a stream's decisions, one after the other, for many molecules at once."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float64, Int64, UInt8
+from torch import Tensor
+
+from arflows.core.bijections import PiecewiseLinearCDF
+from arflows.molecules.decisions import pack, unpack
+from arflows.molecules.representation import MoleculeSpec
+from arflows.molecules.stream import MoleculeStream
+
+WASTE = 0.8
+"""Molecules that stopped are left out when no more than this part goes on: copying costs more than carrying a few."""
+
+
+class Rules(Protocol):
+    """Which decisions are allowed; see `arflows.molecules.validity.Masks`."""
+
+    def types(self, stream: MoleculeStream, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows types"]:
+        """Which types the next atom of some of the molecules may have; the last entry is to stop."""
+
+    def bonds(self, stream: MoleculeStream, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows choices"]:
+        """Which bonds the next atom of some of the molecules may have; the first entry is to have no more."""
+
+
+class Source(Protocol):
+    """Where decisions come from."""
+
+    def decide(
+        self, logits: Float64[Tensor, "rows choices"], ids: Int64[Tensor, " rows"], atom: int, step: int
+    ) -> Int64[Tensor, " rows"]:
+        """Makes a decision for some of the molecules.
+
+        Args:
+            logits: Of the choices.
+            ids: Which molecules.
+            atom: Which atom.
+            step: Which of its decisions: its type at 0, its bonds from 1 on.
+        """
+
+
+class FromLatents:
+    """Decisions at points of the unit cube: the inverse of the decisions' CDFs.
+
+    Args:
+        latents: A number for each possible decision, see `latent_shape`.
+    """
+
+    def __init__(self, latents: Float64[Tensor, "batch atoms steps"]) -> None:
+        self.latents = latents
+
+    def decide(self, logits: Tensor, ids: Tensor, atom: int, step: int) -> Tensor:
+        """Takes the category in whose bin the latent falls."""
+        return cdf(logits.shape[1]).inverse(self.latents[ids, atom, step].double(), logits)[0].long()
+
+
+class Known:
+    """Decisions of known molecules; notes the latents they correspond to, the middles of their bins.
+
+    Args:
+        packed: The molecules.
+        spec: Their settings.
+
+    Attributes:
+        latents: See `latent_shape`; NaN where a molecule has no decision.
+    """
+
+    def __init__(self, packed: UInt8[Tensor, "batch packed"], spec: MoleculeSpec) -> None:
+        atoms, bonds = (part.long() for part in unpack(packed, spec.max_atoms))
+        batch, size = atoms.shape
+        stop = len(spec.atom_types)
+        types = torch.where(atoms > 0, atoms - 1, stop)
+        self.types = torch.cat([types, torch.full_like(types[:, :1], stop)], 1)
+        self.latents = torch.full((batch, *latent_shape(spec)), torch.nan, dtype=torch.float64, device=packed.device)
+        # The decisions on an atom's bonds in their order, then zeros, which mean that it has them.
+        self.choices = atoms.new_zeros(batch, size, spec.max_back_bonds + 1)
+        later, earlier, order = bonds.unbind(-1)
+        molecule, row = (order > 0).nonzero(as_tuple=True)
+        i, j = later[molecule, row], earlier[molecule, row]
+        key = (molecule * size + i) * size + (size - 1 - j if spec.order == "dfs" else j)
+        place = key.argsort()
+        molecule, i, j, order = molecule[place], i[place], j[place], order[molecule, row][place]
+        owner = molecule * size + i
+        starts = torch.searchsorted(owner, owner)
+        self.choices[molecule, i, torch.arange(len(i), device=i.device) - starts] = 3 * j + order
+
+    def decide(self, logits: Tensor, ids: Tensor, atom: int, step: int) -> Tensor:
+        """Looks the decision up."""
+        choice = self.types[ids, atom] if step == 0 else self.choices[ids, atom, step - 1]
+        self.latents[ids, atom, step] = cdf(logits.shape[1])(choice + 0.5, logits)[0]
+        return choice
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The first atoms are known, and the rest comes from elsewhere.
+
+    Attributes:
+        beginning: One molecule, whose decisions all take over.
+        atoms: How many atoms it has.
+        rest: Where later decisions come from.
+    """
+
+    beginning: Known
+    atoms: int
+    rest: Source
+
+    def decide(self, logits: Tensor, ids: Tensor, atom: int, step: int) -> Tensor:
+        """Asks the one or the other."""
+        if atom < self.atoms:
+            return self.beginning.decide(logits, torch.zeros_like(ids), atom, step)
+        return self.rest.decide(logits, ids, atom, step)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Molecules as they came out of a stream.
+
+    Attributes:
+        atoms: Index of the type plus 1; 0 for none.
+        orders: Of the bonds.
+        log_prob: Log-probability under the model, in nats.
+        log_prob_policy: The same under the policy that decided, with its rules and temperature; what was known from the
+            beginning does not count.
+    """
+
+    atoms: UInt8[Tensor, "batch atoms"]
+    orders: UInt8[Tensor, "batch atoms atoms"]
+    log_prob: Float64[Tensor, " batch"]
+    log_prob_policy: Float64[Tensor, " batch"]
+
+    @property
+    def bonds(self) -> UInt8[Tensor, "batch bonds 3"]:
+        """The bonds as a store has them."""
+        molecule, i, j = self.orders.tril(-1).nonzero(as_tuple=True)
+        place = torch.arange(len(molecule), device=molecule.device) - torch.searchsorted(molecule, molecule)
+        most = int(place.max()) + 1 if len(place) else 0
+        bonds = self.orders.new_zeros(len(self.orders), most, 3)
+        bonds[molecule, place] = torch.stack([i, j, self.orders[molecule, i, j]], -1).to(torch.uint8)
+        return bonds
+
+    @property
+    def packed(self) -> UInt8[Tensor, "batch packed"]:
+        """Atoms and bonds in one tensor."""
+        return pack(self.atoms, self.bonds)
+
+
+def latent_shape(spec: MoleculeSpec) -> tuple[int, int]:
+    """Decisions that a molecule can have: for each atom, and the place after the last, its type and its bonds."""
+    return spec.max_atoms + 1, spec.max_back_bonds + 2
+
+
+@functools.cache
+def cdf(categories: int) -> PiecewiseLinearCDF:
+    """The map of one decision, with category k at [k, k + 1)."""
+    return PiecewiseLinearCDF(categories, categories)
+
+
+@torch.no_grad()
+def grow(
+    stream: MoleculeStream, source: Source, rules: Rules | None = None, temperature: float = 1.0, begun: int = 0
+) -> Grown:
+    """Makes all decisions of a batch of molecules.
+
+    Args:
+        stream: At its beginning; it is used up.
+        source: Where decisions come from.
+        rules: Which of them are allowed; None for all that the representation has.
+        temperature: Divides the logits; below 1 for likelier molecules.
+        begun: Atoms whose decisions are known, so that rules and temperature do not matter for them.
+    """
+    batch, size = stream.types.shape
+    stop = len(stream.spec.atom_types)
+    atoms = torch.zeros(batch, size, dtype=torch.uint8, device=stream.ids.device)
+    orders = torch.zeros_like(stream.orders)
+    log_prob = torch.zeros(batch, dtype=torch.float64, device=stream.ids.device)
+    log_prob_policy = torch.zeros_like(log_prob)
+
+    def decide(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        ids = stream.ids[rows]
+        logits = logits.double()  # a rare decision's bin would have no float32 in it
+        policy = logits
+        drawn = stream.atom >= begun
+        if rules is not None and drawn:
+            allowed = rules.bonds(stream, rows) if step else rules.types(stream, rows)
+            policy = logits.masked_fill(~allowed, -torch.inf)
+        if temperature != 1 and drawn:
+            policy = policy / temperature
+        choice = source.decide(policy, ids, stream.atom, step)
+        log_prob[ids] += _log_probability(logits, choice)
+        if drawn:
+            log_prob_policy[ids] += _log_probability(policy, choice)
+        return choice
+
+    alive = torch.arange(batch, device=stream.ids.device)
+    while True:
+        types = decide(stream.type_logits(alive), alive, 0)
+        going = types != stop
+        stopped = alive[~going]
+        kinds, ids = stream.types[stopped], stream.ids[stopped]
+        atoms[ids] = torch.where(kinds == stop, 0, kinds + 1).to(torch.uint8)
+        orders[ids] = stream.orders[stopped]
+        alive, types = alive[going], types[going]
+        if not len(alive):
+            return Grown(atoms, orders, log_prob, log_prob_policy)
+        if len(alive) < WASTE * len(stream):
+            stream.keep(alive)
+            alive = torch.arange(len(alive), device=alive.device)
+        stream.choose_type(alive, types)
+        rows, step = alive if stream.atom else alive[:0], 1
+        while len(rows):
+            choice = decide(stream.bond_logits(rows), rows, step)
+            binding = (choice > 0).nonzero()[:, 0]
+            rows, bond = rows[binding], choice[binding] - 1
+            stream.bind(rows, bond // 3, bond % 3 + 1)
+            step += 1
+        stream.finish_atom()
+
+
+def _log_probability(
+    logits: Float64[Tensor, "rows choices"], choice: Int64[Tensor, " rows"]
+) -> Float64[Tensor, " rows"]:
+    return logits.log_softmax(-1).gather(1, choice[:, None])[:, 0]

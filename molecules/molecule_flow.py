@@ -1,0 +1,482 @@
+"""The autoregressive flow whose decisions are categories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from arflows.core.bases import Uniform
+from arflows.core.bijections import Standardize
+from arflows.core.errors import UserError
+from arflows.core.flow import Flow
+from arflows.core.pretrained import Pretrained
+from arflows.molecules.bijection import DecisionCDFs
+from arflows.molecules.conditioner import GraphTransformer
+from arflows.molecules.decisions import unpack
+from arflows.molecules.fragments import Fragment, fragment_of
+from arflows.molecules.growth import Begun, FromLatents, Grown, Known, Source, grow, latent_shape
+from arflows.molecules.marginal import order_marginal, packed
+from arflows.molecules.representation import Graph, MoleculeSpec, Refused, decode, graph_of
+from arflows.molecules.sampling import Generated, Molecule, Targets, latents, molecules, targets_from
+from arflows.molecules.validity import Masks
+from arflows.molecules.workers import Workers
+
+TOKENS = 1536
+"""Atoms, padding included, of molecules of similar size that are computed at once: for a processor's cache."""
+Result = TypeVar("Result")
+
+KNOWN_ROWS = 1024
+"""Training molecules whose properties a conditional model keeps."""
+
+Given = UInt8[Tensor, "batch packed"] | Sequence[str | Graph]
+"""Molecules: as a datamodule gives them, as SMILES, or as graphs in the order to be scored."""
+
+
+class MoleculeFlow(Flow, Pretrained):
+    """A flow over molecules, as sequences of decisions: atom types, bonds to earlier atoms, and to stop.
+
+    Every decision is a category with a piecewise-linear CDF, whose logits a graph transformer computes from the
+    decisions before. The likelihood is exact, of a molecule's kekulised graph with its atoms in the order of generation
+    (`arflows.molecules.representation`), and the flow maps molecules to points of the unit cube and back. It follows
+    GraphAF (Shi et al. 2020, arXiv:2001.09382) in growing graphs by an autoregressive flow, and GraphDF (Luo et al.
+    2021, arXiv:2102.01189) in that decisions stay discrete.
+
+    Args:
+        spec: Settings of the data, `MoleculeSpec.as_dict`; training takes them from the store.
+        width: Size of the transformer's hidden features.
+        layers: Its blocks.
+        heads: Heads of its attention.
+        properties: Names of the properties to condition on, as the store has them; none by default.
+
+    Raises:
+        UserError: For settings that do not fit together, or missing ones.
+    """
+
+    bijection: DecisionCDFs
+
+    def __init__(
+        self,
+        spec: dict[str, Any] | None = None,
+        width: int = 128,
+        layers: int = 5,
+        heads: int = 8,
+        properties: list[str] | None = None,
+    ) -> None:
+        if spec is None:
+            raise UserError("a flow over molecules needs the settings of its data: give spec, or train on a store.")
+        if min(width, layers, heads) < 1 or width % heads:
+            raise UserError(f"width={width}, layers={layers}, heads={heads}: heads must divide width, all at least 1.")
+        settings = MoleculeSpec.from_dict(spec)
+        names = list(properties or [])
+        conditioner = GraphTransformer(
+            len(settings.atom_types), settings.max_atoms, width, layers, heads, context_features=len(names)
+        )
+        super().__init__(
+            Uniform(latent_shape(settings)),
+            DecisionCDFs(settings, conditioner),
+            context_encoder=KnownProperties(len(names)) if names else None,
+        )
+        self.spec = settings
+        self.properties = names
+
+    @property
+    def likelihood(self) -> Literal["exact", "density", "bound"]:
+        """Exact: the probability of a graph in its order."""
+        return "exact"
+
+    def log_prob(
+        self, x: Given, context: Float[Tensor, "batch properties"] | None = None, orders: int | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Exact log-probability of each molecule in its order, in nats.
+
+        Args:
+            x: Molecules; SMILES are taken in the canonical order.
+            context: Their properties, for a conditional model.
+            orders: Estimate the log-probability over all orders instead, by so many: see `order_marginal`.
+
+        Raises:
+            UserError: If a molecule cannot be represented, or properties are missing or superfluous.
+        """
+        if orders is not None:
+            return self.order_marginal(x, orders, context=context)[0]
+        x = self._packed(x)
+        encoded = self._encoded(context, len(x))
+        sizes, by_size = (x[:, : self.spec.max_atoms] > 0).sum(1).sort(descending=True, stable=True)
+        parts, start, largest_first = [], 0, sizes.tolist()
+        while start < len(x):
+            rows = by_size[start : start + max(1, TOKENS // (largest_first[start] + 1))]
+            parts.append(self.bijection.log_det(x[rows], None if encoded is None else encoded[rows]))
+            start += len(rows)
+        return torch.cat(parts)[by_size.argsort()]
+
+    @torch.no_grad()
+    def order_marginal(
+        self,
+        x: Given,
+        orders: int = 64,
+        seed: int = 0,
+        context: Float[Tensor, "batch properties"] | None = None,
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Log-probability of each molecule over all depth-first (or breadth-first) orders, by importance sampling.
+
+        Of an aromatic molecule it is that of its canonical Kekulé form; its other forms are graphs of their own.
+
+        Args:
+            x: Molecules, in the canonical order if they are graphs.
+            orders: Random orders of each, at least 2.
+            seed: Decides which.
+            context: Their properties, for a conditional model.
+
+        Returns:
+            Estimates in nats, and their standard errors.
+        """
+        if orders < 2:
+            raise UserError(f"orders is {orders}: give 2 or more, for an estimate with its standard error.")
+        graphs = self._graphs(x)
+        self._encoded(context, len(graphs))  # or says what is missing
+        rng = np.random.default_rng(seed)
+        found = []
+        for row, graph in enumerate(graphs):
+            own = None if context is None else context[row : row + 1]
+
+            def score(several: Sequence[Graph], own: Tensor | None = own) -> Tensor:
+                return self.log_prob(
+                    packed(several, self.spec).to(self.device), None if own is None else own.expand(len(several), -1)
+                )
+
+            found.append(order_marginal(graph, self.spec, orders, rng, score))
+        estimates, errors = torch.tensor(found, dtype=torch.float64).reshape(-1, 2).unbind(1)
+        return estimates, errors
+
+    def sample(  # type: ignore[override]
+        self,
+        count: int,
+        context: Float[Tensor, "count properties"] | Targets | None = None,
+        *,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        workers: Workers | None = None,
+        **options: Any,
+    ) -> list[Molecule]:
+        """Draws molecules.
+
+        Args:
+            count: How many.
+            context: Wanted properties, for a conditional model.
+            seed: Seed of the latents.
+            generator: Where the seed is drawn from, if there is one.
+            workers: Processes in which RDKit finishes the molecules; by default it works in this one.
+            **options: masks, temperature and others of `generate`.
+        """
+        if generator is not None:
+            seed = int(torch.randint(2**62, (), generator=generator))
+        drawn = self.draw(count, context, seed=seed, workers=workers, **options)
+        return list(tqdm(drawn, "sampling", count, unit=" molecules", leave=False, disable=None))
+
+    def draw(self, count: int, *conditions: Any, workers: Workers | None = None, **options: Any) -> Iterator[Molecule]:
+        """Draws molecules one after the other, for any number of them; arguments are those of `generate`.
+
+        Args:
+            count: How many.
+            *conditions: Wanted properties, if any.
+            workers: Processes in which RDKit finishes the molecules; by default it works in this one.
+            **options: The others of `generate`.
+        """
+        batches = self.finished(molecules, count, *conditions, workers=workers or Workers(1), **options)
+        return (molecule for batch in batches for molecule in batch)
+
+    def finished(
+        self,
+        finish: Callable[..., Result],
+        count: int,
+        context: Float[Tensor, "count properties"] | Targets | None = None,
+        *arguments: Any,
+        workers: Workers,
+        first: int = 0,
+        batch_size: int = 512,
+        **options: Any,
+    ) -> Iterator[Result]:
+        """Draws graphs and yields what ``finish(batch, *arguments)`` makes of each batch, in order.
+
+        It is called in other processes if there are several workers. On a CPU these also grow the graphs, each on one
+        core, which keeps all cores busier than operations that are divided among them.
+
+        Args:
+            finish: A function of a module.
+            count: How many molecules.
+            context: Wanted properties, if any.
+            arguments: Given to each call.
+            workers: The processes.
+            first: Number of the first molecule.
+            batch_size: Molecules in a batch.
+            **options: The others of `generate`.
+        """
+        here = self.generate(count, context, first=first, batch_size=batch_size, **options)
+        if workers.count == 1 or self.device.type != "cpu":
+            return workers.map(finish, here, *arguments)
+        starts = range(0, count, batch_size)
+        parts = (
+            (
+                first + at,
+                min(batch_size, count - at),
+                context[at : at + batch_size] if isinstance(context, Tensor) else context,
+            )
+            for at in starts
+        )
+        return workers.map(_grow_and_finish, parts, self, options, finish, arguments)
+
+    def generate(
+        self,
+        count: int,
+        context: Float[Tensor, "count properties"] | Targets | None = None,
+        *,
+        masks: bool = True,
+        min_atoms: int = 1,
+        max_atoms: int | None = None,
+        fragment: str | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 512,
+    ) -> Iterator[Generated]:
+        """Draws graphs of molecules a batch at a time, so that memory does not grow with their number.
+
+        Molecule number k of a seed is the same however many are drawn, in whichever batches, up to rounding.
+
+        Args:
+            count: How many.
+            context: For a conditional model wanted properties, by name a value or a range, or a row of all for each
+                molecule; without it those of training molecules.
+            masks: Allow only decisions after which a molecule can be finished: see `Masks`. Without them, every
+                decision that can be represented.
+            min_atoms: The least number of heavy atoms; needs masks.
+            max_atoms: The most; needs masks.
+            fragment: What all molecules begin with, see `fragment_of`; needs masks.
+            temperature: Divides the logits of all decisions; below 1 for likelier molecules.
+            seed: Seed of the latents.
+            first: Number of the first molecule, to go on where an earlier call ended.
+            batch_size: Molecules computed at a time.
+
+        Raises:
+            UserError: For settings out of range or that do not fit the model.
+        """
+        if count < 1 or batch_size < 1 or not temperature > 0:
+            raise UserError(
+                f"count={count}, batch_size={batch_size} and temperature={temperature} must be positive numbers."
+            )
+        limited = min_atoms > 1 or max_atoms is not None or fragment is not None
+        if limited and not masks:
+            raise UserError("limits of size and fragments are held by masks: leave masks on, or leave the limits out.")
+        begun = None if fragment is None else self._likeliest_order(fragment_of(fragment, self.spec))
+        if begun is not None:
+            min_atoms = max(min_atoms, len(begun.graph.atoms) + 1)
+        most_used = () if begun is None else tuple(map(sum, zip(begun.graph.valences(), begun.free, strict=True)))
+        rules = Masks(self.spec, min_atoms, max_atoms, most_used) if masks else None
+        self._targets(context, seed, first, 1)  # or says what does not fit, before anything is drawn
+        return self._batches(count, context, rules, begun, temperature, seed, first, batch_size)
+
+    def _batches(
+        self,
+        count: int,
+        context: Tensor | Targets | None,
+        rules: Masks | None,
+        begun: Fragment | None,
+        temperature: float,
+        seed: int,
+        first: int,
+        batch_size: int,
+    ) -> Iterator[Generated]:
+        for start in range(0, count, batch_size):
+            size = min(batch_size, count - start)
+            z = latents(seed, first + start, size, latent_shape(self.spec)).to(self.device)
+            rows = context[start : start + size] if isinstance(context, Tensor) else context
+            targets = self._targets(rows, seed, first + start, size)
+            source: Source = FromLatents(z)
+            if begun is not None:
+                known = Known(packed([begun.graph], self.spec).to(self.device), self.spec)
+                source = Begun(known, len(begun.graph.atoms), source)
+            with self._evaluating(), torch.no_grad():
+                stream = self.bijection.stream(size, self._encode_context(targets))
+                grown = grow(stream, source, rules, temperature, 0 if begun is None else len(begun.graph.atoms))
+            yield Generated(
+                self._decoded(grown),
+                grown.log_prob.tolist(),
+                grown.log_prob_policy.tolist(),
+                None if targets is None else targets.tolist(),
+            )
+
+    @torch.no_grad()
+    def encode(
+        self, x: Given, context: Float[Tensor, "batch properties"] | None = None, *, masks: bool = False
+    ) -> Float64[Tensor, "batch atoms steps"]:
+        """Molecules → latents in [0, 1]; decisions enter as the middles of their bins.
+
+        Args:
+            x: Molecules; SMILES are taken in the canonical order.
+            context: Their properties, for a conditional model.
+            masks: Of the flow with masks, whose bins are wider.
+        """
+        return self._latents_of(self._packed(x), context, masks).nan_to_num(0.5)
+
+    @torch.no_grad()
+    def decode(  # type: ignore[override]
+        self,
+        z: Float[Tensor, "batch atoms steps"],
+        context: Float[Tensor, "batch properties"] | None = None,
+        *,
+        masks: bool = False,
+    ) -> list[Graph]:
+        """Latents → molecules, by the flow without or with masks."""
+        with self._evaluating():
+            stream = self.bijection.stream(len(z), self._encoded(context, len(z)))
+            return self._decoded(grow(stream, FromLatents(z), Masks(self.spec) if masks else None))
+
+    def interpolate(
+        self, start: str | Graph, end: str | Graph, steps: int = 8, context: Float[Tensor, "1 properties"] | None = None
+    ) -> list[Graph]:
+        """Molecules on the way from one to another, both included, by the flow with masks.
+
+        Latents go on a straight line as the normal variables of which they are the distribution function. Decisions
+        that only one end has keep its latents all the way.
+
+        Args:
+            start: A molecule.
+            end: Another.
+            steps: Molecules in all, at least 2.
+            context: Properties of all of them, for a conditional model.
+        """
+        if steps < 2:
+            raise UserError(f"steps is {steps}: give 2 or more, for both ends.")
+        one, other = (self._latents_of(self._packed([each]), context, masks=True) for each in (start, end))
+        ends = torch.cat([one.where(~one.isnan(), other), other.where(~other.isnan(), one)]).nan_to_num(0.5)
+        first, last = torch.special.ndtri(ends.clamp(1e-12, 1 - 1e-12))
+        weights = torch.linspace(0, 1, steps, dtype=torch.float64, device=ends.device)[:, None, None]
+        way = torch.special.ndtr(first + weights * (last - first))
+        way[0], way[-1] = ends  # exactly, where rounding could leave the bin
+        return self.decode(way, None if context is None else context.expand(steps, -1), masks=True)
+
+    # ------------------------------------------------------------------------------------------ between forms
+
+    @torch.no_grad()
+    def _latents_of(self, x: UInt8[Tensor, "batch packed"], context: Tensor | None, masks: bool) -> Tensor:
+        """Latents of molecules, NaN where they have no decision."""
+        known = Known(x, self.spec)
+        with self._evaluating():
+            stream = self.bijection.stream(len(x), self._encoded(context, len(x)))
+            grow(stream, known, Masks(self.spec) if masks else None)
+        return known.latents
+
+    def _packed(self, x: Given) -> UInt8[Tensor, "batch packed"]:
+        if isinstance(x, Tensor):
+            return x
+        return packed(self._graphs(x), self.spec).to(self.device)
+
+    def _graphs(self, x: Given) -> list[Graph]:
+        if isinstance(x, Tensor):
+            atoms, bonds = unpack(x.cpu(), self.spec.max_atoms)
+            return decode(atoms.numpy(), bonds.numpy(), self.spec)
+        graphs = []
+        for each in x:
+            try:
+                graph = graph_of(each, self.spec.order) if isinstance(each, str) else each
+            except Refused as reason:
+                raise UserError(f"{each} cannot be represented: {reason}.") from None
+            if objection := self.spec.objection(graph):
+                raise UserError(f"{each} cannot be represented: {objection}.")
+            graphs.append(graph)
+        return graphs
+
+    def _decoded(self, grown: Grown) -> list[Graph]:
+        return decode(grown.atoms.cpu().numpy(), grown.bonds.cpu().numpy(), self.spec)
+
+    # ------------------------------------------------------------------------------------------ conditions
+
+    def _encoded(self, context: Tensor | None, count: int) -> Tensor | None:
+        if context is None and self.properties:
+            raise UserError(f"the model is conditional on {', '.join(self.properties)}: give them for each molecule.")
+        if context is not None and context.shape != (count, len(self.properties)):
+            known = ", ".join(self.properties) or "nothing"
+            raise UserError(
+                f"expected properties of shape ({count}, {len(self.properties)}), for the model is conditional on "
+                f"{known}; got {tuple(context.shape)}."
+            )
+        return self._encode_context(context)
+
+    def _targets(
+        self, context: Tensor | Targets | None, seed: int, first: int, count: int
+    ) -> Float[Tensor, "count properties"] | None:
+        if isinstance(context, Tensor):
+            if context.ndim != 2 or context.shape[1] != len(self.properties):
+                self._encoded(context, len(context))
+            return context.to(self.device)
+        rows = self.base.origin.new_zeros(0, 0)
+        if isinstance(self.context_encoder, KnownProperties):
+            rows = self.context_encoder.rows
+        if not self.properties and not context:
+            return None
+        return targets_from(rows.cpu(), self.properties, context or {}, seed, first, count).to(self.device)
+
+    @torch.no_grad()
+    def _likeliest_order(self, fragment: Fragment) -> Fragment:
+        """The fragment in the order that the model finds likeliest as a beginning."""
+        wide = [each for each in fragment.orders(self.spec, 0) if self._possible(each.graph)]
+        if not wide:
+            raise UserError("the fragment has an atom that closes more rings than any the model has seen.")
+        x = packed([each.graph for each in wide], self.spec).to(self.device)
+        context = self._targets(None, 0, 0, 1)
+        encoded = self._encode_context(context)
+        with self._evaluating():
+            scores = self.bijection.prefix_log_prob(x, None if encoded is None else encoded.expand(len(x), -1))
+        return wide[int(scores.argmax())]
+
+    def _possible(self, graph: Graph) -> bool:
+        try:
+            packed([graph], self.spec)
+        except UserError:
+            return False
+        return True
+
+
+def _grow_and_finish(
+    part: tuple[int, int, Tensor | Targets | None],
+    flow: MoleculeFlow,
+    options: Mapping[str, Any],
+    finish: Callable[..., Result],
+    arguments: tuple[Any, ...],
+) -> Result:
+    """The work of a process on one batch."""
+    first, count, context = part
+    torch.set_num_threads(1)
+    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
+    return finish(batch, *arguments)
+
+
+class KnownProperties(nn.Module):
+    """Properties as the network sees them, of zero mean and unit variance over the training data.
+
+    Attributes:
+        rows: Those of some training molecules, from which wanted ones are completed.
+    """
+
+    rows: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.standardize = Standardize(count)
+        self.register_buffer("rows", torch.zeros(KNOWN_ROWS, count))
+
+    def initialize_from(self, properties: Float[Tensor, "batch properties"]) -> None:
+        """Keeps rows of training data; what was kept before stays."""
+        if not self.rows.any():
+            places = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
+            self.rows.copy_(properties[places])
+
+    def forward(self, properties: Float[Tensor, "batch properties"]) -> Float[Tensor, "batch properties"]:
+        """Standardises."""
+        return self.standardize(properties)[0]

@@ -1,0 +1,387 @@
+"""What a molecule is to a model: its heavy atoms and bonds in an order of generation, and the settings of both.
+
+Aromatic rings are kekulised, so that bonds are single, double or triple; hydrogens are implicit, as many as RDKit gives
+an atom of this element, charge and bonds; stereochemistry is dropped. RDKit's sanitisation makes of such a graph the
+molecule again, aromaticity and hydrogens included. What would come back as another molecule is refused by `graph_of`,
+with the reason.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import UInt8
+from rdkit import Chem
+from rdkit.rdBase import BlockLogs
+
+from arflows.core.errors import UserError
+from arflows.data.spec import Spec
+from arflows.molecules.graph import Graph, Order, reorder, sorted_bonds
+from arflows.molecules.workers import Workers, chunked
+
+BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
+_REPRESENTED = frozenset({*BOND_TYPES.values(), Chem.BondType.AROMATIC})
+ROUNDS = 3
+"""How often canonical SMILES are written anew until they stay; nearly all do at once."""
+
+ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Te", "I"})
+"""Elements with the valences that hydrogens are counted by; metals and noble gases have none."""
+
+
+class Refused(ValueError):
+    """A molecule has no graph of this kind; the message is the reason, the same for all molecules it holds for."""
+
+
+@dataclass(frozen=True)
+class MoleculeSpec(Spec):
+    """The settings that data and model must share; all but the order are measured on the training data.
+
+    Attributes:
+        atom_types: Element and formal charge, such as ``("C", "O", "N", "N+", "O-")``, the most frequent first.
+        valences: For each type the largest sum of the orders of an atom's bonds, at most what RDKit allows.
+        max_atoms: The most atoms of a molecule.
+        max_back_bonds: The most bonds of an atom to earlier ones; all but one of them close rings.
+        look_back: How far back a bond reaches at most, in atoms.
+        order: In which atoms are generated.
+    """
+
+    atom_types: tuple[str, ...]
+    valences: tuple[int, ...]
+    max_atoms: int
+    max_back_bonds: int
+    look_back: int
+    order: Order
+
+    def __post_init__(self) -> None:
+        # JSON knows lists only.
+        object.__setattr__(self, "atom_types", tuple(self.atom_types))
+        object.__setattr__(self, "valences", tuple(self.valences))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings in a form for JSON."""
+        return super().as_dict() | {"atom_types": list(self.atom_types), "valences": list(self.valences)}
+
+    @classmethod
+    def measure(cls, graphs: Iterable[Graph], order: Order) -> Self:
+        """Measure the settings on training data.
+
+        Args:
+            graphs: Molecules, their atoms in the given order.
+            order: That order.
+        """
+        counts: Counter[str] = Counter()
+        valences: dict[str, int] = {}
+        atoms = back = look_back = 0
+        for graph in graphs:
+            counts.update(graph.atoms)
+            atoms = max(atoms, len(graph.atoms))
+            for kind, valence in zip(graph.atoms, graph.valences(), strict=True):
+                valences[kind] = max(valence, valences.get(kind, 0))
+            if graph.bonds:
+                look_back = max(look_back, max(i - j for i, j, _ in graph.bonds))
+                back = max(back, *Counter(i for i, _, _ in graph.bonds).values())
+        types = sorted(counts, key=lambda kind: (-counts[kind], kind))
+        limits = [min(valences[kind], largest_valence(kind)) for kind in types]
+        return cls(tuple(types), tuple(limits), atoms, back, look_back, order)
+
+    def objection(self, graph: Graph) -> str | None:
+        """Say why the settings do not cover a molecule; None if they do."""
+        if unseen := sorted(set(graph.atoms) - set(self.atom_types)):
+            return f"the atom type {unseen[0]} does not occur in the training data"
+        if len(graph.atoms) > self.max_atoms:
+            return f"more than {self.max_atoms} heavy atoms, the most in the training data"
+        limits = dict(zip(self.atom_types, self.valences, strict=True))
+        for kind, valence in zip(graph.atoms, graph.valences(), strict=True):
+            if valence > limits[kind]:
+                return f"an atom {kind} with bonds of {valence}, more than the {limits[kind]} in the training data"
+        if any(i - j > self.look_back for i, j, _ in graph.bonds):
+            return f"a bond reaches back more than {self.look_back} atoms, the most in the training data"
+        if graph.bonds and max(Counter(i for i, _, _ in graph.bonds).values()) > self.max_back_bonds:
+            return f"an atom has more than {self.max_back_bonds} bonds to earlier ones, the most in the training data"
+        return None
+
+
+def atom_type(atom: Chem.Atom) -> str:
+    """Return an atom's type: its element and formal charge, as ``N``, ``N+`` or ``C-2``."""
+    charge = atom.GetFormalCharge()
+    sign = "+" if charge > 0 else "-" if charge < 0 else ""
+    return atom.GetSymbol() + sign + (str(abs(charge)) if abs(charge) > 1 else "")
+
+
+@functools.cache
+def element_and_charge(kind: str) -> tuple[int, int]:
+    """Return the atomic number and formal charge of a type."""
+    for sign, factor in (("+", 1), ("-", -1)):
+        if sign in kind:
+            element, size = kind.split(sign)
+            return _atomic_number(element), factor * int(size or 1)
+    return _atomic_number(kind), 0
+
+
+def _atomic_number(element: str) -> int:
+    return Chem.GetPeriodicTable().GetAtomicNumber(element)
+
+
+@functools.cache
+def largest_valence(kind: str) -> int:
+    """Return the largest sum of bond orders that RDKit allows an atom of this type."""
+    number, charge = element_and_charge(kind)
+    with BlockLogs():
+        return max(valence for valence in range(9) if _allowed(number, charge, valence))
+
+
+def _allowed(number: int, charge: int, valence: int) -> bool:
+    molecule = Chem.RWMol()
+    center = Chem.Atom(number)
+    center.SetFormalCharge(charge)
+    molecule.AddAtom(center)
+    for index in range(valence):
+        molecule.AddAtom(Chem.Atom(6))
+        molecule.AddBond(0, index + 1, Chem.BondType.SINGLE)
+    return Chem.SanitizeMol(molecule, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE
+
+
+def parse(smiles: str) -> Chem.Mol:
+    """Read SMILES.
+
+    Raises:
+        Refused: They cannot be read, or mean no molecule.
+    """
+    return _sane(_quietly(Chem.MolFromSmiles, smiles), "SMILES", mapped=":" in smiles)
+
+
+def parse_block(block: str) -> Chem.Mol:
+    """Read a mol block, the form of molecules in SD files.
+
+    Raises:
+        Refused: It cannot be read, or means no molecule.
+    """
+    return _sane(_quietly(Chem.MolFromMolBlock, block), "a mol block")
+
+
+def _quietly(reader: Any, text: str) -> Chem.Mol | None:
+    with BlockLogs():
+        return reader(text, sanitize=False)
+
+
+def _sane(molecule: Chem.Mol | None, form: str, mapped: bool = True) -> Chem.Mol:
+    if molecule is None:
+        raise Refused(f"not {form} that RDKit can parse")
+    if not molecule.GetNumAtoms():
+        raise Refused("no atoms")
+    with BlockLogs():
+        failed = Chem.SanitizeMol(molecule, catchErrors=True)
+        if failed == Chem.SanitizeFlags.SANITIZE_PROPERTIES:
+            raise Refused("an atom with more bonds than its valence allows")
+        if failed != Chem.SanitizeFlags.SANITIZE_NONE:
+            raise Refused("an aromatic system that cannot be kekulised")
+        if molecule.GetNumHeavyAtoms() < molecule.GetNumAtoms():
+            molecule = Chem.RemoveHs(molecule)
+    if mapped:
+        for atom in molecule.GetAtoms():
+            atom.SetAtomMapNum(0)
+    return molecule
+
+
+def flat_smiles(molecule: Chem.Mol) -> str:
+    """Return canonical SMILES without stereochemistry."""
+    return Chem.MolToSmiles(molecule, isomericSmiles=False)
+
+
+def canonical_smiles(smiles: str) -> str:
+    """Return the canonical SMILES without stereochemistry of a molecule that SMILES describe.
+
+    Raises:
+        Refused: They cannot be read.
+    """
+    return _settled(parse(smiles))
+
+
+def has_stereochemistry(molecule: Chem.Mol) -> bool:
+    """Say whether `graph_of` drops something: a stereo centre or the geometry of a double bond."""
+    drawn = Chem.BondDir.BEGINWEDGE, Chem.BondDir.BEGINDASH, Chem.BondDir.ENDUPRIGHT, Chem.BondDir.ENDDOWNRIGHT
+    return any(atom.GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED for atom in molecule.GetAtoms()) or any(
+        bond.GetBondDir() in drawn or bond.GetStereo() > Chem.BondStereo.STEREOANY for bond in molecule.GetBonds()
+    )
+
+
+def graph_of(molecule: Chem.Mol | str, order: Order = "bfs") -> Graph:
+    """Return a molecule's graph in the canonical order, which does not depend on how the molecule was written.
+
+    Canonical SMILES are depth first: their atoms, in the order in which they are written, are the canonical order
+    ``dfs``. ``bfs`` begins with their first atom and goes to its neighbours in their order.
+
+    Args:
+        molecule: A sanitised molecule, or SMILES.
+        order: Breadth or depth first.
+
+    Raises:
+        Refused: The molecule has no such graph; the message is the reason.
+    """
+    return graph_and_smiles(molecule, order)[0]
+
+
+def graph_and_smiles(molecule: Chem.Mol | str, order: Order = "bfs") -> tuple[Graph, str]:
+    """Return a molecule's graph as `graph_of`, and its canonical flat SMILES, which the graph gives back."""
+    if isinstance(molecule, str):
+        molecule = parse(molecule)
+    _refuse_unusual(molecule)
+    smiles = flat_smiles(molecule)
+    for _ in range(ROUNDS):
+        canonical = _read_back(smiles)
+        graph = _kekulized(canonical)
+        back = mol_of(graph)
+        if back is None:
+            break
+        settled = flat_smiles(back)
+        if settled == smiles:
+            return (graph if order == "dfs" else reorder(graph, order)), smiles
+        if settled != flat_smiles(_read_back(smiles)):
+            break
+        smiles = settled
+    raise Refused("hydrogens or charges that do not follow from atoms and bonds")
+
+
+def _kekulized(molecule: Chem.Mol) -> Graph:
+    """Return a molecule's graph with its atoms as they are; the molecule is kekulised in place."""
+    Chem.Kekulize(molecule, clearAromaticFlags=True)
+    return Graph(
+        tuple(map(atom_type, molecule.GetAtoms())),
+        sorted_bonds(
+            (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), int(bond.GetBondTypeAsDouble()))
+            for bond in molecule.GetBonds()
+        ),
+    )
+
+
+def _refuse_unusual(molecule: Chem.Mol) -> None:
+    """Raise for what the representation has no place for."""
+    if not molecule.GetNumAtoms():
+        raise Refused("no atoms")
+    for atom in molecule.GetAtoms():
+        if atom.GetIsotope():
+            raise Refused("an isotope")
+        if (symbol := atom.GetSymbol()) not in ELEMENTS:
+            what = {"*": "a dummy atom", "H": "a hydrogen that is no substituent of a heavy atom"}
+            raise Refused(what.get(symbol, f"the element {symbol} has no fixed valence"))
+        if atom.GetNumRadicalElectrons():
+            raise Refused("a radical")
+    for bond in molecule.GetBonds():
+        if (kind := bond.GetBondType()) not in _REPRESENTED:
+            raise Refused(f"a {kind.name.lower()} bond")
+    if len(Chem.GetMolFrags(molecule)) > 1:
+        raise Refused("several parts: a salt or mixture")
+
+
+def _settled(molecule: Chem.Mol) -> str:
+    """Canonical flat SMILES that stay the same when read and written again.
+
+    RDKit's canonical SMILES take a second round to settle for a few molecules, since aromaticity and ties between
+    atoms are found anew without stereochemistry.
+    """
+    smiles = flat_smiles(molecule)
+    for _ in range(ROUNDS):
+        again = _read_back(smiles)
+        if (settled := flat_smiles(again)) == smiles:
+            break
+        smiles = settled
+    return smiles
+
+
+def _read_back(smiles: str) -> Chem.Mol:
+    with BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None:
+        raise Refused("canonical SMILES that RDKit cannot read back")
+    return molecule
+
+
+def mol_of(graph: Graph) -> Chem.Mol | None:
+    """Return the molecule of a graph, sanitised: with aromaticity and hydrogens. None if RDKit finds it impossible."""
+    molecule = unsanitized(graph)
+    with BlockLogs():
+        return molecule if Chem.SanitizeMol(molecule, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE else None
+
+
+def smiles_of(graph: Graph) -> str | None:
+    """Return a graph's canonical SMILES, those that `canonical_smiles` gives; None if RDKit finds it impossible."""
+    molecule = mol_of(graph)
+    return None if molecule is None else _settled(molecule)
+
+
+def smiles_of_all(graphs: Iterable[Graph], workers: Workers) -> list[str | None]:
+    """Return `smiles_of` each graph, several at a time."""
+    return [smiles for chunk in workers.map(_smiles_of_chunk, chunked(graphs)) for smiles in chunk]
+
+
+def _smiles_of_chunk(graphs: Sequence[Graph]) -> list[str | None]:
+    with BlockLogs():
+        return [smiles_of(graph) for graph in graphs]
+
+
+def unsanitized(graph: Graph) -> Chem.RWMol:
+    """Return a graph as RDKit's, without a check whether it can be."""
+    molecule = Chem.RWMol()
+    for kind in graph.atoms:
+        number, charge = element_and_charge(kind)
+        atom = Chem.Atom(number)
+        atom.SetFormalCharge(charge)
+        molecule.AddAtom(atom)
+    for i, j, order in graph.bonds:
+        molecule.AddBond(j, i, BOND_TYPES[order])
+    return molecule
+
+
+def automorphisms(graph: Graph) -> int:
+    """Count the permutations of atoms that leave a graph as it is: how many orders give the same sequence."""
+    molecule = unsanitized(graph)
+    for atom in molecule.GetAtoms():  # so that types are told apart exactly, charges included
+        atom.SetIsotope(1 + (atom.GetFormalCharge() + 8))
+    return len(molecule.GetSubstructMatches(molecule, uniquify=False, maxMatches=10_000_000))
+
+
+def encode(
+    graphs: Sequence[Graph], spec: MoleculeSpec, max_bonds: int | None = None
+) -> tuple[UInt8[np.ndarray, "molecules atoms"], UInt8[np.ndarray, "molecules bonds 3"]]:
+    """Write graphs as arrays.
+
+    Args:
+        graphs: Molecules, in the order of the spec.
+        spec: The settings.
+        max_bonds: Rows for bonds; without it as many as the largest molecule has.
+
+    Returns:
+        The atoms: index of the type plus 1, 0 is padding; and the bonds, padded with rows of zeros.
+
+    Raises:
+        UserError: The settings do not cover a molecule.
+    """
+    index = {kind: k + 1 for k, kind in enumerate(spec.atom_types)}
+    most = max((len(graph.bonds) for graph in graphs), default=0)
+    atoms = np.zeros((len(graphs), spec.max_atoms), np.uint8)
+    bonds = np.zeros((len(graphs), most if max_bonds is None else max_bonds, 3), np.uint8)
+    for row, graph in enumerate(graphs):
+        if objection := spec.objection(graph):
+            raise UserError(f"a molecule cannot be represented: {objection}.")
+        atoms[row, : len(graph.atoms)] = [index[kind] for kind in graph.atoms]
+        if graph.bonds:
+            bonds[row, : len(graph.bonds)] = graph.bonds
+    return atoms, bonds
+
+
+def decode(
+    atoms: UInt8[np.ndarray, "molecules atoms"], bonds: UInt8[np.ndarray, "molecules bonds 3"], spec: MoleculeSpec
+) -> list[Graph]:
+    """Read graphs from arrays, as `encode` writes them."""
+    names = ("", *spec.atom_types)
+    counts = (atoms > 0).sum(1).tolist()
+    sizes = (bonds[:, :, 2] > 0).sum(1).tolist()
+    return [
+        Graph(tuple(names[kind] for kind in row[:count]), tuple(map(tuple, edges[:size])))
+        for row, count, edges, size in zip(atoms.tolist(), counts, bonds.tolist(), sizes, strict=True)
+    ]

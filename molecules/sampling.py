@@ -1,0 +1,127 @@
+"""Samples as records, and where their randomness comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from arflows.core.errors import UserError
+from arflows.molecules.graph import Graph
+from arflows.molecules.representation import smiles_of
+
+Targets = Mapping[str, "float | tuple[float, float]"]
+"""Wanted properties: for the name of each a value, or the two ends of a range."""
+
+
+class Molecule(NamedTuple):
+    """A sample.
+
+    Attributes:
+        smiles: Canonical, without stereochemistry; None if RDKit refuses the graph.
+        graph: As it was generated, in that order.
+        log_prob: Log-probability of the graph in that order under the model, in nats.
+        log_prob_policy: The same under what decided: with masks, limits and temperature, given a fragment.
+    """
+
+    smiles: str | None
+    graph: Graph
+    log_prob: float
+    log_prob_policy: float
+
+    @property
+    def valid_raw(self) -> bool:
+        """Whether RDKit sanitises the graph as it was generated, nothing mended."""
+        return self.smiles is not None
+
+
+class Generated(NamedTuple):
+    """A batch of graphs as they were generated.
+
+    Attributes:
+        graphs: The graphs.
+        log_prob: Log-probabilities under the model, see `Molecule`.
+        log_prob_policy: Log-probabilities under what decided.
+        targets: Properties that were wanted of each, for a conditional model.
+    """
+
+    graphs: list[Graph]
+    log_prob: list[float]
+    log_prob_policy: list[float]
+    targets: list[list[float]] | None
+
+
+def molecules(batch: Generated) -> list[Molecule]:
+    """Makes records of graphs, by RDKit."""
+    return [
+        Molecule(smiles_of(graph), graph, *values)
+        for graph, *values in zip(batch.graphs, batch.log_prob, batch.log_prob_policy, strict=True)
+    ]
+
+
+def latents(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Float64[Tensor, count * shape]:
+    """Uniform latents of molecules number ``first`` and after, which depend on the seed and the number alone.
+
+    A counter-based generator (Salmon et al. 2011) is put where the first of them begins, so that any stretch of a
+    million samples can be drawn by itself, in batches of any size.
+    """
+    size = int(np.prod(shape))
+    blocks = -(-size // 4)  # of four numbers each
+    generator = np.random.Generator(np.random.Philox(key=seed).advance(first * blocks))
+    drawn = generator.random((count, 4 * blocks))[:, :size].reshape(count, *shape)
+    return torch.from_numpy(drawn)
+
+
+def targets_from(
+    rows: Float[Tensor, "rows properties"], names: Sequence[str], wanted: Targets, seed: int, first: int, count: int
+) -> Float[Tensor, "count properties"]:
+    """Properties to condition on, drawn from those of training molecules that agree with what is wanted.
+
+    A range leaves the rows within it. Of a value the tenth of them that is nearest is left, with the value itself in
+    its place: so properties that nobody named have values that go with it.
+
+    Args:
+        rows: Properties of training molecules.
+        names: What they are called.
+        wanted: Values or ranges of some of them.
+        seed: Decides, together with a molecule's number, which row it gets.
+        first: Number of the first molecule.
+        count: How many.
+
+    Raises:
+        UserError: A name is unknown, or no training molecule agrees.
+    """
+    kept = rows
+    fixed: dict[int, float] = {}
+    for name, want in wanted.items():
+        if name not in names:
+            known = f"it knows {', '.join(names)}" if names else "it was trained without any"
+            raise UserError(f"the model is not conditional on {name!r}: {known}.")
+        at = list(names).index(name)
+        low, high = want if isinstance(want, tuple) else (want, want)
+        least, most = float(rows[:, at].min()), float(rows[:, at].max())
+        if not low <= high:
+            raise UserError(f"the range {low:g}..{high:g} of {name} is empty: give the lower end first.")
+        if high < least or low > most:
+            raise UserError(
+                f"{name} of {low:g}{'' if low == high else f'..{high:g}'} is impossible for this model: training "
+                f"molecules have {least:.4g} to {most:.4g}."
+            )
+        if low == high:
+            fixed[at] = low
+            kept = kept[(kept[:, at] - low).abs().argsort(stable=True)[: max(1, len(kept) // 10)]]
+        else:
+            kept = kept[(kept[:, at] >= low) & (kept[:, at] <= high)]
+        if not len(kept):
+            raise UserError(
+                f"no training molecule known to the model has all of {', '.join(wanted)} as wanted: widen a range."
+            )
+    pick = (latents(seed + 1, first, count, (1,))[:, 0] * len(kept)).long()
+    chosen = kept[pick].clone()
+    for at, value in fixed.items():
+        chosen[:, at] = value
+    return chosen

@@ -1,0 +1,70 @@
+"""Train a flow on a store of molecules: ``arflows molecules train --config recipe.yaml``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from arflows.core.errors import UserError
+from arflows.core.experiment import Experiment, train
+from arflows.core.training import FlowTraining
+from arflows.data.store import Store
+from arflows.molecules.datamodule import MoleculeDataModule
+from arflows.molecules.model import MoleculeFlow
+
+
+class MoleculeFlowTraining(FlowTraining):
+    """Trains a flow over molecules, in nats a molecule; see `FlowTraining`.
+
+    Args:
+        flow: The flow, such as arflows.molecules.MoleculeFlow or arflows.molecules.GraphAF, and its arguments.
+        **options: Those of `FlowTraining`.
+    """
+
+    def __init__(self, flow: MoleculeFlow, **options: Any) -> None:
+        super().__init__(flow, unit="nats", **options)
+
+
+class MoleculeExperiment(Experiment):
+    """Trains a flow on a store of molecules."""
+
+    model: MoleculeFlowTraining
+    datamodule: MoleculeDataModule
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(MoleculeFlowTraining, MoleculeDataModule, words, "molecules")
+
+    def before_instantiate_classes(self) -> None:
+        """Gives the model the settings of the data, where no others are given: recipes need not list atom types."""
+        store, arguments = self.config.data.store, self.config.model.flow.get("init_args")
+        if store.exists() and arguments is not None and arguments.get("spec") is None:
+            arguments["spec"] = Store(store, expect_domain="molecules").spec
+        super().before_instantiate_classes()
+
+    def check(self) -> None:
+        """Makes sure that the flow is one of such molecules, and that the store has the properties it is to know.
+
+        Raises:
+            UserError: If it is not.
+            DataError: If the store lacks a property.
+        """
+        flow, data = self.model.flow, self.datamodule
+        assert isinstance(flow, MoleculeFlow)
+        if differences := flow.spec.differences(data.spec):
+            raise UserError(
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; leave out spec in "
+                "model.flow.init_args, or prepare another store."
+            )
+        data.properties = flow.properties
+        data.train_dataloader()  # refuses a store that has too few molecules for a batch
+
+    def data_facts(self) -> dict[str, Any]:
+        """Which store the model was trained on, and how much of it."""
+        return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run from the command line."""
+    train(MoleculeExperiment, args, package="arflows.molecules")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+import gzip
+import math
+
+import pytest
+
+from arflows.data.errors import DataError
+from arflows.data.molecule_files import nci, read_molecules
+
+BLOCK = "\n  name\n\n  1  0  0  0  0  0  0  0  0  0999 V2000\n    0.0    0.0    0.0 C   0  0\nM  END\n"
+
+
+def written(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.smi", "a.smiles", "a.txt", "a.smi.gz"])
+@pytest.mark.parametrize("header", ["", "smiles\tid\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_smiles_are_the_first_word_of_a_line(tmp_path, name, header, end):
+    path = written(tmp_path, name, (header + "CCO ethanol\n\nC\tmethane\nN").replace("\n", end))
+    first = 2 if header else 1
+    assert [(entry.number - first, entry.text) for entry in read_molecules(path)] == [(0, "CCO"), (2, "C"), (3, "N")]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_are_read_by_their_line_of_names(tmp_path, name, end):
+    text = f"id,canonical_smiles,logP{end}1,CCO,-0.3{end}2,C,{end}"
+    path = written(tmp_path, name, text.replace(",", "\t") if ".tsv" in name else text)
+    entries = list(read_molecules(path, values=["logP"]))
+    assert [entry.text for entry in entries] == ["CCO", "C"]
+    assert entries[0].values == (-0.3,)
+    assert math.isnan(entries[1].values[0])
+
+
+def test_a_table_without_names_begins_with_smiles(tmp_path):
+    path = written(tmp_path, "a.csv", "CCO,1\nC,2\n")
+    assert [entry.text for entry in read_molecules(path)] == ["CCO", "C"]
+
+
+def test_a_column_named_smiles_goes_before_others_that_contain_it(tmp_path):
+    path = written(tmp_path, "a.csv", "raw_smiles,SMILES\nC,CC\n")
+    assert [entry.text for entry in read_molecules(path)] == ["CC"]
+    assert [entry.text for entry in read_molecules(path, column="raw_smiles")] == ["C"]
+
+
+def test_rows_that_are_too_short_have_empty_cells(tmp_path):
+    path = written(tmp_path, "a.csv", "id,smiles\n1\n2,C\n")
+    assert [entry.text for entry in read_molecules(path)] == ["", "C"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["a.sdf", "a.sd.gz"])
+def test_sd_files_give_blocks_and_fields(tmp_path, name, end):
+    text = BLOCK + ">  <logP>\n1.5\n\n>  <QED>  (2)\n0.5\n\n$$$$\n" + BLOCK + "$$$$\n"
+    entries = list(read_molecules(written(tmp_path, name, text.replace("\n", end)), values=["QED", "logP"]))
+    assert [entry.number for entry in entries] == [1, 2]
+    assert entries[0].values == (0.5, 1.5)
+    assert all(math.isnan(value) for value in entries[1].values)
+    assert [entry.text for entry in entries] == [BLOCK, BLOCK]
+
+
+def test_a_last_record_needs_no_separator(tmp_path):
+    assert [entry.text for entry in read_molecules(written(tmp_path, "a.sdf", BLOCK))] == [BLOCK]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "sentence"),
+    [
+        ("a.smi", "", {}, "holds no molecules"),
+        ("a.smi", "smiles\n", {}, "holds no molecules"),
+        ("a.csv", "", {}, "holds no molecules"),
+        ("a.sdf", "\n", {}, "holds no molecules"),
+        ("a.pdb", "C", {}, "cannot be read as molecules"),
+        ("a.smi", "C", {"column": "smiles"}, "is no table"),
+        ("a.smi", "C", {"values": ["logP"]}, "has no columns"),
+        ("a.csv", "smiles,logP\nC,1\n", {"column": "smile"}, "Did you mean smiles?"),
+        ("a.csv", "smiles,logP\nC,1\n", {"values": ["logp"]}, "has no column 'logp'. Did you mean logP?"),
+        ("a.csv", "structure,logP\nC,1\n", {"values": ["logP"]}, "no column called smiles"),
+        ("a.smi.gz", None, {}, "is damaged"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(tmp_path, name, text, options, sentence):
+    path = tmp_path / name
+    path.write_bytes(b"no gzip") if text is None else path.write_text(text)
+    with pytest.raises(DataError, match=r".") as error:
+        read_molecules(path, **options)
+    assert sentence in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_files_and_folders_are_told_apart(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        read_molecules(tmp_path / "none.smi")
+    with pytest.raises(DataError, match="is a folder"):
+        read_molecules(tmp_path)
+
+
+def test_text_of_another_encoding_is_damage(tmp_path):
+    path = tmp_path / "a.smi"
+    path.write_bytes(b"\xff\xfe\x00C")
+    with pytest.raises(DataError, match="damaged"):
+        read_molecules(path)
+
+
+def test_the_built_in_set_has_five_thousand_molecules():
+    entries = list(nci())
+    assert len(entries) == 4999
+    assert entries[0].text == "CC1=CC(=O)C=CC1=O"

@@ -1,0 +1,96 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from arflows.molecules import MoleculeFlow, score
+from arflows.molecules.decisions import pack
+from arflows.molecules.representation import encode, graph_of
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def library(tmp_path):
+    """Two molecules that the model knows, one of them twice, and some that it cannot represent."""
+    path = tmp_path / "library.smi"
+    path.write_text("smiles\nOCC\nC1CC\nCc1ccccc1\nCC.O\nC[Sn]C\nCCCCCCCCCC\nC(C)O\n")
+    return path
+
+
+def test_scores_are_exact_and_ranked(run, library, tmp_path, ends):
+    out = tmp_path / "scores.csv"
+    code, _, printed = ends(score.main, "--model", run, "--molecules", library, "--out", out, "--workers", 1)
+    assert code == 0
+    table = rows(out)
+    flow = MoleculeFlow.from_pretrained(run / "model")
+    for row in table:
+        atoms, bonds = encode([graph_of(row["smiles"], flow.spec.order)], flow.spec)
+        with torch.no_grad():
+            expected = flow.log_prob(pack(torch.from_numpy(atoms), torch.from_numpy(bonds))).item()
+        assert float(row["log_prob"]) == pytest.approx(expected, abs=1e-4)
+    assert sorted((row["smiles"], row["line"]) for row in table) == [("CCO", "2"), ("CCO", "8"), ("Cc1ccccc1", "4")]
+    assert [row["rank"] for row in table] == ["1", "2", "3"]
+    scores = [float(row["log_prob"]) for row in table]
+    assert scores == sorted(scores, reverse=True)
+    assert "nats, exact" in printed
+
+
+def test_percentiles_compare_with_training_molecules(run, library, tmp_path):
+    score.score(str(run), str(library), tmp_path / "s.csv", workers=1)
+    sample = json.loads((run / "model/training.json").read_text())["train_scores"]["sample"]
+    for row in rows(tmp_path / "s.csv"):
+        likelier = 100 * np.mean(np.array(sample) < -float(row["log_prob"]))
+        assert float(row["percentile"]) == pytest.approx(likelier, abs=100 / len(sample) + 0.01)
+
+
+def test_what_cannot_be_represented_is_flagged(run, library, tmp_path, ends):
+    out = tmp_path / "scores.csv"
+    _, _, printed = ends(score.main, "--model", run, "--molecules", library, "--out", out, "--workers", 1)
+    flagged = {row["line"]: row["reason"] for row in rows(tmp_path / "scores.rejects.csv")}
+    assert flagged == {
+        "3": "not SMILES that RDKit can parse",
+        "5": "several parts: a salt or mixture",
+        "6": "the element Sn has no fixed valence",
+        "7": "more than 8 heavy atoms, the most in the training data",
+    }
+    assert "4 of 7 not scored" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--orders", "1"], "orders is 1"),
+        (["--molecules", "none.smi"], "there is no source 'none.smi'"),
+        (["--column", "smiles"], "is no table"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, library, tmp_path, ends, words, sentence):
+    first = ["--model", run, "--molecules", library, "--out", tmp_path / "s.csv", "--workers", 1]
+    code, message, _ = ends(score.main, *first, *words)
+    assert code == 2
+    assert sentence in message
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_library_without_use_is_refused(run, tmp_path, ends):
+    (tmp_path / "bad.smi").write_text("CC.O\n")
+    words = ["--model", run, "--molecules", tmp_path / "bad.smi", "--out", tmp_path / "s.csv", "--workers", 1]
+    code, message, _ = ends(score.main, *words)
+    assert code == 2
+    assert "none of its 1 molecules can be used: several parts" in message
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_orders_estimate_the_probability_in_any_order(run, library, tmp_path):
+    out = tmp_path / "s.csv"
+    score.score(str(run), str(library), out, orders=4, workers=1)
+    for row in rows(out):
+        assert float(row["log_prob_all_orders"]) >= float(row["log_prob"]) - 1e-4
+        assert float(row["standard_error"]) >= 0
