@@ -132,7 +132,7 @@ def speech_figures(run: dict[str, Any]) -> dict[str, str]:
         )
     speed = run.get("real_time_factor")
     if speed is not None:
-        rows["synthesis"] = f"{speed['value']:.2f} × real time"
+        rows["synthesis"] = f"{speed['value']:.2f} × real time on {machine(speed.get('hardware', run['hardware']))}"
     return rows | quality
 
 
