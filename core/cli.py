@@ -173,6 +173,13 @@ class ShortErrors(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Parses; a switch may be given without ``true``."""
+        for action in self._actions:
+            if getattr(action, "_typehint", None) is bool and action.nargs is None:
+                action.nargs, action.const = "?", True
+        return super().parse_args(*args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `UserError` where jsonargparse would print its usage and exit."""
         if not self.exit_on_error:  # jsonargparse is trying one of several readings, and catches its own error

@@ -156,7 +156,7 @@ class Experiment(LightningCLI):
         """Adds what belongs to the run as a whole."""
         parser.add_argument("--out", type=Path, required=True, help="Folder of the run.")
         parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, data order and noise.")
-        parser.add_argument("--resume", action="store_true", help="Go on with the run in --out where it stopped.")
+        parser.add_argument("--resume", type=bool, default=False, help="Go on with the run in --out where it stopped.")
         parser.add_argument(
             "--save_every",
             type=PositiveInt | None,

@@ -57,7 +57,7 @@ def sample(
     SMILES and log_prob; an .sdf structures with coordinates of a drawing, and all the figures. Molecules that RDKit
     refuses, which there are only without masks, are lines without SMILES in a .csv, and missing elsewhere.
 
-    Molecules go to disk as they are drawn, into OUT.part until all are there; --resume true goes on later.
+    Molecules go to disk as they are drawn, into OUT.part until all are there; --resume goes on later.
     The same seed gives the same molecules, in batches of any size, up to rounding.
 
     Args:
@@ -196,7 +196,7 @@ class Part:
     def __post_init__(self) -> None:
         if not self.resume:
             if self.progress.exists():
-                raise UserError(f"{self.part} was interrupted: go on with it by --resume true, or remove it.")
+                raise UserError(f"{self.part} was interrupted: go on with it by --resume, or remove it.")
             return
         if not (self.progress.is_file() and self.part.is_file()):
             raise UserError(f"there is nothing to resume, for {self.part} is missing: leave out --resume.")

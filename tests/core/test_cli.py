@@ -106,6 +106,17 @@ class TestRun:
         result = cli.run(draw, ["--data", "a.h5", "--kind=single", "--scale", "2"])
         assert result == {"data": Path("a.h5"), "count": 3, "kind": "single", "scale": 2.0}
 
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [([], False), (["--again"], True), (["--again", "true"], True), (["--again=false"], False)],
+    )
+    def test_a_switch_needs_no_value(self, words, expected):
+        def play(tune: str, again: bool = False) -> tuple[str, bool]:
+            return tune, again
+
+        for where in ([*words, "--tune", "la"], ["--tune", "la", *words]):
+            assert cli.run(play, where) == ("la", expected)
+
     def test_words_of_the_process_are_the_default(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["draw", "--data=a.h5", "--debug"])
         assert cli.run(draw)["data"] == Path("a.h5")
