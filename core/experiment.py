@@ -51,6 +51,7 @@ from arflows.core.files import replacing
 from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
 from arflows.core.machine import hardware, software
 from arflows.core.pretrained import FACTS_FILE, write_checksums
+from arflows.core.processes import parting
 from arflows.core.training import FlowTraining
 
 REFERENCE_SIZE = 2000
@@ -312,7 +313,8 @@ class Experiment(LightningCLI):
             )
         start = newest_sound(self.checkpoints, self._warn) if self.config.resume else None
         try:
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
+            with parting():
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
         except OSError as error:  # Lightning's writers do not say what they were writing
             error.filename = error.filename or str(self.out)
             raise
