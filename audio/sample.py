@@ -20,6 +20,7 @@ from arflows.core.inversion import SOLVERS, SolverName, solving
 from arflows.core.pretrained import load_model
 from arflows.core.processes import in_turns
 from arflows.data.audio_files import write_wav
+from arflows.data.errors import DataError
 
 
 def sample(
@@ -113,7 +114,7 @@ class _Source:
         for path in tqdm(self._mels, "synthesising", unit=" files", disable=None):
             try:
                 mel = read_mel(path, self._flow.spec)
-            except UserError as error:
+            except (UserError, DataError) as error:
                 if len(self._mels) == 1:
                     raise
                 self.skip(path.name, str(error).removeprefix(f"{path} "))
