@@ -203,7 +203,10 @@ def _read_array(path: Path, spec: MelSpec) -> Tensor:
         with h5py.File(path, "r", locking=False) as file:
             told = {**file.attrs, **file[name].attrs}
         ours = spec.as_dict()
-        given = MelSpec(**{**ours, **{key: type(ours[key])(told[key]) for key in ours if key in told}})
+        try:
+            given = MelSpec(**{**ours, **{key: type(ours[key])(told[key]) for key in ours if key in told}})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         check_spec(path, given, spec)
         return torch.from_numpy(arrays[name])
     if path.suffix == ".pt":

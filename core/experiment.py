@@ -52,6 +52,7 @@ from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequ
 from arflows.core.machine import hardware, software
 from arflows.core.pretrained import FACTS_FILE, write_checksums
 from arflows.core.processes import parting
+from arflows.core.sharding import is_sharded
 from arflows.core.training import FlowTraining
 
 REFERENCE_SIZE = 2000
@@ -211,6 +212,8 @@ class Experiment(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Lets the domain check that model and data fit."""
+        if is_sharded(self.trainer) and self.model.ema_decay:
+            raise UserError("FSDP does not shard the moving average of the weights: add --model.ema_decay 0.")
         self.check()
 
     def check(self) -> None:
@@ -344,6 +347,8 @@ class Experiment(LightningCLI):
         if path is None:  # a trial run by --trainer.fast_dev_run
             return
         weights = read_checkpoint(Path(path))["state_dict"]
+        if is_sharded(self.trainer):  # of its weights a part is left in this process
+            self.model.flow = type(self.model.flow)(**self.model.flow.config()["arguments"])
         flow = self.model.flow
         flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
         device = self.trainer.strategy.root_device

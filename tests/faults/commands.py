@@ -11,7 +11,7 @@ from pathlib import Path
 
 from arflows.core.cli import main as arflows
 
-LIMIT = 120.0
+LIMIT = 300.0
 """Seconds after which a command counts as hanging."""
 
 
