@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -223,11 +222,23 @@ class MoleculeFlow(Flow, Pretrained):
             batch_size: Molecules in a batch.
             **options: The others of `generate`.
         """
-        begin = self._generator(count, context, first=first, batch_size=batch_size, **options)
-        parts = _parts(count, context, first, batch_size)
+        self.generate(count, context, first=first, batch_size=batch_size, **options)  # or says what does not fit
+        starts = range(0, count, batch_size)
+        stretches = (
+            (
+                first + at,
+                min(batch_size, count - at),
+                context[at : at + batch_size] if isinstance(context, Tensor) else context,
+            )
+            for at in starts
+        )
         if workers.count > 1 and self.device.type == "cpu":
-            return workers.map(_grow_and_finish, parts, self, options, finish, arguments)
-        return dealt(parts, lambda share: workers.map_here(finish, map(begin, share), *arguments))
+            return workers.map(_grow_and_finish, stretches, self, options, finish, arguments)
+
+        def here(share: Iterator[Stretch]) -> Iterator[Result]:
+            return workers.map_here(finish, (_grow(stretch, self, options) for stretch in share), *arguments)
+
+        return dealt(stretches, here)
 
     def generate(
         self,
@@ -264,27 +275,6 @@ class MoleculeFlow(Flow, Pretrained):
         Raises:
             UserError: For settings out of range or that do not fit the model.
         """
-        options = {"masks": masks, "min_atoms": min_atoms, "max_atoms": max_atoms, "fragment": fragment}
-        begin = self._generator(
-            count, context, **options, temperature=temperature, seed=seed, first=first, batch_size=batch_size
-        )
-        return map(begin, _parts(count, context, first, batch_size))
-
-    def _generator(
-        self,
-        count: int,
-        context: Tensor | Targets | None,
-        *,
-        masks: bool = True,
-        min_atoms: int = 1,
-        max_atoms: int | None = None,
-        fragment: str | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
-        first: int = 0,
-        batch_size: int = 512,
-    ) -> Callable[[Stretch], Generated]:
-        """What draws a part of the molecules; arguments are those of `generate`."""
         if count < 1 or batch_size < 1 or not temperature > 0:
             raise UserError(
                 f"count={count}, batch_size={batch_size} and temperature={temperature} must be positive numbers."
@@ -298,27 +288,37 @@ class MoleculeFlow(Flow, Pretrained):
         most_used = () if begun is None else tuple(map(sum, zip(begun.graph.valences(), begun.free, strict=True)))
         rules = Masks(self.spec, min_atoms, max_atoms, most_used) if masks else None
         self._targets(context, seed, first, 1)  # or says what does not fit, before anything is drawn
-        return partial(self._drawn, rules=rules, begun=begun, temperature=temperature, seed=seed)
+        return self._batches(count, context, rules, begun, temperature, seed, first, batch_size)
 
-    def _drawn(
-        self, part: Stretch, rules: Masks | None, begun: Fragment | None, temperature: float, seed: int
-    ) -> Generated:
-        first, count, context = part
-        z = latents(seed, first, count, latent_shape(self.spec)).to(self.device)
-        targets = self._targets(context, seed, first, count)
-        source: Source = FromLatents(z)
-        if begun is not None:
-            known = Known(packed([begun.graph], self.spec).to(self.device), self.spec)
-            source = Begun(known, len(begun.graph.atoms), source)
-        with self._evaluating(), torch.no_grad():
-            stream = self.bijection.stream(count, self._encode_context(targets))
-            grown = grow(stream, source, rules, temperature, 0 if begun is None else len(begun.graph.atoms))
-        return Generated(
-            self._decoded(grown),
-            grown.log_prob.tolist(),
-            grown.log_prob_policy.tolist(),
-            None if targets is None else targets.tolist(),
-        )
+    def _batches(
+        self,
+        count: int,
+        context: Tensor | Targets | None,
+        rules: Masks | None,
+        begun: Fragment | None,
+        temperature: float,
+        seed: int,
+        first: int,
+        batch_size: int,
+    ) -> Iterator[Generated]:
+        for start in range(0, count, batch_size):
+            size = min(batch_size, count - start)
+            z = latents(seed, first + start, size, latent_shape(self.spec)).to(self.device)
+            rows = context[start : start + size] if isinstance(context, Tensor) else context
+            targets = self._targets(rows, seed, first + start, size)
+            source: Source = FromLatents(z)
+            if begun is not None:
+                known = Known(packed([begun.graph], self.spec).to(self.device), self.spec)
+                source = Begun(known, len(begun.graph.atoms), source)
+            with self._evaluating(), torch.no_grad():
+                stream = self.bijection.stream(size, self._encode_context(targets))
+                grown = grow(stream, source, rules, temperature, 0 if begun is None else len(begun.graph.atoms))
+            yield Generated(
+                self._decoded(grown),
+                grown.log_prob.tolist(),
+                grown.log_prob_policy.tolist(),
+                None if targets is None else targets.tolist(),
+            )
 
     @torch.no_grad()
     def encode(
@@ -452,25 +452,22 @@ class MoleculeFlow(Flow, Pretrained):
         return True
 
 
-def _parts(count: int, context: Tensor | Targets | None, first: int, batch_size: int) -> Iterator[Stretch]:
-    """Yields the batches of a drawing, each of which can be drawn by itself."""
-    for at in range(0, count, batch_size):
-        size = min(batch_size, count - at)
-        yield first + at, size, context[at : at + size] if isinstance(context, Tensor) else context
+def _grow(stretch: Stretch, flow: MoleculeFlow, options: Mapping[str, Any]) -> Generated:
+    first, count, context = stretch
+    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
+    return batch
 
 
 def _grow_and_finish(
-    part: Stretch,
+    stretch: Stretch,
     flow: MoleculeFlow,
     options: Mapping[str, Any],
     finish: Callable[..., Result],
     arguments: tuple[Any, ...],
 ) -> Result:
     """The work of a process on one batch."""
-    first, count, context = part
     torch.set_num_threads(1)
-    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
-    return finish(batch, *arguments)
+    return finish(_grow(stretch, flow, options), *arguments)
 
 
 class KnownProperties(nn.Module):
