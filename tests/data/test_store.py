@@ -205,6 +205,16 @@ class TestWritingFails:
             write_store(tmp_path / "s.h5", domain="vision", spec={}, splits={"train": {"x": np.zeros((0, 3))}})
         assert not any(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("format_version", np.inf), ("spec", b'{"\x80": 1}'), ("provenance", '{"a": "\\udc80"}'), ("domain", b"\xff")],
+    )
+    def test_damaged_descriptions(self, path, name, value):
+        with h5py.File(path, "r+") as file:
+            file.attrs[name] = value if isinstance(value, float) else np.array(value, h5py.string_dtype())
+        with pytest.raises(DataError, match=r"data\.h5 is damaged and cannot be read"):
+            Store(path)
+
     def test_bad_places(self, tmp_path):
         splits = {"train": arrays()}
         with pytest.raises(DataError, match="is a folder"):
