@@ -1,5 +1,6 @@
 """Measure a trained flow on a test split: ``arflows audio evaluate``."""
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from arflows.core.errors import UserError
 from arflows.core.evaluation import protocol, write_result
 from arflows.core.files import replacing
 from arflows.core.pretrained import load_model
+from arflows.core.processes import in_turns, is_main
 from arflows.data.audio_files import write_wav
 from arflows.data.store import Store
 
@@ -107,15 +109,20 @@ def evaluate(
     rows: list[dict[str, float]] = []
     speakers: list[str] = []
     drawn: list[tuple[Speech, np.ndarray]] = []
-    for index, utterance in enumerate(given.utterances(f"evaluating on {split}")):
+
+    def measure(index: int, utterance: Speech) -> tuple[dict[str, float], np.ndarray | None]:
         row = _likelihood(flow, utterance, seed + index)
-        if flow.conditional:
-            synthesised, seconds = _synthesise(flow, utterance, temperature, seed + index)
-            row |= _compare(flow, utterance, synthesised, perception)
-            row["seconds"] = seconds
-            if len(drawn) < pictures:
-                drawn.append((utterance, synthesised))
+        if not flow.conditional:
+            return row, None
+        synthesised, seconds = _synthesise(flow, utterance, temperature, seed + index)
+        row |= _compare(flow, utterance, synthesised, perception)
+        return {**row, "seconds": seconds}, synthesised if index < pictures else None
+
+    utterances, heard = itertools.tee(given.utterances(f"evaluating on {split}"))
+    for (row, synthesised), utterance in zip(in_turns(utterances, measure), heard, strict=False):
         rows.append(row)
+        if synthesised is not None:
+            drawn.append((utterance, synthesised))
         who = utterance.condition.speaker
         speakers.append("" if who is None else names[int(who)] if names else str(int(who)))
     if not rows:
@@ -141,7 +148,7 @@ def evaluate(
         own = columns["log_prob"] / columns["samples"]
         result["separation"] = {path.name: _separation(flow, path, own, seed) for path in unlike}
     result |= protocol(flow, model, options, facts)
-    for index, (utterance, synthesised) in enumerate(drawn):
+    for index, (utterance, synthesised) in enumerate(drawn if is_main() else []):
         stem = out.with_suffix("") if index == 0 else out.with_name(f"{out.stem}-{index}")
         _draw(flow, utterance, synthesised, stem)
     result["seconds"] = round(time.perf_counter() - start, 1)
@@ -225,7 +232,8 @@ def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[
     from sklearn.metrics import roc_auc_score
 
     given = SpeechInput(path, flow)
-    rows = [_likelihood(flow, utterance, seed) for utterance in given.utterances(f"scoring {path.name}")]
+    utterances = given.utterances(f"scoring {path.name}")
+    rows = list(in_turns(utterances, lambda _, utterance: _likelihood(flow, utterance, seed)))
     if not rows:
         raise UserError(f"{path} holds no utterance that can be scored: {given.reasons()}.")
     totals, samples = np.array([[row["log_prob"], row["samples"]] for row in rows]).T

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +20,9 @@ from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition, MelSpec, log_mel
 from arflows.core.errors import UserError
 from arflows.core.pretrained import model_folder
+from arflows.data.arrays import read_hdf5, read_npy
 from arflows.data.audio_files import AUDIO_SUFFIXES, SkippedAudio
+from arflows.data.errors import DataError
 from arflows.data.folders import walk
 from arflows.data.speech_sources import SpeechSource, read_speech
 from arflows.data.store import Store
@@ -170,13 +172,14 @@ def read_mel(path: Path, spec: MelSpec) -> Float[Tensor, "1 bands frames"]:
         spec: The settings it must have been made with; if the .h5 file has them as attributes, these are compared.
 
     Raises:
-        UserError: If it cannot be read or does not fit; the sentence names the file.
+        UserError: If it does not fit, or is no file of a tensor; the sentence names the file.
+        DataError: If it is damaged, or leads to other files.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}: check the path.")
     try:
         mel = _read_array(path, spec)
-    except UserError:
+    except (UserError, DataError):
         raise
     except Exception as error:
         raise UserError(
@@ -191,19 +194,26 @@ def read_mel(path: Path, spec: MelSpec) -> Float[Tensor, "1 bands frames"]:
 
 def _read_array(path: Path, spec: MelSpec) -> Tensor:
     if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        return torch.from_numpy(read_npy(path))
     if path.suffix in (".h5", ".hdf5"):
-        with h5py.File(path, "r") as file:
-            names = [name for name in file if isinstance(file[name], h5py.Dataset)]
-            name = "mel" if "mel" in names else names[0] if len(names) == 1 else None
-            if name is None:
-                raise UserError(f"{path} has {len(names)} data sets: call that of the mel spectrogram mel.")
+        arrays = read_hdf5(path)
+        name = "mel" if "mel" in arrays else next(iter(arrays)) if len(arrays) == 1 else None
+        if name is None:
+            raise UserError(f"{path} has {len(arrays)} data sets: call that of the mel spectrogram mel.")
+        with h5py.File(path, "r", locking=False) as file:
             told = {**file.attrs, **file[name].attrs}
-            ours = spec.as_dict()
+        ours = spec.as_dict()
+        try:
             given = MelSpec(**{**ours, **{key: type(ours[key])(told[key]) for key in ours if key in told}})
-            check_spec(path, given, spec)
-            return torch.from_numpy(file[name][()])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        check_spec(path, given, spec)
+        return torch.from_numpy(arrays[name])
     if path.suffix == ".pt":
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise UserError(f"{path} is compressed, and could unfold to any size: write it by torch.save.")
         value = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(value, Tensor):
             raise UserError(f"{path} holds a {type(value).__name__}: give a tensor (bands, frames).")

@@ -4,6 +4,7 @@ import csv
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,9 @@ from arflows.core.errors import UserError
 from arflows.core.files import new_folder
 from arflows.core.inversion import SOLVERS, SolverName, solving
 from arflows.core.pretrained import load_model
+from arflows.core.processes import in_turns
 from arflows.data.audio_files import write_wav
+from arflows.data.errors import DataError
 
 
 def sample(
@@ -42,7 +45,8 @@ def sample(
     With a gap, that part of each recording is filled in anew, in several ways, each with its log-likelihood.
 
     Writes a folder of 16-bit WAV files, named as their sources, and samples.csv with one line for each. The same seed
-    gives the same waveforms on every device, up to rounding, whatever else is synthesised beside them.
+    gives the same waveforms on every device, up to rounding, whatever else is synthesised beside them, and in any
+    number of processes.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
@@ -110,7 +114,7 @@ class _Source:
         for path in tqdm(self._mels, "synthesising", unit=" files", disable=None):
             try:
                 mel = read_mel(path, self._flow.spec)
-            except UserError as error:
+            except (UserError, DataError) as error:
                 if len(self._mels) == 1:
                     raise
                 self.skip(path.name, str(error).removeprefix(f"{path} "))
@@ -127,6 +131,24 @@ class _Source:
         return ", ".join([*parts, *filter(None, [self._speech.reasons() if self._speech is not None else ""])])
 
 
+class _Made(NamedTuple):
+    """What became of an utterance.
+
+    Attributes:
+        name: What it is called.
+        waveforms: (count, samples); None if there are none.
+        scores: How likely each is, if something was filled in, in nats.
+        seconds: How long it took.
+        reason: Why there are none.
+    """
+
+    name: str
+    waveforms: Tensor | None = None
+    scores: Tensor | None = None
+    seconds: float = 0.0
+    reason: str = ""
+
+
 def _vocode(
     flow: WaveFlow,
     source: _Source,
@@ -138,9 +160,8 @@ def _vocode(
 ) -> int:
     """Synthesises every recording or mel file, and says how many waveforms that made."""
     rate = flow.spec.sample_rate
-    rows: list[list[str]] = []
-    spoken = busy = 0.0
-    for utterance in source.utterances():
+
+    def work(_: int, utterance: Speech) -> _Made:
         generator = torch.Generator().manual_seed(seed)  # so that the others of a folder do not matter
         start = time.perf_counter()
         scores: Tensor | None = None
@@ -150,19 +171,26 @@ def _vocode(
             try:
                 waveforms, scores = fill(flow, utterance, gap, count, temperature, generator)
             except UserError as error:
-                source.skip(utterance.name, str(error))
-                continue
-        busy += time.perf_counter() - start
-        spoken += waveforms.numel() / rate
-        stem = Path(utterance.name).with_suffix("").as_posix().replace("/", "_")
-        for index, waveform in enumerate(waveforms):
+                return _Made(utterance.name, reason=str(error))
+        return _Made(utterance.name, waveforms, scores, time.perf_counter() - start)
+
+    rows: list[list[str]] = []
+    spoken = busy = 0.0
+    for made in in_turns(source.utterances(), work):
+        if made.waveforms is None:
+            source.skip(made.name, made.reason)
+            continue
+        busy += made.seconds
+        spoken += made.waveforms.numel() / rate
+        stem = Path(made.name).with_suffix("").as_posix().replace("/", "_")
+        for index, waveform in enumerate(made.waveforms):
             name = f"{stem}.wav" if count == 1 else f"{stem}-{index}.wav"
             write_wav(folder / name, waveform.numpy(), rate)
-            rows.append([name, utterance.name, f"{len(waveform) / rate:.3f}"])
-            rows[-1] += [] if scores is None else [f"{scores[index]:.4f}"]
+            rows.append([name, made.name, f"{len(waveform) / rate:.3f}"])
+            rows[-1] += [] if made.scores is None else [f"{made.scores[index]:.4f}"]
     if rows:
         _write_table(folder, rows, [] if gap is None else ["log_likelihood"])
-        print(f"{spoken:.1f} s of speech in {busy:.1f} s: {spoken / busy:.2f} × real time")
+        print(f"{spoken:.1f} s of speech in {busy:.1f} s: {spoken / busy:.2f} × real time in each process")
     return len(rows)
 
 
@@ -233,15 +261,19 @@ def _speak(
     """Draws waveforms from a model without mel spectrograms."""
     spec = flow.spec
     frames = max(1, round(seconds * spec.sample_rate / spec.hop))
-    rows = []
-    for index in tqdm(range(count), "speaking", unit=" waveforms", disable=None):
-        waveform = flow.sample(
+
+    def work(_: int, index: int) -> Tensor:
+        return flow.sample(
             1,
             speaker=None if speaker is None else torch.tensor([speaker], device=flow.device),
             samples=frames * spec.hop,
             temperature=temperature,
             generator=torch.Generator().manual_seed(seed + index),
         )[0].cpu()
+
+    rows = []
+    waveforms = in_turns(tqdm(range(count), "speaking", unit=" waveforms", disable=None), work)
+    for index, waveform in enumerate(waveforms):
         write_wav(folder / f"{index:04d}.wav", waveform.numpy(), spec.sample_rate)
         rows.append([f"{index:04d}.wav", "", f"{len(waveform) / spec.sample_rate:.3f}"])
     _write_table(folder, rows, [])

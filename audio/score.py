@@ -1,6 +1,7 @@
 """Say how likely a trained flow holds utterances, and each moment of them: ``arflows audio score``."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.core.likelihood import Reference, write_scores
 from arflows.core.pretrained import load_model, model_folder
+from arflows.core.processes import in_turns, is_main
 
 LISTED = 5
 
@@ -51,12 +53,13 @@ def score(
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
-    for utterance in given.utterances("scoring"):
-        values = sample_log_likelihoods(flow, utterance)
+    utterances, heard = itertools.tee(given.utterances("scoring"))
+    likelihoods = in_turns(utterances, lambda _, utterance: sample_log_likelihoods(flow, utterance))
+    for values, utterance in zip(likelihoods, heard, strict=False):
         names.append(utterance.name)
         totals.append(float(values.sum()))
         lengths.append(len(values))
-        if curves is not None:
+        if curves is not None and is_main():
             _write_curve(curves, utterance, frame_means(values, flow.spec.hop), flow, reference)
     if not names:
         raise UserError(f"{speech} holds no utterance that can be scored: {given.reasons()}.")

@@ -23,6 +23,7 @@ from arflows.core.experiment import Experiment, train
 from arflows.core.files import replacing
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, Figure, Reference, log_probs
+from arflows.core.sharding import whole_weights
 from arflows.core.training import FlowTraining
 from arflows.data.audio_files import write_wav
 
@@ -64,8 +65,13 @@ class SampleClip(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Synthesises, while the averaged weights are in place."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
+        with whole_weights(trainer):
+            if trainer.is_global_zero:
+                self._synthesise(trainer, pl_module)
+
+    def _synthesise(self, trainer: Trainer, pl_module: LightningModule) -> None:
         flow, data = pl_module.flow, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(flow, WaveFlow)
         try:

@@ -21,6 +21,7 @@ from arflows.core.bijections import recompute
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.inversion import InversionError
+from arflows.core.sharding import total_norm, whole_weights
 
 
 class NonFiniteGuard(Callback):
@@ -49,7 +50,7 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Takes the gradient away if it is not finite; logs its norm if it is."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(trainer, gradients)
         self.skipped = not bool(norm.isfinite())
         if not self.skipped:
             self.skipped_in_a_row = 0
@@ -188,8 +189,8 @@ class DriftMonitor(Callback):
         """The largest error over all processes."""
         some = {name: tensor[:examples] for name, tensor in batch.items()}
         error = 0.0
-        if len(some["x"]):
-            with precision:
+        with precision, whole_weights(trainer):
+            if len(some["x"]):
                 error = _round_trip_error(flow, some["x"], some.get("context"))
         if trainer.world_size > 1:
             error = float(trainer.strategy.reduce(torch.tensor(error, device=flow.device), reduce_op="max"))

@@ -51,6 +51,8 @@ from arflows.core.files import replacing
 from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
 from arflows.core.machine import hardware, software
 from arflows.core.pretrained import FACTS_FILE, write_checksums
+from arflows.core.processes import parting
+from arflows.core.sharding import is_sharded
 from arflows.core.training import FlowTraining
 
 REFERENCE_SIZE = 2000
@@ -210,6 +212,8 @@ class Experiment(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Lets the domain check that model and data fit."""
+        if is_sharded(self.trainer) and self.model.ema_decay:
+            raise UserError("FSDP does not shard the moving average of the weights: add --model.ema_decay 0.")
         self.check()
 
     def check(self) -> None:
@@ -312,7 +316,8 @@ class Experiment(LightningCLI):
             )
         start = newest_sound(self.checkpoints, self._warn) if self.config.resume else None
         try:
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
+            with parting():
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
         except OSError as error:  # Lightning's writers do not say what they were writing
             error.filename = error.filename or str(self.out)
             raise
@@ -342,6 +347,8 @@ class Experiment(LightningCLI):
         if path is None:  # a trial run by --trainer.fast_dev_run
             return
         weights = read_checkpoint(Path(path))["state_dict"]
+        if is_sharded(self.trainer):  # of its weights a part is left in this process
+            self.model.flow = type(self.model.flow)(**self.model.flow.config()["arguments"])
         flow = self.model.flow
         flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
         device = self.trainer.strategy.root_device

@@ -62,6 +62,11 @@ def place() -> int | None:
     return int(os.environ.get("LOCAL_RANK", "0")) if _verb.count > 1 else None
 
 
+def cores() -> int:
+    """How many processor cores this process may use: those it is bound to, divided among its machine's at the task."""
+    return max(1, len(os.sched_getaffinity(0)) // (int(os.environ["LOCAL_WORLD_SIZE"]) if _verb.count > 1 else 1))
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Joins the processes that ``torchrun`` started with this one, if it did; until the block ends they work together.
@@ -84,6 +89,23 @@ def together() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+@contextmanager
+def parting() -> Iterator[None]:
+    """Dissolves the group of processes that was formed within the block when that ends, however it ends.
+
+    Lightning leaves this to the end of the interpreter, whose last moments the group's threads may not outlive: they
+    would bring the process down after all is done.
+    """
+    from torch import distributed
+
+    before = distributed.is_initialized()
+    try:
+        yield
+    finally:
+        if distributed.is_initialized() and not before:
+            distributed.destroy_process_group()
+
+
 def in_turns(items: Iterable[Item], work: Callable[[int, Item], Result]) -> Iterator[Result]:
     """Yields ``work(index, item)`` for every item, in order, in every process; each does every ``count``-th of them.
 
@@ -91,17 +113,31 @@ def in_turns(items: Iterable[Item], work: Callable[[int, Item], Result]) -> Iter
         items: The same in every process, and read whole by each of them.
         work: Returns values and tensors on the CPU, for they travel between processes.
     """
-    numbered = enumerate(items)
+    return dealt(enumerate(items), lambda share: (work(index, item) for index, item in share))
+
+
+def dealt(items: Iterable[Item], work: Callable[[Iterator[Item]], Iterator[Result]]) -> Iterator[Result]:
+    """Yields what ``work`` makes of the items, in order, in every process; it gets every ``count``-th of them in each.
+
+    As `in_turns`, for work that begins with items before it is done with those that came earlier.
+
+    Args:
+        items: The same in every process, and read whole by each of them.
+        work: Yields a result for each item it gets, in order.
+    """
     if _verb.count == 1:
-        yield from (work(index, item) for index, item in numbered)
+        yield from work(iter(items))
         return
     from torch import distributed
 
-    while turn := list(islice(numbered, _verb.count)):
-        mine = work(*turn[_verb.rank]) if _verb.rank < len(turn) else None
-        gathered: list[Any] = [None] * _verb.count
-        distributed.all_gather_object(gathered, mine)
-        yield from gathered[: len(turn)]
+    results = work(islice(items, _verb.rank, None, _verb.count))
+    gathered: list[list[Result]] = []
+    while all(gathered):
+        gathered = [[] for _ in range(_verb.count)]
+        distributed.all_gather_object(gathered, list(islice(results, 1)))
+        for result in gathered:
+            yield from result
+    next(results, None)  # reads the rest of the items, of which there are fewer than processes
 
 
 def seed_of(seed: int, index: int) -> int:
@@ -139,14 +175,18 @@ def noise_rows(draw: Callable[..., "Tensor"], shape: tuple[int, ...], **options:
 
 
 def batch_statistics(mean: "Tensor", variance: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """Mean and (biased) variance of a training batch, of those of this process's share; gradients pass through."""
-    over_all = _mean_over_processes(mean)
-    return over_all, _mean_over_processes(variance + (mean - over_all).square())
+    """Mean and (biased) variance of a training batch, of those of this process's share; gradients pass through.
 
-
-def _mean_over_processes(values: "Tensor") -> "Tensor":
+    Processes exchange both at once: what takes time of so few numbers is that they wait for each other.
+    """
     if sharers() == 1:
-        return values
+        return mean, variance
+    import torch
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(values) / _rows.count
+    mine = torch.stack([mean, variance])
+    nothing = torch.zeros_like(mine)
+    shares = torch.stack([mine if rank == _rows.rank else nothing for rank in range(_rows.count)])
+    means, variances = all_reduce(shares).unbind(1)
+    over_all = means.mean(0)
+    return over_all, (variances + (means - over_all).square()).mean(0)

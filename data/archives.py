@@ -19,14 +19,19 @@ ALWAYS_ALLOWED = 1 << 26
 """Bytes to which any file may unfold."""
 
 
-def open_text(path: Path) -> IO[str]:
+def open_text(path: Path, newline: str | None = "") -> IO[str]:
     """Open a text file in UTF-8 for reading, unpacking it on the way if its name ends in ``.gz``.
 
-    What is read raises `DataError` where the file unfolds beyond measure.
+    What is read raises `DataError` where the file is damaged or unfolds beyond measure.
+
+    Args:
+        path: The file.
+        newline: How line ends are read, see `open`: as they are, which is what `csv` wants; None makes all of them
+            newlines.
     """
     if path.suffix != ".gz":
-        return path.open(newline="", encoding="utf-8-sig")
-    return io.TextIOWrapper(io.BufferedReader(_Unfolding(path)), encoding="utf-8-sig", newline="")
+        return path.open(newline=newline, encoding="utf-8-sig")
+    return io.TextIOWrapper(io.BufferedReader(_Unfolding(path)), encoding="utf-8-sig", newline=newline)
 
 
 class _Unfolding(io.RawIOBase):

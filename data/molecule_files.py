@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple
 
+from arflows.data.archives import open_text
 from arflows.data.errors import DataError
 
 READABLE = "a file of SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf, .sd), also as .gz"
@@ -94,16 +93,11 @@ def read_molecules(path: Path, column: str | None = None, values: Sequence[str] 
     return source
 
 
-def _text(path: Path) -> TextIO:
-    """Open a file as text, whose line ends of any kind are read as newlines."""
-    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
-
-
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with _text(path) as file:
+        with open_text(path, newline=None) as file:
             yield from file
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} is damaged, or no text ({error}): save or copy it again.") from error
 
 

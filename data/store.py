@@ -133,11 +133,11 @@ class Store:
                 raise ValueError(f"there never was a format version {version}")
             for older in range(version, FORMAT_VERSION):
                 attributes = MIGRATIONS.get(older, dict)(attributes)
-            self.domain = str(attributes["domain"])
-            self.spec: dict[str, Any] = json.loads(attributes["spec"])
-            self.fingerprint = str(attributes["fingerprint"])
-            self.categories: dict[str, list[str]] = json.loads(attributes["categories"])
-            self.provenance: dict[str, Any] = json.loads(attributes["provenance"])
+            self.domain = _printable(str(attributes["domain"]))
+            self.spec: dict[str, Any] = _printable(json.loads(attributes["spec"]))
+            self.fingerprint = _printable(str(attributes["fingerprint"]))
+            self.categories: dict[str, list[str]] = _printable(json.loads(attributes["categories"]))
+            self.provenance: dict[str, Any] = _printable(json.loads(attributes["provenance"]))
             self._stamp = _stamp(self.path)
             self._fields = {
                 split: dict(_layouts(group, self._stamp[0])) for split, group in _children(file, h5py.Group)
@@ -247,6 +247,16 @@ def verify(path: Path) -> str | None:
     )
 
 
+def _printable(value: Any) -> Any:
+    """Pass a value through of which all text can be written again, as that of a damaged file may not.
+
+    Raises:
+        UnicodeEncodeError: There is other text in it.
+    """
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file, with one sentence for each way it can fail to be one."""
@@ -261,7 +271,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except PermissionError as error:
         raise DataError(f"{path} cannot be read: permission denied.") from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, ArithmeticError) as error:
         if not h5py.is_hdf5(path):
             raise DataError(f"{path} is not an HDF5 file: give a store made by `prepare`.") from error
         state = "is truncated" if "truncated" in str(error) else "is damaged and cannot be read"
@@ -273,7 +283,7 @@ def _children(group: h5py.Group, kind: type) -> Iterator[tuple[str, Any]]:
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], kind):
             raise ValueError(f"{group.name}/{name} is not a {kind.__name__}")
-        yield name, group[name]
+        yield _printable(name), group[name]
 
 
 def _layouts(group: h5py.Group, file_size: int) -> Iterator[tuple[str, FieldLayout]]:

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -23,6 +24,9 @@ from arflows.data.errors import DataError
 from arflows.data.fingerprint import canonical_json, fingerprint
 from arflows.data.store import FORMAT, OFFSETS
 
+ROOM = 1 << 14
+"""Bytes that HDF5 may need to describe a file, and again for each field."""
+
 
 @dataclass
 class _Spool:
@@ -33,6 +37,10 @@ class _Spool:
     shape: tuple[int, ...]  # of one example
     count: int = 0
     hash: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * math.prod(self.shape) * self.dtype.itemsize
 
 
 class StoreWriter:
@@ -144,16 +152,20 @@ class StoreWriter:
         for spool in self._all_spools():
             spool.file.close()
         finished = self._scratch / "store.h5"
+        attributes = {
+            "spec": canonical_json(self.spec),
+            "fingerprint": fingerprint(self.spec),
+            "categories": json.dumps(self.categories),
+            "provenance": json.dumps(self.provenance),
+        }
+        _reserve(finished, sum(map(len, attributes.values())), [spool.nbytes for spool in self._all_spools()])
         # The 1.10 file format carries checksums of its metadata and allows attributes past 64 KiB (long provenance).
         options = {"libver": ("v110", "v110"), "track_order": True, "alignment_threshold": 1, "alignment_interval": 64}
         with h5py.File(finished, "w", **options) as file:
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = 2 if any(name.endswith(OFFSETS) for name in self._names()) else 1
             file.attrs["domain"] = self.domain
-            file.attrs["spec"] = canonical_json(self.spec)
-            file.attrs["fingerprint"] = fingerprint(self.spec)
-            file.attrs["categories"] = json.dumps(self.categories)
-            file.attrs["provenance"] = json.dumps(self.provenance)
+            file.attrs.update(attributes)
             for split, spools in self._splits.items():
                 for name, spool in spools.items():
                     data = np.memmap(spool.file.name, spool.dtype, mode="r", shape=(spool.count, *spool.shape))
@@ -224,6 +236,20 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise ValueError(f"field {name!r} must be an array of numbers with a leading axis of examples")
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+
+
+def _reserve(path: Path, attributes: int, datasets: Sequence[int]) -> None:
+    """Make sure that there is room for a store, since HDF5 brings a process down that fills the disk.
+
+    Args:
+        path: The file, which is made.
+        attributes: Bytes of what describes the store.
+        datasets: Bytes of each field.
+    """
+    room = ROOM + 2 * attributes + sum(ROOM + nbytes for nbytes in datasets)
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, room)
 
 
 def _sync(path: Path) -> None:

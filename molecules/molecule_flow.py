@@ -16,6 +16,7 @@ from arflows.core.bijections import Standardize
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.pretrained import Pretrained
+from arflows.core.processes import dealt
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.decisions import unpack
@@ -33,6 +34,9 @@ Result = TypeVar("Result")
 
 KNOWN_ROWS = 1024
 """Training molecules whose properties a conditional model keeps."""
+
+Stretch = tuple[int, int, "Tensor | Targets | None"]
+"""Molecules to draw: the number of the first, how many, and their wanted properties."""
 
 Given = UInt8[Tensor, "batch packed"] | Sequence[str | Graph]
 """Molecules: as a datamodule gives them, as SMILES, or as graphs in the order to be scored."""
@@ -205,7 +209,8 @@ class MoleculeFlow(Flow, Pretrained):
         """Draws graphs and yields what ``finish(batch, *arguments)`` makes of each batch, in order.
 
         It is called in other processes if there are several workers. On a CPU these also grow the graphs, each on one
-        core, which keeps all cores busier than operations that are divided among them.
+        core, which keeps all cores busier than operations that are divided among them. Processes at one task (see
+        `arflows.core.processes`) share the batches, and each gets all results.
 
         Args:
             finish: A function of a module.
@@ -217,11 +222,9 @@ class MoleculeFlow(Flow, Pretrained):
             batch_size: Molecules in a batch.
             **options: The others of `generate`.
         """
-        here = self.generate(count, context, first=first, batch_size=batch_size, **options)
-        if workers.count == 1 or self.device.type != "cpu":
-            return workers.map(finish, here, *arguments)
+        self.generate(count, context, first=first, batch_size=batch_size, **options)  # or says what does not fit
         starts = range(0, count, batch_size)
-        parts = (
+        stretches = (
             (
                 first + at,
                 min(batch_size, count - at),
@@ -229,7 +232,13 @@ class MoleculeFlow(Flow, Pretrained):
             )
             for at in starts
         )
-        return workers.map(_grow_and_finish, parts, self, options, finish, arguments)
+        if workers.count > 1 and self.device.type == "cpu":
+            return workers.map(_grow_and_finish, stretches, self, options, finish, arguments)
+
+        def here(share: Iterator[Stretch]) -> Iterator[Result]:
+            return workers.map_here(finish, (_grow(stretch, self, options) for stretch in share), *arguments)
+
+        return dealt(stretches, here)
 
     def generate(
         self,
@@ -443,18 +452,22 @@ class MoleculeFlow(Flow, Pretrained):
         return True
 
 
+def _grow(stretch: Stretch, flow: MoleculeFlow, options: Mapping[str, Any]) -> Generated:
+    first, count, context = stretch
+    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
+    return batch
+
+
 def _grow_and_finish(
-    part: tuple[int, int, Tensor | Targets | None],
+    stretch: Stretch,
     flow: MoleculeFlow,
     options: Mapping[str, Any],
     finish: Callable[..., Result],
     arguments: tuple[Any, ...],
 ) -> Result:
     """The work of a process on one batch."""
-    first, count, context = part
     torch.set_num_threads(1)
-    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
-    return finish(batch, *arguments)
+    return finish(_grow(stretch, flow, options), *arguments)
 
 
 class KnownProperties(nn.Module):

@@ -29,6 +29,13 @@ _REPRESENTED = frozenset({*BOND_TYPES.values(), Chem.BondType.AROMATIC})
 ROUNDS = 3
 """How often canonical SMILES are written anew until they stay; nearly all do at once."""
 
+LONGEST_SMILES = 5_000
+"""Characters. RDKit's work grows with the square of a molecule's size: with a line of a megabyte it would be busy for
+hours, while molecules of 255 atoms need fewer than two thousand."""
+
+LONGEST_BLOCK = 200_000
+"""Characters of a mol block, of which an atom or a bond takes up to seventy."""
+
 ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Te", "I"})
 """Elements with the valences that hydrogens are counted by; metals and noble gases have none."""
 
@@ -152,7 +159,7 @@ def parse(smiles: str) -> Chem.Mol:
     Raises:
         Refused: They cannot be read, or mean no molecule.
     """
-    return _sane(_quietly(Chem.MolFromSmiles, smiles), "SMILES", mapped=":" in smiles)
+    return _sane(_quietly(Chem.MolFromSmiles, smiles, LONGEST_SMILES), "SMILES", mapped=":" in smiles)
 
 
 def parse_block(block: str) -> Chem.Mol:
@@ -161,10 +168,12 @@ def parse_block(block: str) -> Chem.Mol:
     Raises:
         Refused: It cannot be read, or means no molecule.
     """
-    return _sane(_quietly(Chem.MolFromMolBlock, block), "a mol block")
+    return _sane(_quietly(Chem.MolFromMolBlock, block, LONGEST_BLOCK), "a mol block")
 
 
-def _quietly(reader: Any, text: str) -> Chem.Mol | None:
+def _quietly(reader: Any, text: str, longest: int) -> Chem.Mol | None:
+    if len(text) > longest:
+        raise Refused(f"longer than {longest:,} characters")
     with BlockLogs():
         return reader(text, sanitize=False)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.core.pretrained import load_model
+from arflows.core.processes import is_main, wait
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.render import save_grid
@@ -99,6 +100,7 @@ def sample(
     wanted = read_targets(property)
     part = Part(out, {"model": model, "n": n, "property": property, **options}, resume)
     columns = ["smiles", "log_prob", "log_prob_policy", *PROPERTIES, *(f"wanted_{name}" for name in flow.properties)]
+    wait()  # until all processes know where they begin
     if part.drawn < n:
         with Workers(workers) as pool:
             drawn = flow.finished(
@@ -119,7 +121,7 @@ def sample(
                     part.write(finished)
                     progress.update(finished.drawn)
     part.complete()
-    if grid is not None:
+    if grid is not None and is_main():
         shown = list(islice(written_smiles(out), DRAWN))
         save_grid(grid, shown)
     how = "with masks" if masks else "without masks"
@@ -176,6 +178,8 @@ def _sdf_record(molecule: Chem.Mol, values: dict[str, str]) -> str:
 class Part:
     """A file that grows until it is complete, and what is needed to go on with it.
 
+    Of several processes at one task the main one alone writes it.
+
     Attributes:
         out: What it will be called.
         options: Those that decide what is in it.
@@ -225,6 +229,8 @@ class Part:
         return self.out.with_name(self.out.name + ".part.json")
 
     def __enter__(self) -> Part:
+        if not is_main():
+            return self
         self.part.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.part.open("r+b" if self.resume else "w+b")
         self._file.truncate(self.bytes)
@@ -233,23 +239,26 @@ class Part:
 
     def write(self, finished: Finished) -> None:
         """Appends molecules, and remembers that they are there."""
-        assert self._file is not None
         content = finished.text.encode()
-        self._file.write(content)
-        self._file.flush()
         self.bytes += len(content)
         self.drawn += finished.drawn
         self.valid += finished.valid
+        if self._file is None:
+            return
+        self._file.write(content)
+        self._file.flush()
         state = {"options": self.options, "drawn": self.drawn, "valid": self.valid, "bytes": self.bytes}
         with replacing(self.progress) as temporary:
             temporary.write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def __exit__(self, *_: object) -> None:
-        assert self._file is not None
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def complete(self) -> None:
         """Gives the file its name."""
+        if not is_main():
+            return
         os.replace(self.part, self.out)
         self.progress.unlink()
 

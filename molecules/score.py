@@ -12,6 +12,7 @@ from tqdm import tqdm
 from arflows.core.errors import UserError
 from arflows.core.likelihood import Batch, Figure, Reference, log_probs, write_scores
 from arflows.core.pretrained import load_model, model_folder
+from arflows.core.processes import in_turns
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import pack
 from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
@@ -123,11 +124,14 @@ def marginals(
         orders: Random orders of each.
         seed: Seed of the orders.
     """
-    found = []
-    for at, molecule in enumerate(tqdm(molecules, "orders", unit=" molecules", disable=None)):
+
+    def estimate(at: int, molecule: Example) -> list[float]:
         context = torch.tensor([[molecule.values[each] for each in properties]]) if properties else None
-        found.append(torch.cat(flow.order_marginal([molecule.graph], orders, seed + at, context)).tolist())
-    estimates, errors = np.array(found).T
+        estimates, errors = flow.order_marginal([molecule.graph], orders, seed + at, context)
+        return [float(estimates), float(errors)]
+
+    found = in_turns(tqdm(molecules, "orders", unit=" molecules", disable=None), estimate)
+    estimates, errors = np.array(list(found)).T
     return estimates, errors
 
 

@@ -1,9 +1,8 @@
-"""RDKit on several processor cores, since it holds Python's lock."""
+"""RDKit on several processor cores, since it holds Python's lock; of one machine, or of all at a task."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from arflows.core.processes import cores, dealt
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,7 +23,8 @@ CHUNK = 500
 class Workers:
     """Processes that apply a function to chunks of items: ``with Workers(2) as workers: workers.map(f, chunks)``.
 
-    They are started at first use, and are no copies of this process, whose threads would not survive that.
+    They are started at first use, and are no copies of this process, whose threads would not survive that. Where
+    several processes work together (`arflows.core.processes`) each has its own, and all of them share the chunks.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -31,7 +33,7 @@ class Workers:
         Args:
             count: Processes; 1 does all work in this one, None takes one for each core this process may use.
         """
-        self.count = len(os.sched_getaffinity(0)) if count is None else count
+        self.count = cores() if count is None else count
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
@@ -49,9 +51,13 @@ class Workers:
 
         Args:
             function: A function of a module.
-            chunks: What it is applied to.
+            chunks: What it is applied to; the same in all processes that work together.
             arguments: Given to each call.
         """
+        return dealt(chunks, lambda share: self.map_here(function, share, *arguments))
+
+    def map_here(self, function: Callable[..., Result], chunks: Iterable[Item], *arguments: Any) -> Iterator[Result]:
+        """As `map`, for chunks that are those of this process alone."""
         if self.count == 1:
             yield from (function(chunk, *arguments) for chunk in chunks)
             return

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from arflows.core.errors import UserError
 from arflows.core.experiment import Experiment, train
 from arflows.core.inversion import InversionError
+from arflows.core.sharding import whole_weights
 from arflows.core.training import FlowTraining
 from arflows.vision.datamodule import ImageDataModule
 from arflows.vision.model import ImageFlow
@@ -47,8 +48,13 @@ class SampleGrid(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws, while the averaged weights are in place."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
+        with whole_weights(trainer):
+            if trainer.is_global_zero:
+                self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         flow = pl_module.flow
         assert isinstance(flow, ImageFlow)
         try:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import zipfile
 
 import h5py
 import numpy as np
@@ -17,7 +18,9 @@ from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.errors import UserError
 from arflows.core.pretrained import load_model
 from arflows.data.audio_files import to_int16
+from arflows.data.errors import DataError
 from arflows.data.store import Store
+from tests.faults.hostile import npy_header, pickled
 
 RATE = 22_050
 
@@ -215,15 +218,28 @@ class TestMels:
         (tmp_path / "x.pt").write_bytes(b"\x80\x04cos\nsystem\n")
         (tmp_path / "x.txt").write_text("text")
         torch.save({"a": 1}, tmp_path / "d.pt")
+        (tmp_path / "huge.npy").write_bytes(npy_header((80, 2**40), "<f4"))
+        pickled(tmp_path / "objects.npz", "mel")
+        with zipfile.ZipFile(tmp_path / "objects.npz") as archive:
+            (tmp_path / "objects.npy").write_bytes(archive.read("mel.npy"))
+        with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("bomb/data/0", bytes(1 << 24))
+        with h5py.File(tmp_path / "link.h5", "w") as file:
+            file["mel"] = h5py.ExternalLink("/etc/other.h5", "/mel")
         for name, sentence in (
-            ("x.npy", "cannot be read"),
+            ("x.npy", r"x\.npy is damaged"),
+            ("huge.npy", "claims .* bytes, and there are"),
+            ("objects.npy", "arrays of Python objects, which are refused"),
+            ("link.h5", "leads elsewhere, which is refused"),
+            ("bomb.pt", "is compressed"),
             ("x.pt", "cannot be read"),
             ("x.txt", "is no mel spectrogram"),
             ("d.pt", "holds a dict"),
             ("no.npy", "there is no file"),
         ):
-            with pytest.raises(UserError, match=sentence):
+            with pytest.raises((UserError, DataError), match=sentence):
                 read_mel(tmp_path / name, self.spec)
+        assert not (tmp_path / "harm").exists()
 
     def test_one_bad_mel_does_not_stop_the_others(self, capsys, tmp_path, run_folder):
         (tmp_path / "mels").mkdir()

@@ -88,6 +88,7 @@ def test_single_bad_batches_do_not_add_up_to_a_stop():
 TWO_PROCESSES = """
 import math, sys, torch
 from lightning.pytorch import Callback, Trainer
+from arflows.core.processes import parting
 from arflows.core.training import FlowTraining
 from tests.core.training_runs import Data, small_flow
 
@@ -99,8 +100,10 @@ torch.manual_seed(0)
 x = torch.randn(64, 4)
 x[9] = math.nan  # in the share of one process alone
 module = FlowTraining(small_flow(), ema_decay=0.0, learning_rate=0.1)
-Trainer(accelerator="cpu", devices=2, max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[Save()],
-        enable_progress_bar=False, enable_model_summary=False).fit(module, datamodule=Data(x))
+trainer = Trainer(accelerator="cpu", devices=2, max_epochs=1, logger=False, enable_checkpointing=False,
+                  callbacks=[Save()], enable_progress_bar=False, enable_model_summary=False)
+with parting():
+    trainer.fit(module, datamodule=Data(x))
 """
 
 

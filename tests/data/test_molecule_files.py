@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from arflows.data import archives
 from arflows.data.errors import DataError
 from arflows.data.molecule_files import nci, read_molecules
 
@@ -109,3 +110,26 @@ def test_the_built_in_set_has_five_thousand_molecules():
     entries = list(nci())
     assert len(entries) == 4999
     assert entries[0].text == "CC1=CC(=O)C=CC1=O"
+
+
+@pytest.mark.parametrize("name", ["a.smi.gz", "a.csv.gz", "a.sdf.gz"])
+@pytest.mark.parametrize("line", [b"C" * 10_000, b"C\n" * 5_000], ids=["one line", "many lines"])
+def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, line):
+    """Twenty megabytes in some twenty kilobytes, of which two are unpacked."""
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 1 << 20)
+    with gzip.open(tmp_path / name, "wb") as file:
+        file.write(b"smiles\n")
+        for _ in range(2000):
+            file.write(line)
+    assert (tmp_path / name).stat().st_size < 1 << 16
+    with pytest.raises(DataError, match="unfolds to more than 100 times its size") as error:
+        list(read_molecules(tmp_path / name))
+    assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.smi.gz", "a.csv.gz", "a.sdf.gz"])
+def test_a_truncated_gzip_is_one_sentence(tmp_path, name):
+    text = "smiles\n" + "CCO\n" * 10_000 if "sdf" not in name else (BLOCK + "$$$$\n") * 1000
+    (tmp_path / name).write_bytes(gzip.compress(text.encode())[:-20])
+    with pytest.raises(DataError, match=r"gz is damaged"):
+        list(read_molecules(tmp_path / name))

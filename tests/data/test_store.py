@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import subprocess
+import sys
 from operator import methodcaller
 
 import h5py
@@ -22,6 +23,27 @@ def arrays(count=10, seed=0):
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
     return {"images": images, "labels": np.arange(count)}
+
+
+FULL = """
+import os, resource, signal, sys
+import numpy as np
+from arflows.data.errors import DataError
+from arflows.data.store_writer import write_store
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+splits = {split: {"a": np.zeros((10, 40)), "b": np.zeros(10)} for split in ("train", "val", "test")}
+for nbytes in range(0, os.path.getsize(sys.argv[1]) + 8192, 1000):
+    if (process := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
+        try:
+            write_store(sys.argv[1], domain="vision", spec={}, splits=splits)
+        except DataError:
+            sys.exit()
+        sys.exit("written")
+    if os.waitpid(process, 0)[1]:
+        sys.exit(f"{nbytes} bytes of room")
+"""
 
 
 @pytest.fixture
@@ -167,12 +189,31 @@ class TestWritingFails:
         finally:
             subprocess.run(["umount", str(tmp_path)], check=True)
 
+    def test_disk_full_at_any_byte(self, path):
+        """In a process of its own, which HDF5 would bring down when it ends."""
+        before = path.read_bytes()
+        done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert path.read_bytes() == before
+        assert only(path)
+
     def test_no_examples(self, tmp_path):
         with pytest.raises(DataError, match="no examples"), StoreWriter(tmp_path / "s.h5", domain="vision", spec={}):
             pass
         with pytest.raises(DataError, match="no examples"):
             write_store(tmp_path / "s.h5", domain="vision", spec={}, splits={"train": {"x": np.zeros((0, 3))}})
         assert not any(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("format_version", np.inf), ("spec", b'{"\x80": 1}'), ("provenance", '{"a": "\\udc80"}'), ("domain", b"\xff")],
+    )
+    def test_damaged_descriptions(self, path, name, value):
+        with h5py.File(path, "r+") as file:
+            file.attrs[name] = value if isinstance(value, float) else np.array(value, h5py.string_dtype())
+        with pytest.raises(DataError, match=r"data\.h5 is damaged and cannot be read"):
+            Store(path)
 
     def test_bad_places(self, tmp_path):
         splits = {"train": arrays()}

@@ -15,49 +15,19 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from arflows.core.errors import UserError
 from arflows.core.flows import VectorFlow
 from arflows.data.arrays import read_npz
-from arflows.data.errors import DataError
 from arflows.data.image_files import read_npz as read_images
 from arflows.data.images import SkippedImage, convert, open_image
 from arflows.data.store import Store
 from arflows.data.store_writer import write_store
 from arflows.data.tables import read_table
 from arflows.tabular.train import TableExperiment
+from tests.faults.fuzzing import REFUSALS, damaged, fuzzed
 from tests.faults.hostile import npy_header
-
-REFUSALS = (UserError, DataError)
-CASES = {"default": 200, "nightly": 10_000}
-LIMIT_MS = 5_000
-
-
-def fuzzed(*strategies):
-    """Runs a test on made-up input, in few cases by default, in many by ``-m nightly``."""
-
-    def decorate(function):
-        @pytest.mark.parametrize("cases", [CASES["default"], pytest.param(CASES["nightly"], marks=pytest.mark.nightly)])
-        def test(cases, tmp_path):
-            def body(case):
-                function(tmp_path, *case)
-
-            settings(
-                max_examples=cases,
-                deadline=LIMIT_MS,
-                suppress_health_check=list(HealthCheck),
-                database=None,
-                derandomize=True,
-            )(given(st.tuples(*strategies))(body))()
-
-        test.__doc__ = function.__doc__
-        return test
-
-    return decorate
-
 
 numbers = st.one_of(
     st.integers(-3, 40), st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=8), st.just(10**30)
@@ -184,24 +154,6 @@ IMAGES = [
     for kind, mode in (("PNG", "RGB"), ("PNG", "LA"), ("JPEG", "L"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "CMYK"),
                        ("WEBP", "RGB"), ("PPM", "L"))
 ]  # fmt: skip
-
-
-@st.composite
-def damaged(draw, contents):
-    """A file with some bytes changed, cut, or put in."""
-    content = bytearray(draw(st.sampled_from(contents)))
-    for _ in range(draw(st.integers(1, 6))):
-        at = draw(st.integers(0, max(0, len(content) - 1)))
-        match draw(st.sampled_from(["change", "cut", "insert", "large"])):
-            case "change":
-                content[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
-            case "cut":
-                del content[at:]
-            case "insert":
-                content[at:at] = draw(st.binary(max_size=20))
-            case "large":
-                content[at : at + 4] = b"\xff\xff\xff\x7f"
-    return bytes(content)
 
 
 @fuzzed(st.one_of(damaged(IMAGES), st.binary(max_size=200)), st.sampled_from([1, 3]))

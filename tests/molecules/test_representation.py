@@ -146,6 +146,7 @@ def test_stereochemistry_and_maps_are_dropped():
         ("C*", "a dummy atom"),
         ("[H][H]", "a hydrogen"),
         ("C[SH2]C", "hydrogens or charges"),
+        ("C(C)" * 100_000, "longer than 5,000 characters"),
     ],
 )
 def test_what_has_no_graph_is_refused_with_the_reason(smiles, reason, capfd):

@@ -37,5 +37,6 @@ def small(folder: Path) -> Small:
         "tabular",
         ["--source", str(folder / "rows.csv")],
         folder / "recipe.yaml",
+        ["--rows", str(folder / "rows.csv")],
         {what: ["--source", str(folder / name)] for what, name in hostile.items()},
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from tests.faults.hostile import npz_bomb, pickled
@@ -19,6 +20,7 @@ def small(folder: Path) -> Small:
         "trainer": {"max_epochs": 2, "log_every_n_steps": 1},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    np.savez(folder / "some.npz", images=np.random.default_rng(0).integers(0, 256, (16, 1, 8, 8), np.uint8))
     npz_bomb(folder / "bomb.npz", "images")
     pickled(folder / "pickled.npz", "images")
     (folder / "broken").mkdir()
@@ -28,5 +30,6 @@ def small(folder: Path) -> Small:
         "vision",
         ["--source", "digits", "--limit", "320"],
         folder / "recipe.yaml",
+        ["--images", str(folder / "some.npz"), "--label", "3"],
         {what: ["--source", str(folder / name)] for what, name in hostile.items()},
     )

@@ -1,0 +1,37 @@
+"""Weights of which each process holds a part (FSDP), where they are needed whole."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether each process holds a part of every weight, and of its gradient."""
+    return isinstance(trainer.strategy, FSDPStrategy)
+
+
+@contextmanager
+def whole_weights(trainer: Trainer) -> Iterator[None]:
+    """Gives every process all weights, to be read; all processes must enter the block."""
+    if not is_sharded(trainer):
+        yield
+        return
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    assert isinstance(trainer.strategy.model, FullyShardedDataParallel)
+    with FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False):
+        yield
+
+
+def total_norm(trainer: Trainer, gradients: list[Tensor]) -> Tensor:
+    """The norm of gradients, the same in every process after these have averaged them, or hold parts of the average."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not is_sharded(trainer):
+        return norm
+    total = trainer.strategy.reduce(norm.to(trainer.strategy.root_device).square(), reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total.sqrt()
