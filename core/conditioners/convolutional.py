@@ -294,7 +294,7 @@ def _relu_before_convolution(hidden: Tensor) -> Tensor:
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if transformed or not (torch.is_grad_enabled() and hidden.requires_grad):
         return hidden.relu_()
-    return _ReLU.apply(hidden)  # type: ignore[no-untyped-call, no-any-return]
+    return _ReLU.apply(hidden)
 
 
 def _start_at_zero(conv: nn.Conv2d) -> None:
