@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1, 16, 64], help="samples at a time of the trained model"
     )
+    parser.add_argument("--flows", nargs="+", default=list(FLOWS), choices=FLOWS, help="whose caches to compare")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the JSON file")
@@ -169,7 +170,9 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(function, arguments)
 
-    caches = [alone(measure_cache, name, threads, options.repeats) for name in FLOWS for threads in options.threads]
+    caches = [
+        alone(measure_cache, name, threads, options.repeats) for name in options.flows for threads in options.threads
+    ]
     print(table(caches))
     path = write("transformer_cache", caches, folder=options.out, goal=GOALS["cache"])
     print(f"goal: at least {GOALS['cache']}; {path}")
