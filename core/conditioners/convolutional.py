@@ -6,6 +6,8 @@ height, width) with one for each. The last layer starts at zero, so a coupling s
 the channels-last memory format, in which convolutions run fastest on CPUs and on tensor cores.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -242,8 +244,8 @@ class ShallowCNN(ImageConditioner):
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "batch out_channels height width"]:
         """Computes the parameters."""
-        hidden = self.with_context(self.enter(self.channels_last(x)), context, 0).relu_()
-        return self.leave(self.middle(hidden).relu_())
+        hidden = _relu_before_convolution(self.with_context(self.enter(self.channels_last(x)), context, 0))
+        return self.leave(_relu_before_convolution(self.middle(hidden)))
 
 
 class ZeroConv(ImageConditioner):
@@ -264,6 +266,35 @@ class ZeroConv(ImageConditioner):
     ) -> Float[Tensor, "batch out_channels height width"]:
         """Computes the parameters."""
         return self.with_context(self.conv(self.channels_last(x)), context, 0)
+
+
+class _ReLU(torch.autograd.Function):
+    """A ReLU in place, whose gradient is computed in place as well.
+
+    The gradient must be nobody else's, as that which a convolution has just computed of its input. Wide features are
+    larger than the caches, and memory that is new costs more than the arithmetic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x.relu_())
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # it will be differentiated again
+            return gradient * (output > 0)
+        return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
+
+
+def _relu_before_convolution(hidden: Tensor) -> Tensor:
+    """ReLU, in place, of features that nothing but a convolution takes next."""
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not (torch.is_grad_enabled() and hidden.requires_grad):
+        return hidden.relu_()
+    return _ReLU.apply(hidden)
 
 
 def _start_at_zero(conv: nn.Conv2d) -> None:

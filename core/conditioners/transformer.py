@@ -1,5 +1,8 @@
 """A causal transformer: the parameters of every token from the tokens before it."""
 
+from math import prod
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -145,6 +148,20 @@ class _Block(nn.Module):
         hidden = hidden + self.merge(seen.transpose(1, 2).flatten(2))
         return hidden + self.contract(F.gelu(self.expand(self.norm_perceptron(hidden))))
 
+    def matrices(self) -> tuple[Tensor, ...]:
+        """Weights as a step takes them, in the order of their use: matrices from the right, norms with their biases."""
+        attention, perceptron = self.norm_attention, self.norm_perceptron
+        return (
+            attention.weight,
+            attention.bias,
+            self.query_key_value.weight.t(),
+            self.merge.weight.t(),
+            perceptron.weight,
+            perceptron.bias,
+            self.expand.weight.t(),
+            self.contract.weight.t(),
+        )
+
 
 class TransformerStream(Stream):
     """A transformer that computes each token's keys and values once and keeps them.
@@ -159,7 +176,11 @@ class TransformerStream(Stream):
         self.shift = shift
         sites, width = transformer.positions.shape
         heads = transformer.heads
-        self.cache = transformer.positions.new_empty(len(transformer.blocks), 2, batch, heads, sites, width // heads)
+        self.cache = _on_large_pages(
+            transformer.positions, (len(transformer.blocks), 2, batch, heads, sites, width // heads)
+        )
+        blocks: list[_Block] = list(transformer.blocks)  # type: ignore[arg-type]
+        self.layers = [(*block.matrices(), *cache) for block, cache in zip(blocks, self.cache, strict=True)]
         self.last = transformer.positions.new_zeros(batch, 1, transformer.channels)
         self.swept: Tensor | None = None
 
@@ -172,7 +193,25 @@ class TransformerStream(Stream):
         if previous is not None:
             self.last = previous[:, None]
             self.position += 1
-        return self._compute(self.last)[:, 0]
+        self._count(1)
+        network = self.transformer
+        hidden = torch.addmm(network.positions[self.position], self.last[:, 0], network.enter.weight.t())
+        if self.shift is not None:
+            hidden += self.shift[:, 0]
+        # What `_Block.forward` does, for one token. That is so little work that the calls count: hence matrices instead
+        # of modules and of sequences, and sums within products.
+        shape = hidden.shape
+        seen = self.position + 1
+        for scale, bias, project, merge, scale_inner, bias_inner, expand, contract, keys, values in self.layers:
+            joint = torch.mm(F.layer_norm(hidden, shape[1:], scale, bias), project)
+            query, keys[:, :, self.position], values[:, :, self.position] = joint.view(
+                len(hidden), 3, network.heads, -1
+            ).unbind(1)
+            looked_up = F.scaled_dot_product_attention(query[:, :, None], keys[:, :, :seen], values[:, :, :seen])
+            hidden.addmm_(looked_up.view(shape), merge)
+            inner = torch.mm(F.layer_norm(hidden, shape[1:], scale_inner, bias_inner), expand)
+            hidden.addmm_(F.gelu(inner), contract)
+        return network.leave(network.norm(hidden)).view(len(hidden), network.channels, network.parameter_count)
 
     def sweep(self, guess: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels parameters"]:
         """The parameters of the next tokens, given a guess at their values; nothing is committed.
@@ -181,7 +220,9 @@ class TransformerStream(Stream):
             ValueError: beyond the last token.
         """
         self.swept = guess
-        return self._compute(torch.cat([self.last, guess[:, :-1]], 1))
+        self._count(guess.shape[1])
+        previous = torch.cat([self.last, guess[:, :-1]], 1)
+        return self.transformer._parameters_after(previous, self.shift, self.position, self.cache)
 
     def commit(self, values: Float[Tensor, "batch tokens channels"]) -> None:
         """Takes the values of the next tokens."""
@@ -193,9 +234,18 @@ class TransformerStream(Stream):
         self.last = values[:, -1:]
         self.position += values.shape[1]
 
-    def _compute(self, previous: Tensor) -> Tensor:
-        tokens, declared = previous.shape[1], self.transformer.sites
+    def _count(self, tokens: int) -> None:
+        declared = self.transformer.sites
         if self.position + tokens > declared:
             raise ValueError(f"the generation is longer than declared: token {self.position + tokens} of {declared}")
         self.computed += tokens
-        return self.transformer._parameters_after(previous, self.shift, self.position, self.cache)
+
+
+def _on_large_pages(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory not yet written, of the type and device of ``like``; on CPUs as NumPy asks for it, in large pages.
+
+    Attention reads short stretches from all over a cache, and would look up a page for each.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)

@@ -70,3 +70,49 @@ def test_a_feature_map_as_context_acts_pixel_by_pixel(build):
     change = (conditioner(x, elsewhere) - conditioner(x, vector)).abs().sum(1)
     assert change[:, -1, -1].min() > 0
     assert change[:, 0, 0].max() < 1e-12
+
+
+def shallow_loss(network: ShallowCNN, x: torch.Tensor) -> torch.Tensor:
+    return network(x).square().sum()
+
+
+def plain_loss(network: ShallowCNN, x: torch.Tensor) -> torch.Tensor:
+    """The same without any rectification in place."""
+    hidden = network.middle(network.enter(x).relu()).relu()
+    return network.leave(hidden).square().sum()
+
+
+@pytest.fixture(scope="module")
+def shallow() -> ShallowCNN:
+    torch.manual_seed(0)
+    network = ShallowCNN(2, 3, 8).double()
+    torch.nn.init.normal_(network.leave.weight)
+    return network
+
+
+def test_gradients_in_place_are_gradients(shallow):
+    x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *shallow.parameters()]
+    for got, expected in zip(
+        torch.autograd.grad(shallow_loss(shallow, x), wanted),
+        torch.autograd.grad(plain_loss(shallow, x), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_gradients_in_place_have_gradients_themselves(shallow):
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    seconds = []
+    for loss in (shallow_loss, plain_loss):
+        (gradient,) = torch.autograd.grad(loss(shallow, x), x, create_graph=True)
+        seconds.append(torch.autograd.grad(gradient.square().sum(), x)[0])
+    assert seconds[0].abs().max() > 0
+    torch.testing.assert_close(*seconds)
+
+
+def test_functional_transforms_reach_through_rectification_in_place(shallow):
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    jacobian = torch.func.jacrev(lambda v: shallow_loss(shallow, v))(x)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(jacobian, torch.autograd.grad(plain_loss(shallow, leaf), leaf)[0])
