@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arflows.audio import MelSpec, WaveFlow
-from arflows.audio.model import rows_reversed
+from arflows.audio.folding import rows_reversed
 from arflows.audio.presets import height_dilations
 from arflows.audio.representation import Condition
 from arflows.core.errors import UserError
