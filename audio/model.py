@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from arflows.audio import inpainting, streaming
 from arflows.audio.conditions import ConditionEncoder
@@ -157,8 +158,8 @@ class WaveFlow(Flow, Pretrained):
         """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
         lengths = conditions.get("lengths")
         with self._evaluating():
-            columns = self._columns(z, _condition(conditions) if context is None else context, lengths)
-            return self.bijection.inverse(self._within(z, lengths), columns)[0]
+            condition = _condition(conditions) if context is None else context
+            return self._generate(self._within(z, lengths), condition, lengths)[0]
 
     @torch.no_grad()
     def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
@@ -249,12 +250,38 @@ class WaveFlow(Flow, Pretrained):
         device = generator.device if generator is not None else self.device
         z = torch.randn(count, samples, generator=generator, device=device, dtype=self.base.origin.dtype)
         z = self._within(temperature * z.to(self.device), lengths)
-        with self._evaluating():
-            columns = self._columns(z, condition, lengths)
-            with nullcontext() if solver is None else solving(solver):
-                waveform, log_det = self.bijection.inverse(z, columns)
+        with self._evaluating(), nullcontext() if solver is None else solving(solver):
+            waveform, log_det = self._generate(z, condition, lengths)
         log_density = self._within(-0.5 * (z.square() + math.log(2 * math.pi)), lengths)
         return waveform, log_density.sum(1) - log_det
+
+    def _generate(
+        self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
+        """Latents → waveform, and its log-determinant."""
+        batch, samples = z.shape
+        self._check(condition, batch, samples, lengths)
+        if z.is_cuda:
+            z, condition, lengths = self.widened(z, condition, lengths)
+        waveform, log_det = self.bijection.inverse(z, self._columns(z, condition, lengths))
+        return waveform[:, :samples], log_det
+
+    def widened(
+        self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
+    ) -> tuple[Tensor, Condition, Tensor]:
+        """The same latents, followed by zeros that do not count, in one of eight widths an octave.
+
+        On CUDA the loops of generation are captured for each shape; so waveforms of most lengths find theirs captured.
+        """
+        batch, samples = z.shape
+        columns = -(-samples // self.height)
+        step = 1 << max(columns.bit_length() - 4, 0)
+        wide = -(-columns // step) * step * self.height
+        lengths = torch.full((batch,), samples, device=z.device) if lengths is None else lengths
+        mel = condition.mel
+        if mel is not None:
+            mel = F.pad(mel, (0, self.spec.frames(wide) - mel.shape[2]))
+        return F.pad(z, (0, wide - samples)), Condition(mel, condition.speaker), lengths
 
     def inpaint(
         self,

@@ -22,11 +22,9 @@ TILE_BYTES = 3 << 19
 class WaveNetStream(Stream):
     """A WaveNet that keeps, of each layer, the rows that its convolution still needs.
 
-    A step computes one row. It is the same map as the parallel pass with less work, since a row is all that changes:
-    weight normalisation, the factors √½ and the ½ of σ(b) = ½ + ½ tanh(b/2) are folded into the weights; so is the skip
-    path into the last layer, for nothing but sums lies between; so is the first layer, which sees one number of each
-    sample, into the convolution after it. A layer whose convolution reaches p rows back keeps p + 1 of them; the newest
-    takes the place of the oldest, so nothing moves, shapes are static, whatever heights, kernels and dilations.
+    A step computes one row, with the folded weights of the parallel pass (`WaveNet.folded`). A layer whose convolution
+    reaches p rows back keeps p + 1 of them; the newest takes the place of the oldest, so nothing moves, shapes are
+    static, whatever heights, kernels and dilations.
 
     Under autocast the products of a step are taken in the lower precision, and parameters are summed in that of the
     samples.
@@ -90,7 +88,6 @@ class _Rows:
     """What steps are computed with: folded weights, the rows that are kept, and the places to compute in.
 
     Everything lies as (batch, columns, channels), so that all samples a kernel sees, side by side, make one product.
-    Layers sum to hidden states that are 2^(layer/2) times those of the parallel pass.
     """
 
     def __init__(self, network: WaveNet, like: Tensor, context: Tensor | None, memory: list[Tensor] | None) -> None:
