@@ -9,14 +9,16 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.audio import inpainting, streaming
+from arflows.audio.conditions import ConditionEncoder
+from arflows.audio.folding import Folded, rows_reversed
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec
 from arflows.core.bases import StandardNormal
-from arflows.core.bijections import Affine, Autoregressive, Bijection
+from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
@@ -156,8 +158,8 @@ class WaveFlow(Flow, Pretrained):
         """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
         lengths = conditions.get("lengths")
         with self._evaluating():
-            columns = self._columns(z, _condition(conditions) if context is None else context, lengths)
-            return self.bijection.inverse(self._within(z, lengths), columns)[0]
+            condition = _condition(conditions) if context is None else context
+            return self._generate(self._within(z, lengths), condition, lengths)[0]
 
     @torch.no_grad()
     def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
@@ -198,16 +200,7 @@ class WaveFlow(Flow, Pretrained):
             UserError: for a condition that is missing, superfluous or does not fit, or no length.
             InversionError: if the solver finds no solution.
         """
-        waveform, _ = self._draw(
-            count,
-            Condition(mel, speaker) if context is None else context,
-            samples,
-            lengths,
-            temperature,
-            generator,
-            solver,
-        )
-        return waveform
+        return self._draw(count, context, mel, speaker, samples, lengths, temperature, generator, solver)[0]
 
     def stream(
         self,
@@ -224,39 +217,24 @@ class WaveFlow(Flow, Pretrained):
 
     @torch.no_grad()
     def sample_with_log_prob(  # type: ignore[override]  # conditions are more than a tensor
-        self,
-        count: int | None = None,
-        context: Condition | None = None,
-        *,
-        mel: Float[Tensor, "batch bands frames"] | None = None,
-        speaker: Int[Tensor, " batch"] | None = None,
-        samples: int | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        solver: Solver | None = None,
+        self, count: int | None = None, context: Condition | None = None, **options: Any
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Draws waveforms and gives the log-density of each, at temperature 1, in nats; see `sample`."""
-        return self._draw(
-            count,
-            Condition(mel, speaker) if context is None else context,
-            samples,
-            lengths,
-            temperature,
-            generator,
-            solver,
-        )
+        """Draws waveforms and gives the log-density of each, at temperature 1, in nats; takes what `sample` takes."""
+        return self._draw(count, context, **options)
 
     def _draw(
         self,
         count: int | None,
-        condition: Condition,
-        samples: int | None,
-        lengths: Tensor | None,
-        temperature: float,
-        generator: torch.Generator | None,
-        solver: Solver | None,
+        context: Condition | None,
+        mel: Tensor | None = None,
+        speaker: Tensor | None = None,
+        samples: int | None = None,
+        lengths: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        solver: Solver | None = None,
     ) -> tuple[Tensor, Tensor]:
+        condition = Condition(mel, speaker) if context is None else context
         if not temperature > 0:
             raise UserError(f"temperature must be greater than 0, got {temperature}")
         given = [part for part in (condition.mel, condition.speaker, lengths) if part is not None]
@@ -272,12 +250,38 @@ class WaveFlow(Flow, Pretrained):
         device = generator.device if generator is not None else self.device
         z = torch.randn(count, samples, generator=generator, device=device, dtype=self.base.origin.dtype)
         z = self._within(temperature * z.to(self.device), lengths)
-        with self._evaluating():
-            columns = self._columns(z, condition, lengths)
-            with nullcontext() if solver is None else solving(solver):
-                waveform, log_det = self.bijection.inverse(z, columns)
+        with self._evaluating(), nullcontext() if solver is None else solving(solver):
+            waveform, log_det = self._generate(z, condition, lengths)
         log_density = self._within(-0.5 * (z.square() + math.log(2 * math.pi)), lengths)
         return waveform, log_density.sum(1) - log_det
+
+    def _generate(
+        self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
+        """Latents → waveform, and its log-determinant."""
+        batch, samples = z.shape
+        self._check(condition, batch, samples, lengths)
+        if z.is_cuda:
+            z, condition, lengths = self.widened(z, condition, lengths)
+        waveform, log_det = self.bijection.inverse(z, self._columns(z, condition, lengths))
+        return waveform[:, :samples], log_det
+
+    def widened(
+        self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
+    ) -> tuple[Tensor, Condition, Tensor]:
+        """The same latents, followed by zeros that do not count, in one of eight widths an octave.
+
+        On CUDA the loops of generation are captured for each shape; so waveforms of most lengths find theirs captured.
+        """
+        batch, samples = z.shape
+        columns = -(-samples // self.height)
+        step = 1 << max(columns.bit_length() - 4, 0)
+        wide = -(-columns // step) * step * self.height
+        lengths = torch.full((batch,), samples, device=z.device) if lengths is None else lengths
+        mel = condition.mel
+        if mel is not None:
+            mel = F.pad(mel, (0, self.spec.frames(wide) - mel.shape[2]))
+        return F.pad(z, (0, wide - samples)), Condition(mel, condition.speaker), lengths
 
     def inpaint(
         self,
@@ -378,150 +382,9 @@ class WaveFlow(Flow, Pretrained):
         return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])
 
 
-class Folded(Bijection):
-    """Bijections over the rows of a waveform that is folded column by column.
-
-    Sample t goes to row t mod h of column ⌊t / h⌋; Ping et al. 2020, section 3.1. A last column that is not full is
-    filled with zeros, which the context must count (see `WaveNet`) so that they stay zeros.
-
-    Args:
-        height: samples of a column, h.
-        bijections: over rows, (batch, h, columns), the first nearest to the data.
-    """
-
-    def __init__(self, height: int, bijections: list[Autoregressive]) -> None:
-        super().__init__()
-        self.height = height
-        self.bijections = nn.ModuleList(bijections)
-
-    @property
-    def flows(self) -> list[Autoregressive]:
-        """The bijections over rows."""
-        return list(self.bijections)  # type: ignore[arg-type]
-
-    @property
-    def networks(self) -> list[WaveNet]:
-        """Their conditioners."""
-        return [flow.conditioner for flow in self.flows]  # type: ignore[misc]
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Waveform → latents, (batch, samples) both."""
-        z, log_derivative = self.transform(x, context)
-        return z, log_derivative.sum(1)
-
-    def transform(
-        self, x: Float[Tensor, "batch samples"], context: Tensor | None = None
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Waveform → latents, with the log-derivative sample by sample."""
-        rows = self.fold(x)
-        log_derivative = torch.zeros_like(rows)
-        for flow in self.flows:
-            order, rank = flow.order, flow.rank
-            assert order is not None
-            assert rank is not None
-            mapped, more = flow.transform(rows.index_select(1, order), context)
-            rows = mapped.index_select(1, rank)
-            log_derivative = log_derivative + more.index_select(1, rank)
-        return self.unfold(rows, x.shape[1]), self.unfold(log_derivative, x.shape[1])
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latents → waveform, by the solver in force."""
-        rows = self.fold(z)
-        log_det = rows.new_zeros(len(z))
-        for flow in reversed(self.flows):
-            rows, more = flow.inverse(rows, context)
-            log_det = log_det + more
-        return self.unfold(rows, z.shape[1]), log_det
-
-    def fold(self, waveform: Tensor) -> Float[Tensor, "batch rows columns"]:
-        """Waveform → rows."""
-        missing = -waveform.shape[1] % self.height
-        return F.pad(waveform, (0, missing)).unflatten(1, (-1, self.height)).mT
-
-    def unfold(self, rows: Tensor, samples: int) -> Float[Tensor, "batch samples"]:
-        """Rows → waveform."""
-        return rows.mT.flatten(1)[:, :samples]
-
-
-class ConditionEncoder(nn.Module):
-    """Mel spectrogram and speaker → features of each column.
-
-    A convolution over the frames, then linear interpolation from the frames' middles to the columns' middles.
-
-    Args:
-        spec: settings of the mel spectrograms.
-        features: size of a column's features.
-        conditional: whether there are mel spectrograms.
-        speakers: number of speakers; 0 for none.
-    """
-
-    def __init__(self, spec: MelSpec, features: int, conditional: bool, speakers: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.frames = nn.Conv1d(spec.bands, features, 3, padding=1) if conditional else None
-        self.speakers = nn.Embedding(speakers, features) if speakers else None
-
-    def forward(
-        self, condition: Condition, columns: int, height: int, lengths: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch features columns"]:
-        """Computes the features of ``columns`` columns of ``height`` samples.
-
-        Args:
-            condition: mel spectrogram and speaker.
-            columns: how many.
-            height: samples of a column.
-            lengths: samples of each waveform; frames after its last one act as those beyond the spectrogram's border.
-        """
-        features: Tensor | None = None
-        if self.frames is not None:
-            assert condition.mel is not None
-            frames = None if lengths is None else ((lengths - 1) // self.spec.hop + 1)[:, None]
-            features = self._interpolated(self._frame_features(condition.mel, frames), columns, height, frames)
-        if self.speakers is not None:
-            voice = self.speakers(condition.speaker)[:, :, None]
-            features = voice.expand(-1, -1, columns) if features is None else features + voice
-        assert features is not None
-        return features
-
-    def _frame_features(self, mel: Tensor, frames: Tensor | None) -> Float[Tensor, "batch features frames"]:
-        assert self.frames is not None
-        spans = 0.5 * math.log(1 / self.spec.floor, math.e if self.spec.log_base == "e" else 10)
-        centred = mel.to(self.frames.weight.dtype) / spans + 1  # from −1 for silence to about 1
-        if frames is not None:
-            centred = centred * (torch.arange(mel.shape[2], device=mel.device) < frames)[:, None]
-        return F.leaky_relu(self.frames(centred), 0.4)
-
-    def _interpolated(
-        self, features: Tensor, columns: int, height: int, frames: Tensor | None
-    ) -> Float[Tensor, "batch features columns"]:
-        # The place of each column's middle in halves of a sample, from the first frame's middle on: whole numbers, so
-        # that features do not depend on where a part of a spectrogram begins.
-        place = (2 * torch.arange(columns, device=features.device) + 1) * height - self.spec.hop
-        last = torch.full((1, 1), features.shape[2], device=features.device) if frames is None else frames
-        last = last - 1
-        place = torch.minimum(place.clamp_min(0), 2 * self.spec.hop * last)  # (batch or 1, columns)
-        left = place // (2 * self.spec.hop)
-        right = torch.minimum(left + 1, last)
-        fraction = (place - 2 * self.spec.hop * left).to(features.dtype)[:, None] / (2 * self.spec.hop)
-        if frames is None:
-            return torch.lerp(features[:, :, left[0]], features[:, :, right[0]], fraction)
-        features = features.expand(len(frames), -1, -1)
-        width = features.shape[1]
-        before, after = (features.gather(2, index[:, None].expand(-1, width, -1)) for index in (left, right))
-        return torch.lerp(before, after, fraction)
-
-
 def _condition(conditions: Mapping[str, Any]) -> Condition:
     return Condition(conditions.get("mel"), conditions.get("speaker"))
 
 
 def _repeated(part: Tensor | None, count: int) -> Tensor | None:
     return part if part is None or len(part) == count else part.expand(count, *part.shape[1:])
-
-
-def rows_reversed(height: int, bipartite: bool) -> Int[Tensor, " height"]:
-    """Rows in reverse, or each half of them in reverse."""
-    rows = torch.arange(height)
-    if not bipartite:
-        return rows.flip(0)
-    return torch.cat([rows[: height // 2].flip(0), rows[height // 2 :].flip(0)])

@@ -7,26 +7,16 @@ the steps of a block of sites are one function, which numba compiles at its firs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+from arflows.core.compiled import compiled
 
 ACTIVATION_CODES = {"relu": 0, "tanh": 1, "elu": 2, "silu": 3}
 
 
-def _compiled(function: Compiled) -> Compiled:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that compiled code could be kept in may be written
-        return numba.njit(**options)(function)
-
-
-@_compiled
+@compiled
 def _add_products(total: Any, weights: Any, inputs: Any, first: int, last: int, left: int, right: int) -> None:
     """Adds weights · inputs of some units for some examples; eight units at a time, so that sums are touched seldom."""
     whole = last - (last - first) % 8
@@ -43,7 +33,7 @@ def _add_products(total: Any, weights: Any, inputs: Any, first: int, last: int, 
             total[j] += weight * inputs[k, j]
 
 
-@_compiled
+@compiled
 def _activate(code: int, sums: Any, hidden: Any, left: int, right: int) -> None:
     if code == 0:
         for j in range(np.uintp(left), np.uintp(right)):
@@ -59,7 +49,7 @@ def _activate(code: int, sums: Any, hidden: Any, left: int, right: int) -> None:
             hidden[j] = sums[j] / (1 + math.exp(-sums[j]))
 
 
-@_compiled
+@compiled
 def invert_block(
     start: int,
     stop: int,

@@ -1,7 +1,7 @@
 """A WaveNet over the rows of folded signals: causal down the rows, dilated along them, with a stream row by row."""
 
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from arflows.core.conditioners import wavenet_pass
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
+from arflows.core.conditioners.wavenet_pass import product_type
 from arflows.core.conditioners.wavenet_stream import WaveNetStream
 
 PARAMETERS = 2
@@ -89,33 +91,105 @@ class WaveNet(AutoregressiveConditioner):
         context: Tensor | None,
         position: int = 0,
         past: Sequence[Tensor | None] | None = None,
-    ) -> tuple[Float[Tensor, "batch rows columns 2"], list[Tensor]]:
+    ) -> tuple[Float[Tensor, "batch rows columns 2"], list[Float[Tensor, "batch rows columns width"]]]:
         """Parameters of rows from ``position`` on, and what entered each layer.
 
         Args:
             before: the row before each; zeros before the first.
             context: as `forward` has it.
             position: number of the first row.
-            past: what entered each layer of earlier rows, as many as it still sees, or None if there are none.
+            past: what entered each layer of earlier rows, as many as it still sees or None if there are none; without
+                it the rows are all there are, and what entered is not returned.
         """
-        context, inside = self.split_context(context)
-        columns = None if inside is None else (inside > 0).to(before.dtype)[:, None, None]
-        hidden = self.enter(before[:, None]).contiguous(memory_format=torch.channels_last)
-        skipped: Tensor | None = None
-        entered = []
-        added = self.context_of_layers(context, position, before.shape[1])
-        for number, layer in enumerate(self.layers):
-            if columns is not None:
-                hidden = hidden * columns
-            entered.append(hidden)
-            hidden, skip = layer(hidden, added[number], None if past is None else past[number])
-            skipped = skip if skipped is None else skipped + skip
-        assert skipped is not None
-        parameters = self.leave(skipped * len(self.layers) ** -0.5).movedim(1, -1)
+        features, inside = self.split_context(context)
+        low = product_type(before)
+        valid = None if inside is None else (inside > 0).to(before.dtype)[:, None, :, None]
+        ones = torch.ones_like(before) if valid is None else valid[..., 0].expand_as(before)
+        with torch.autocast(before.device.type, enabled=False):
+            folded = self.folded(low)
+            entry = torch.stack([before if valid is None else before * ones, ones], -1).to(low)
+            added = self.added(folded, features, position, before)
+            valid = None if valid is None else valid.to(low)
+            entered: list[Tensor] = []
+            if past is None and wavenet_pass.fits(before, low):
+                summed = wavenet_pass.parameters(self, folded, entry, added, valid)
+            else:
+                summed = self._sum(folded, entry, added, valid, past, entered)
+            parameters = summed + folded.left
         if inside is not None:
-            belongs = self.belongs(inside, before.shape[1], position)
-            parameters = parameters * belongs[..., None]
+            parameters = parameters * self.belongs(inside, before.shape[1], position)[..., None]
         return parameters, entered
+
+    def _sum(
+        self,
+        folded: "Folded",
+        entry: Tensor,
+        added: Tensor,
+        valid: Tensor | None,
+        past: Sequence[Tensor | None] | None,
+        entered: list[Tensor],
+    ) -> Float[Tensor, "batch rows columns 2"]:
+        """What `wavenet_pass.parameters` computes, on any device and with rows before; fills ``entered``."""
+        hidden, summed = entry, folded.left.new_zeros(())
+        for number, layer in enumerate(self.stack):
+            entered.append(hidden)
+            earlier = None if past is None else past[number]
+            passed = layer(hidden, folded.kernels[number], added[number], earlier)
+            summed = summed + (passed @ folded.skips[number]).to(summed.dtype)
+            if number < len(folded.residuals):
+                weight, bias = folded.residuals[number]
+                hidden = (hidden if number else hidden @ folded.enter) + (passed @ weight + bias)
+                hidden = hidden if valid is None else hidden * valid
+        return summed
+
+    def folded(self, low: torch.dtype) -> "Folded":
+        """The weights with all folded that can be, products in another precision; differentiable.
+
+        So are weight normalisation and the factors √½ between layers: layers sum to hidden states that are 2^(layer/2)
+        times those of the published network. So is the ½ of 2 tanh(a) σ(b), with b halved, which is what gates let
+        through. So is the skip path into the last layer, for nothing but sums lies between; and the first layer, which
+        sees one number of each sample, into the convolution after it. What enters that are two numbers, the sample and
+        one that tells it from the zeros beyond a border.
+        """
+        count, channels = len(self.layers), self.channels
+        enter = torch.stack([self.enter.weight.flatten(), _bias(self.enter)])
+        leave = self.leave.weight[:, :, 0, 0].T
+        halves = enter.new_ones(2 * channels)
+        halves[channels:] = 0.5
+        kernels, biases, residuals, skips = [], [], [], []
+        left = _bias(self.leave)
+        for number, layer in enumerate(self.stack):
+            scale = 2 ** (number / 2)
+            kernel = layer.convolution.weight * (halves / scale)[:, None, None, None]
+            if number == 0:
+                kernel = torch.einsum("ocij,ec->oeij", kernel, enter)
+            kernels.append(kernel.to(low, memory_format=torch.contiguous_format))
+            biases.append(_bias(layer.convolution))
+            weight, bias = layer.mix.weight[:, :, 0, 0].T, _bias(layer.mix)
+            if number < count - 1:
+                residual = (0.5 * scale * weight[:, :channels]).contiguous()
+                residuals.append((residual.to(low), (scale * bias[:channels]).to(low)))
+                weight, bias = weight[:, channels:], bias[channels:]
+            skips.append((0.5 * count**-0.5 * weight @ leave).to(low))
+            left = left + count**-0.5 * bias @ leave
+        bias, from_context = torch.stack(biases), None
+        if self.from_context is not None:
+            projected = self.from_context.weight[:, :, 0].unflatten(0, (count, -1))
+            from_context = (projected * halves[:, None]).mT.contiguous().to(low)
+            bias = bias + _bias(self.from_context).view_as(bias)
+        bias = (bias * halves)[:, None].to(low)
+        return Folded(kernels, enter.to(low), from_context, bias, residuals, skips, left)
+
+    def added(
+        self, folded: "Folded", features: Tensor | None, position: int, like: Float[Tensor, "batch rows columns"]
+    ) -> Float[Tensor, "layers #batch #rows columns 2*channels"]:
+        """What context and biases add to the gates of each layer, in rows from ``position`` on."""
+        if features is None or folded.from_context is None:
+            return folded.bias[:, :, None, None].expand(-1, 1, 1, like.shape[2], -1).contiguous()
+        features = features[:, :, None] if features.ndim == 3 else self._rows_of(features, position, like.shape[1])
+        features = features.movedim(1, -1).to(folded.bias.dtype)
+        flat = features.flatten(0, 2).expand(len(folded.bias), -1, -1)
+        return torch.baddbmm(folded.bias, flat, folded.from_context).unflatten(1, features.shape[:3])
 
     def split_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The features of each column, and how many of its samples belong to the signal (None: all).
@@ -134,17 +208,7 @@ class WaveNet(AutoregressiveConditioner):
             inside = inside[:, 0]  # the same in all rows
         return context[:, :features] if features else None, inside
 
-    def context_of_layers(self, features: Tensor | None, position: int, rows: int) -> Sequence[Tensor | None]:
-        """What the context adds in each layer to rows from ``position``, (batch, 2 · channels, rows or 1, columns)."""
-        if self.from_context is None or features is None:
-            return [None] * len(self.layers)
-        features = self.features_of(features, position, rows)
-        return self.from_context(features.flatten(2)).unflatten(2, features.shape[2:]).chunk(len(self.layers), 1)
-
-    def features_of(self, features: Tensor, position: int, rows: int) -> Float[Tensor, "batch features rows columns"]:
-        """The features of rows from ``position`` on; a single row where all share them."""
-        if features.ndim == 3:
-            return features[:, :, None]
+    def _rows_of(self, features: Tensor, position: int, rows: int) -> Float[Tensor, "batch features rows columns"]:
         return features.index_select(2, self._place(position, rows, features.device))
 
     def belongs(
@@ -176,12 +240,10 @@ class WaveNet(AutoregressiveConditioner):
 
     def memory(self, like: Float[Tensor, "batch rows columns"]) -> list[Tensor]:
         """What streams over successive columns hand on: for each layer and row, the last columns that entered."""
-        kind = like.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
         batch, rows = like.shape[:2]
         widths = [2, *[self.channels] * (len(self.layers) - 1)]
         return [
-            like.new_zeros(rows, batch, layer.margins[0], width, dtype=dtype)
+            like.new_zeros(rows, batch, layer.margins[0], width, dtype=product_type(like))
             for layer, width in zip(self.stack, widths, strict=True)
         ]
 
@@ -204,15 +266,35 @@ class _Layer(nn.Module):
         self.convolution = weight_norm(nn.Conv2d(channels, 2 * channels, kernel, dilation=dilation))
         self.mix = weight_norm(nn.Conv2d(channels, channels if last else 2 * channels, 1))
 
-    def forward(self, hidden: Tensor, added: Tensor | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What goes on to the next layer, and what skips to the end; the last layer only has the latter."""
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch rows columns width"],
+        kernel: Float[Tensor, "2*channels width down along"],
+        added: Float[Tensor, "#batch #rows columns 2*channels"],
+        past: Float[Tensor, "batch past columns width"] | None,
+    ) -> Float[Tensor, "batch rows columns channels"]:
+        """What the gates let through, given the folded kernel."""
         seen, missing = hidden, self.past
         if past is not None:
-            seen, missing = torch.cat([past, hidden], 2), self.past - past.shape[2]
-        gates = self.convolution(F.pad(seen, (*self.margins, missing, 0)))
-        signal, gate = (gates if added is None else gates + added).chunk(2, 1)
-        mixed = self.mix(torch.tanh(signal) * torch.sigmoid(gate))
-        if mixed.shape[1] == hidden.shape[1]:
-            return hidden, mixed
-        residual, skip = mixed.chunk(2, 1)
-        return (hidden + residual) * math.sqrt(0.5), skip
+            seen, missing = torch.cat([past, hidden], 1), self.past - past.shape[1]
+        padded = F.pad(seen, (0, 0, *self.margins, missing, 0)).movedim(3, 1)
+        signal, gate = (F.conv2d(padded, kernel, dilation=self.dilation).movedim(1, 3) + added).chunk(2, -1)
+        return 2 * torch.tanh(signal) * torch.sigmoid(2 * gate)
+
+
+class Folded(NamedTuple):
+    """The weights of a `WaveNet` as they are computed with; see `WaveNet.folded`."""
+
+    kernels: list[Float[Tensor, "2*channels width down along"]]
+    enter: Float[Tensor, "2 channels"]
+    from_context: Float[Tensor, "layers features 2*channels"] | None
+    bias: Float[Tensor, "layers 1 2*channels"]
+    residuals: list[tuple[Float[Tensor, "channels channels"], Float[Tensor, " channels"]]]
+    skips: list[Float[Tensor, "channels 2"]]
+    left: Float[Tensor, " 2"]
+
+
+def _bias(convolution: nn.Module) -> Tensor:
+    bias = convolution.bias
+    assert isinstance(bias, Tensor)
+    return bias

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from arflows.core.conditioners.autoregressive import Stream
+from arflows.core.conditioners.wavenet_pass import product_type
 
 if TYPE_CHECKING:
     from arflows.core.conditioners.wavenet import WaveNet
@@ -22,11 +22,9 @@ TILE_BYTES = 3 << 19
 class WaveNetStream(Stream):
     """A WaveNet that keeps, of each layer, the rows that its convolution still needs.
 
-    A step computes one row. It is the same map as the parallel pass with less work, since a row is all that changes:
-    weight normalisation, the factors √½ and the ½ of σ(b) = ½ + ½ tanh(b/2) are folded into the weights; so is the skip
-    path into the last layer, for nothing but sums lies between; so is the first layer, which sees one number of each
-    sample, into the convolution after it. A layer whose convolution reaches p rows back keeps p + 1 of them; the newest
-    takes the place of the oldest, so nothing moves, shapes are static, whatever heights, kernels and dilations.
+    A step computes one row, with the folded weights of the parallel pass (`WaveNet.folded`). A layer whose convolution
+    reaches p rows back keeps p + 1 of them; the newest takes the place of the oldest, so nothing moves, shapes are
+    static, whatever heights, kernels and dilations.
 
     Under autocast the products of a step are taken in the lower precision, and parameters are summed in that of the
     samples.
@@ -79,8 +77,8 @@ class WaveNetStream(Stream):
         assert self.swept is not None
         for number, (layer, entered) in enumerate(zip(self.network.stack, self.swept[1], strict=True)):
             past = self.past[number]
-            joined = entered if past is None else torch.cat([past, entered], 2)
-            self.past[number] = joined[:, :, max(joined.shape[2] - layer.past, 0) :]
+            joined = entered if past is None else torch.cat([past, entered], 1)
+            self.past[number] = joined[:, max(joined.shape[1] - layer.past, 0) :]
         self.swept = None
         self.last = values[:, -1:]
         self.position += values.shape[1]
@@ -90,23 +88,23 @@ class _Rows:
     """What steps are computed with: folded weights, the rows that are kept, and the places to compute in.
 
     Everything lies as (batch, columns, channels), so that all samples a kernel sees, side by side, make one product.
-    Layers sum to hidden states that are 2^(layer/2) times those of the parallel pass.
     """
 
     def __init__(self, network: WaveNet, like: Tensor, context: Tensor | None, memory: list[Tensor] | None) -> None:
-        self.network, self.memory = network, memory
+        self.network, self.like, self.memory = network, like, memory
         batch, rows, columns = like.shape
-        kind = like.device.type
-        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
-        with torch.autocast(kind, enabled=False):
-            features, inside = network.split_context(None if context is None else context.to(like.dtype))
-            self.belongs = None if inside is None else network.belongs(inside, rows)[..., None]
-            self.valid = like.new_ones(batch, columns, 1) if inside is None else (inside > 0).to(like.dtype)[..., None]
-            self._fold(like.dtype, low)
-        self.low = low
+        low = product_type(like)
+        with torch.autocast(like.device.type, enabled=False):
+            self.features, inside = network.split_context(context)
+            self.folded = folded = network.folded(low)
+        self.belongs = None if inside is None else network.belongs(inside, rows)[..., None]
+        self.valid = like.new_ones(batch, columns, 1) if inside is None else (inside > 0).to(like.dtype)[..., None]
+        self.kernels = [self._turned(kernel) for kernel in folded.kernels]
+        self.residuals = [(weight[None], bias) for weight, bias in folded.residuals]
+        self.skips = [weight[None] for weight in folded.skips]
+        self.enter = folded.enter[None]
         # A context of each sample is projected row by row, one of each column once for all.
-        self.features = features
-        self.features_of_rows = features is not None and features.ndim == 4
+        self.features_of_rows = self.features is not None and self.features.ndim == 4
         self.mask = None if inside is None else self.valid.to(low)
         # A layer with a kernel of k rows dilated by d keeps k · d rows, in d rings of k: the rows that one convolution
         # sees are one ring, side by side, and where in it the newest lies decides only how the kernel is rotated.
@@ -129,62 +127,15 @@ class _Rows:
         self.joins = low in (torch.bfloat16, torch.float16)
         self._lay_out(like, low)
 
-    def _fold(self, dtype: torch.dtype, low: torch.dtype) -> None:
-        network, count = self.network, len(self.network.stack)
-        halves = torch.ones(2 * network.channels, dtype=dtype, device=network.leave.weight.device)
-        halves[network.channels :] = 0.5  # of the gate's argument
-        entered, entered_bias = network.enter.weight.flatten(), network.enter.bias
-        enter = torch.stack([entered, entered_bias])  # (2, channels)
-        leave = network.leave.weight[:, :, 0, 0].T  # (channels, 2)
-        self.enter = enter.to(low)[None]
-        self.halves = halves
-        self.kernels, self.biases, self.residuals, self.skips = [], [], [], []
-        self.from_context: list[Tensor] = []
-        assert network.leave.bias is not None
-        self.left = network.leave.bias.clone()
-        for number, layer in enumerate(network.stack):
-            assert layer.convolution.bias is not None
-            assert layer.mix.bias is not None
-            kernel = layer.convolution.weight * halves[:, None, None, None] * 2 ** (-number / 2)
-            if number == 0:
-                kernel = torch.einsum("ocij,ec->oeij", kernel, enter)
-            # For each turn of the ring and each column of the kernel, (rows · channels) to gates.
-            self.kernels.append(
-                [
-                    kernel.roll(turn + 1, 2).permute(3, 2, 1, 0).flatten(1, 2).to(low).contiguous()
-                    for turn in range(kernel.shape[2])
-                ]
-            )
-            self.biases.append(layer.convolution.bias * halves)
-            if network.from_context is not None:
-                part = slice(2 * network.channels * number, 2 * network.channels * (number + 1))
-                self.from_context.append(network.from_context.weight[part, :, 0] * halves[:, None])
-                assert network.from_context.bias is not None
-                self.biases[-1] = self.biases[-1] + network.from_context.bias[part] * halves
-            weight, bias = layer.mix.weight[:, :, 0, 0].T, layer.mix.bias
-            if number < count - 1:
-                scale = 2 ** (number / 2)
-                self.residuals.append(
-                    ((0.5 * scale * weight[:, : network.channels]).to(low)[None], scale * bias[: network.channels])
-                )
-                weight, bias = weight[:, network.channels :], bias[network.channels :]
-            self.skips.append((0.5 * count**-0.5 * weight @ leave).to(low)[None])
-            self.left = self.left + count**-0.5 * bias @ leave
-        self.residuals = [(weight, bias.to(low)) for weight, bias in self.residuals]
+    def _turned(self, kernel: Tensor) -> list[Tensor]:
+        """For each turn of the ring a kernel as (columns, rows · channels, gates)."""
+        turns = range(kernel.shape[2])
+        return [kernel.roll(turn + 1, 2).permute(3, 2, 1, 0).flatten(1, 2).contiguous() for turn in turns]
 
     def _added(self, position: int) -> list[list[Tensor]]:
-        """What is added to each layer's gates, of each tile: (batch or 1, columns or 1, 2 · channels)."""
-        layers = []
-        features = self.features
-        if features is not None:
-            features = self.network.features_of(features, position, 1)[:, :, 0].mT.contiguous()
-        for number, bias in enumerate(self.biases):
-            if features is None:
-                layers.append([bias.to(self.low).expand(1, 1, -1)] * len(self.tiles))
-                continue
-            total = F.linear(features, self.from_context[number], bias).to(self.low)
-            layers.append([total[b if len(total) > 1 else slice(None), c] for b, c in self.tiles])
-        return layers
+        """What is added to each layer's gates, of each tile: (batch or 1, columns, 2 · channels)."""
+        layers = self.network.added(self.folded, self.features, position, self.like)[:, :, 0]
+        return [[total[b if len(total) > 1 else slice(None), c] for b, c in self.tiles] for total in layers]
 
     def _lay_out(self, like: Tensor, low: torch.dtype) -> None:
         """Cuts batch and columns into tiles, and makes all views that steps need, since making them takes time too."""
@@ -267,7 +218,7 @@ class _Rows:
     def compute(self, position: int, previous: Tensor | None) -> Float[Tensor, "batch columns 2"]:
         """The parameters of the row at ``position``, given the one before."""
         valid = self.valid
-        parameters = torch.empty(*valid.shape[:2], 2, dtype=valid.dtype, device=valid.device).copy_(self.left)
+        parameters = torch.empty(*valid.shape[:2], 2, dtype=valid.dtype, device=valid.device).copy_(self.folded.left)
         layers = self.network.stack
         if self.features_of_rows and position:
             self.added_tiles = self._added(position)

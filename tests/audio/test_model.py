@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arflows.audio import MelSpec, WaveFlow
-from arflows.audio.model import rows_reversed
+from arflows.audio.folding import rows_reversed
 from arflows.audio.presets import height_dilations
 from arflows.audio.representation import Condition
 from arflows.core.errors import UserError
@@ -268,3 +268,38 @@ def test_files_keep_a_model(tmp_path):
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call(*speech())
+
+
+@pytest.mark.parametrize("options", [{}, {"conditional": False}, {"speakers": 3}], ids=["mel", "free", "speakers"])
+@pytest.mark.parametrize("samples", [67, 1100, 1111])
+def test_widened_latents_give_the_same_waveform(samples, options):
+    """As CUDA devices take them, so that many lengths share a captured loop."""
+    flow = model(8, **options)
+    z, mel = speech(samples)
+    condition = Condition(**given(flow, mel))
+    with torch.no_grad():
+        expected = flow.decode(z, condition)
+        wide, condition, lengths = flow.widened(z, condition, None)
+        decoded = flow.decode(wide, condition, lengths=lengths)
+    torch.testing.assert_close(decoded[:, :samples], expected, atol=1e-9, rtol=1e-9)
+    assert not decoded[:, samples:].any()
+    assert samples <= wide.shape[1] <= 1.125 * samples + flow.height
+
+
+def test_lengths_share_widths():
+    flow = model(8, conditional=False)
+    widths = {flow.widened(torch.zeros(1, samples), Condition(), None)[0].shape[1] for samples in range(4096, 8192, 8)}
+    assert len(widths) <= 9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("samples", [67, 80])
+def test_captured_loops_give_the_waveform_of_the_cpu(samples):
+    flow = model(8, torch.float32)
+    z, mel = speech(samples, dtype=torch.float32)
+    with torch.no_grad():
+        expected = flow.decode(z, mel=mel)
+        moved = flow.cuda()
+        for _ in range(2):
+            decoded = moved.decode(z.cuda(), mel=mel.cuda())
+            torch.testing.assert_close(decoded.cpu(), expected, atol=1e-4, rtol=1e-4)

@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
@@ -221,6 +222,96 @@ def test_half_precision_keeps_what_it_returns_close():
     for rough in (swept, stepped):
         error = (rough.float() - exact).abs().max()
         assert 0 < error < 0.02 * exact.abs().max()
+
+
+def published(net, x, context):
+    """The network of the WaveFlow paper as it is written down there, for signals that do not end early."""
+    hidden = net.enter(F.pad(x[:, :-1], (0, 0, 1, 0))[:, None])
+    added = [0] * len(net.stack)
+    if net.from_context is not None:
+        added = net.from_context(context)[:, :, None].chunk(len(net.stack), 1)
+    skipped = 0
+    for layer, more in zip(net.stack, added, strict=True):
+        padded = F.pad(hidden, (*layer.margins, layer.past, 0))
+        signal, gate = (layer.convolution(padded) + more).chunk(2, 1)
+        mixed = layer.mix(signal.tanh() * gate.sigmoid())
+        skipped = skipped + mixed[:, -net.channels :]
+        hidden = (hidden + mixed[:, : net.channels]) * 0.5**0.5
+    return net.leave(skipped * len(net.stack) ** -0.5).movedim(1, -1)
+
+
+@every_stack
+@pytest.mark.parametrize("features", [0, CONTEXT], ids=["alone", "context"])
+@pytest.mark.parametrize("causal", [False, True], ids=["both_sides", "causal_width"])
+@both_dtypes
+def test_folded_weights_compute_the_published_network(stack, features, causal, dtype, scale, tolerance):
+    """Values and all gradients of the pass by hand are those of the plain network in PyTorch's own operations."""
+    net = network(stack, 7, scale, dtype, features, causal_width=causal)
+    x, context = signal(7, 9, 2, dtype, features)
+    inputs = [x.requires_grad_(), *([] if context is None else [context.requires_grad_()]), *net.parameters()]
+    expected, computed = published(net, x, context), net(x, context)
+    torch.testing.assert_close(computed, expected, atol=tolerance, rtol=tolerance)
+    weights = torch.randn(expected.shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    wanted, got = (torch.autograd.grad(values, inputs, weights) for values in (expected, computed))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=100 * tolerance, rtol=10 * tolerance)
+
+
+@every_stack
+@pytest.mark.parametrize("rows", [False, True], ids=["columns", "rows"])
+def test_both_passes_agree_where_signals_end(stack, rows, monkeypatch):
+    """The pass by hand and the one that other devices take, with masks and with contexts of each sample."""
+    net = network(stack, ordered=True)
+    x, context = signal(counted=True)
+    if rows:
+        context = context[:, :, None].repeat(1, 1, 7, 1)
+        context[:, :CONTEXT] += torch.randn(2, CONTEXT, 7, 9, dtype=torch.float64)
+    inputs = [x.requires_grad_(), context.requires_grad_(), *net.parameters()]
+    by_hand = net(x, context)
+    monkeypatch.setattr("arflows.core.conditioners.wavenet_pass.fits", lambda *_: False)
+    plain = net(x, context)
+    torch.testing.assert_close(by_hand, plain, atol=1e-10, rtol=1e-10)
+    got, wanted = (torch.autograd.grad(values.square().sum(), inputs) for values in (by_hand, plain))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+def test_threads_share_a_pass():
+    """The same values and gradients on one thread and on several, whose shares are columns."""
+    net = network(height=4)
+    x, context = signal(4, 200)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            values = net(x, context)
+            results.append([values, *torch.autograd.grad(values.square().sum(), list(net.parameters()))])
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+def test_half_precision_has_the_gradients_of_full():
+    net = network(height=16, scale=0.05, dtype=torch.float32)
+    x, context = signal(16, 40, dtype=torch.float32)
+    exact = torch.autograd.grad(net(x, context).square().mean(), list(net.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = net(x, context)
+    assert values.dtype == torch.float32
+    rough = torch.autograd.grad(values.square().mean(), list(net.parameters()))
+    largest = max(gradient.norm() for gradient in exact)  # those of normalised directions may be zero up to rounding
+    for one, other in zip(rough, exact, strict=True):
+        assert (one - other).norm() < 0.05 * other.norm() + 1e-4 * largest
+
+
+def test_a_number_that_is_none_stays_none():
+    net = network(dtype=torch.float32)
+    x, context = signal(dtype=torch.float32)
+    x[0, 0, 4] = float("nan")
+    with torch.no_grad():
+        assert net(x, context)[0, 1:].isnan().any()
 
 
 def test_a_new_network_is_the_identity():

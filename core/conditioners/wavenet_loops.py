@@ -1,0 +1,261 @@
+"""What a WaveNet does between its products, on CPUs: each in one compiled pass over memory, forward and backward.
+
+PyTorch's hyperbolic tangent of bfloat16 takes longer than the convolution before it, and each of a gate's half dozen
+operations reads and writes everything. Here tanh and sigmoid share a division, sums are taken in float32 on the way,
+and small gradients are gathered while the numbers are at hand. Tensors are contiguous, on the CPU and of one type
+unless something else is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numba import types
+from numba.extending import overload
+from torch import Tensor
+
+from arflows.core.compiled import OPTIONS, compiled
+
+PRECISIONS = (torch.bfloat16, torch.float32, torch.float64)
+"""Of the numbers that gates are computed from; what they are computed in is float32 at least."""
+_COLUMNS = 64
+"""A thread takes no fewer."""
+
+
+def gated(
+    gates: Float[Tensor, "batch rows columns 2*channels"],
+    added: Float[Tensor, "#batch #rows columns 2*channels"],
+    out: Float[Tensor, "batch rows columns channels"],
+) -> None:
+    """Writes 2 tanh(a) σ(2b), where (a, b) are gates + added."""
+    _in_shares(_gate, gates, added, out)
+
+
+def gated_backward(
+    gates: Float[Tensor, "batch rows columns 2*channels"],
+    added: Float[Tensor, "#batch #rows columns 2*channels"],
+    of_passed: Float[Tensor, "batch rows columns channels"],
+    of_summed: Float[Tensor, "batch rows columns 2"],
+    skip: Float[Tensor, "2 channels"],
+    passed: Float[Tensor, "batch rows columns channels"],
+    of_gates: Float[Tensor, "batch rows columns 2*channels"],
+    of_added: Float[Tensor, "#batch #rows columns 2*channels"],
+) -> Float[Tensor, "2 channels"]:
+    """From the gradients of what `gated` wrote, by the residual path, and of its two products with ``skip``.
+
+    Writes what `gated` wrote once more and the gradient of the gates, and adds to that of what was added. The
+    gradients of sums, ``of_summed``, ``of_added`` and that of ``skip``, as well as ``skip``, are float32 or wider.
+
+    Returns:
+        The gradient of ``skip``.
+    """
+    of_skip = skip.new_zeros(torch.get_num_threads(), *skip.shape)
+    _in_shares(_gate_backward, gates, added, of_passed, of_summed, skip, passed, of_gates, of_added, of_skip)
+    return of_skip.sum(0)
+
+
+def carried(
+    seen: Float[Tensor, "batch above+rows left+columns channels"],
+    mixed: Float[Tensor, "batch rows columns channels"],
+    bias: Float[Tensor, " channels"],
+    valid: Float[Tensor, "batch 1 columns 1"],
+    out: Float[Tensor, "batch above+rows left+columns channels"],
+) -> None:
+    """Writes (hidden + mixed + bias) · valid, hidden states lying where convolutions see them; the bias is wide."""
+    _in_shares(_carry, mixed, seen, bias, valid, out)
+
+
+def carried_backward(
+    of_seen: Float[Tensor, "batch above+rows left+columns channels"],
+    valid: Float[Tensor, "batch 1 columns 1"],
+    of_hidden: Float[Tensor, "batch rows columns channels"],
+) -> Float[Tensor, " channels"]:
+    """Adds what a convolution's input got to the gradient of hidden states, and masks it.
+
+    Returns:
+        Its sum over all samples, the gradient of `carried`'s bias.
+    """
+    wide = torch.promote_types(of_hidden.dtype, torch.float32)
+    total = of_hidden.new_zeros(torch.get_num_threads(), of_hidden.shape[-1], dtype=wide)
+    _in_shares(_carry_backward, of_hidden, of_seen, valid, total)
+    return total.sum(0)
+
+
+def _in_shares(loop: Callable[..., None], *tensors: Tensor) -> None:
+    """Runs a loop over all columns of the first tensor, on as many threads as PyTorch takes.
+
+    The loop gets the number of its share and its columns, and 1 in the type that is computed in, without which numba
+    would take float64.
+    """
+    columns, threads = tensors[0].shape[2], torch.get_num_threads()
+    one = np.float64(1) if tensors[0].dtype == torch.float64 else np.float32(1)
+    arrays = [
+        tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        for tensor in tensors
+    ]
+    count = max(1, min(threads, columns // _COLUMNS))
+    edges = [columns * share // count for share in range(count + 1)]
+    shares = [(share, edges[share], edges[share + 1], one, *arrays) for share in range(count)]
+    others = [Thread(target=loop, args=share) for share in shares[1:]]
+    for thread in others:
+        thread.start()
+    loop(*shares[0])
+    for thread in others:
+        thread.join()
+
+
+@compiled
+def _gate(share: int, start: int, stop: int, one: Any, gates: Any, added: Any, out: Any) -> None:
+    channels = np.uintp(gates.shape[3] // 2)
+    each_example, each_row = added.shape[0] > 1, added.shape[1] > 1
+    for example in range(gates.shape[0]):
+        for row in range(gates.shape[1]):
+            for column in range(start, stop):
+                into = out[example, row, column]
+                own = gates[example, row, column]
+                more = added[example if each_example else 0, row if each_row else 0, column]
+                for channel in range(channels):
+                    signal = _wide(own[channel]) + _wide(more[channel])
+                    gate = _wide(own[channels + channel]) + _wide(more[channels + channel])
+                    e, f = _exp_minus_twice(signal), _exp_minus_twice(gate)
+                    into[channel] = _narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
+
+
+@compiled
+def _gate_backward(
+    share: int, start: int, stop: int, one: Any, gates: Any, added: Any, of_passed: Any, of_summed: Any, skip: Any,
+    passed: Any, of_gates: Any, of_added: Any, of_skip: Any,
+) -> None:  # fmt: skip
+    channels = np.uintp(gates.shape[3] // 2)
+    each_example, each_row = added.shape[0] > 1, added.shape[1] > 1
+    first, second, of_first, of_second = skip[0], skip[1], of_skip[share, 0], of_skip[share, 1]
+    for example in range(gates.shape[0]):
+        for row in range(gates.shape[1]):
+            for column in range(start, stop):
+                of_example, of_row = example if each_example else 0, row if each_row else 0
+                own, more = gates[example, row, column], added[of_example, of_row, column]
+                given, out = of_passed[example, row, column], passed[example, row, column]
+                into, total = of_gates[example, row, column], of_added[of_example, of_row, column]
+                x, y = of_summed[example, row, column, 0], of_summed[example, row, column, 1]
+                for channel in range(channels):
+                    signal = _wide(own[channel]) + _wide(more[channel])
+                    gate = _wide(own[channels + channel]) + _wide(more[channels + channel])
+                    e, f = _exp_minus_twice(signal), _exp_minus_twice(gate)
+                    once = one / ((one + e) * (one + f))
+                    tanh, twice = (one - e) * (one + f) * once, (one + one) * (one + e) * once
+                    out[channel] = _narrow(tanh * twice, own[channel])
+                    of_first[channel] += x * tanh * twice
+                    of_second[channel] += y * tanh * twice
+                    scaled = (_wide(given[channel]) + x * first[channel] + y * second[channel]) * twice
+                    of_signal, of_gate = scaled * (one - tanh * tanh), scaled * tanh * (one + one - twice)
+                    into[channel] = _narrow(of_signal, own[channel])
+                    into[channels + channel] = _narrow(of_gate, own[channel])
+                    total[channel] += of_signal
+                    total[channels + channel] += of_gate
+
+
+@compiled
+def _carry(share: int, start: int, stop: int, one: Any, mixed: Any, seen: Any, bias: Any, valid: Any, out: Any) -> None:
+    examples, rows, columns, channels = mixed.shape
+    above, left = seen.shape[1] - rows, seen.shape[2] - columns
+    above_out, left_out = out.shape[1] - rows, out.shape[2] - columns
+    for example in range(examples):
+        for row in range(rows):
+            for column in range(start, stop):
+                own, more = seen[example, above + row, left + column], mixed[example, row, column]
+                into, mask = out[example, above_out + row, left_out + column], _wide(valid[example, 0, column, 0])
+                for channel in range(np.uintp(channels)):
+                    total = _wide(own[channel]) + _wide(more[channel]) + bias[channel]
+                    into[channel] = _narrow(total * mask, own[channel])
+
+
+@compiled
+def _carry_backward(
+    share: int, start: int, stop: int, one: Any, of_hidden: Any, of_seen: Any, valid: Any, total: Any
+) -> None:
+    examples, rows, columns, channels = of_hidden.shape
+    above, left = of_seen.shape[1] - rows, of_seen.shape[2] - columns
+    whole = total[share]
+    for example in range(examples):
+        for row in range(rows):
+            for column in range(start, stop):
+                into, more = of_hidden[example, row, column], of_seen[example, above + row, left + column]
+                mask = _wide(valid[example, 0, column, 0])
+                for channel in range(np.uintp(channels)):
+                    value = (_wide(into[channel]) + _wide(more[channel])) * mask
+                    into[channel] = _narrow(value, more[channel])
+                    whole[channel] += value
+
+
+# --------------------------------------------------------------------------------------------------------- numbers
+# bfloat16 are the upper halves of float32; numba, which does not know them, gets their bits.
+
+
+def _wide(number: Any) -> Any:
+    """In the type that is computed in."""
+    raise NotImplementedError("compiled only")
+
+
+def _narrow(number: Any, like: Any) -> Any:
+    """Rounded to the type of another, to the nearest, of two to the even one."""
+    raise NotImplementedError("compiled only")
+
+
+def _exp_minus_twice(number: Any) -> Any:
+    """exp(−2x), with x held within ±20, where tanh and σ have long arrived at their limits."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(_wide, jit_options=OPTIONS)  # type: ignore[arg-type]
+def _wide_of(number: Any) -> Any:
+    def of_bfloat16(number: Any) -> Any:
+        return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+
+    def of_wide(number: Any) -> Any:
+        return number
+
+    return of_bfloat16 if number is types.uint16 else of_wide
+
+
+@overload(_narrow, jit_options=OPTIONS)  # type: ignore[arg-type]
+def _narrow_to(number: Any, like: Any) -> Any:
+    def to_bfloat16(number: Any, like: Any) -> Any:
+        bits = np.float32(number).view(np.uint32)
+        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+    def to_wide(number: Any, like: Any) -> Any:
+        return number
+
+    return to_bfloat16 if like is types.uint16 else to_wide
+
+
+@overload(_exp_minus_twice, jit_options=OPTIONS)  # type: ignore[arg-type]
+def _exp_minus_twice_of(number: Any) -> Any:
+    def in_float64(number: Any) -> Any:
+        return math.exp(-2 * (-20.0 if number < -20.0 else 20.0 if number > 20.0 else number))
+
+    # 2^k · exp(r), with the integer k taken from the last bits of a large number that −2x / ln 2 was added to, and the
+    # exponential of |r| ≤ ½ ln 2 by its series, to 1e-7.
+    def in_float32(number: Any) -> Any:
+        low, high = np.float32(-20), np.float32(20)
+        number = low if number < low else number
+        number = high if number > high else number
+        twice = np.float32(-2) * number
+        shifted = twice * np.float32(1 / math.log(2)) + np.float32(3 << 22)
+        rest = twice - (shifted - np.float32(3 << 22)) * np.float32(math.log(2))
+        series = np.float32(1 / 720) * rest + np.float32(1 / 120)
+        series = series * rest + np.float32(1 / 24)
+        series = series * rest + np.float32(1 / 6)
+        series = series * rest + np.float32(1 / 2)
+        series = series * rest + np.float32(1)
+        series = series * rest + np.float32(1)
+        scale = np.uint32((np.float32(shifted).view(np.uint32) << np.uint32(23)) + np.uint32(0x3F800000))
+        return series * scale.view(np.float32)
+
+    return in_float64 if number is types.float64 else in_float32

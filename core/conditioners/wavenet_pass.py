@@ -1,0 +1,233 @@
+"""The parallel pass of a `WaveNet` on CPUs, forward and backward by hand.
+
+What surrounds the convolutions takes longer than they do if it is left to single operations, compiled or not: bfloat16
+convolutions run at more than a teraflop a second and core, memory at a hundredth of that in numbers. So everything is
+written where it is read next, what enters a layer into the place that its convolution sees, and what lies between two
+products is one pass over memory (`wavenet_loops`). Of each layer two tensors are kept for the backward pass, what the
+convolution sees and what it gives; what the gates let through is computed anew.
+
+To a compiler the two directions are one operation each, so that tracing a flow takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from arflows.core.conditioners.wavenet_loops import PRECISIONS, carried, carried_backward, gated, gated_backward
+
+if TYPE_CHECKING:
+    from arflows.core.conditioners.wavenet import Folded, WaveNet
+
+# Of the arguments of the operations below: entry (batch, rows, columns, 2), added (layers, batch or 1, rows or 1,
+# columns, 2 · channels), valid (batch, 1, columns, 1); of each layer the convolution's weights, of all but the last the
+# residual path's weights and biases, of all the skip path's weights; and for each layer five numbers, its dilation down
+# and along, the rows and columns of zeros put before it, and the columns that the convolution supplies by itself.
+_NUMBERS = 5
+
+
+def product_type(like: Tensor) -> torch.dtype:
+    """The type that products are taken in: the tensor's own, or that of autocast."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+
+
+def fits(like: Tensor, low: torch.dtype) -> bool:
+    """Whether this pass is for tensors of that device and precision."""
+    return like.device.type == "cpu" and low in PRECISIONS
+
+
+def parameters(
+    network: WaveNet,
+    folded: Folded,
+    entry: Float[Tensor, "batch rows columns 2"],
+    added: Float[
+        Tensor,
+        (
+            layers  # batch #rows columns 2*channels
+        ),
+    ],
+    valid: Float[Tensor, "batch 1 columns 1"] | None,
+) -> Float[Tensor, "batch rows columns 2"]:
+    """What the layers contribute to the parameters, in float32 or wider.
+
+    Args:
+        network: the WaveNet.
+        folded: its weights, in the precision of products.
+        entry: the row before each, and ones where columns belong to the signal; in that precision.
+        added: what the context and the biases add to the gates.
+        valid: ones where columns belong to the signal; None if all do.
+    """
+    numbers: list[int] = []
+    for layer in network.stack:
+        left, right = layer.margins
+        numbers += [*layer.dilation, layer.past, *((left, 0) if left != right else (0, left))]
+    residuals, biases = zip(*folded.residuals, strict=True) if folded.residuals else ((), ())
+    weights = [*folded.kernels, *residuals, *biases, *folded.skips]
+    summed: Tensor = _Pass.apply(numbers, entry, added, valid, folded.enter, *weights)
+    return summed
+
+
+class _Pass(torch.autograd.Function):
+    """`parameters` with the gradients of all it is computed from."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, numbers: list[int], entry: Tensor, added: Tensor, valid: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        keep = any(ctx.needs_input_grad)
+        summed, kept = _forward(numbers, entry, added, valid, list(weights), keep)
+        ctx.numbers, ctx.count = numbers, len(weights)
+        ctx.save_for_backward(entry, added, valid, *weights, *kept)
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        entry, added, valid, *rest = ctx.saved_tensors
+        weights, kept = rest[: ctx.count], rest[ctx.count :]
+        gradients = _backward(gradient, ctx.numbers, entry, added, valid, weights, kept)
+        return None, *gradients[:2], None, *gradients[2:]
+
+
+def _parted(weights: list[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Kernels, residual weights and biases, skip weights."""
+    first, second, third = layers, 2 * layers - 1, 3 * layers - 2
+    return weights[:first], weights[first:second], weights[second:third], weights[third:]
+
+
+@torch.library.custom_op("arflows::wavenet_pass", mutates_args=(), device_types="cpu")
+def _forward(
+    numbers: list[int], entry: Tensor, added: Tensor, valid: Tensor | None, weights: list[Tensor], keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    layers = len(numbers) // _NUMBERS
+    enter, (kernels, residuals, biases, skips) = weights[0], _parted(weights[1:], layers)
+    batch, rows, columns, _ = entry.shape
+    channels = kernels[0].shape[0] // 2
+    summed = entry.new_zeros(batch * rows * columns, 2, dtype=_wide(entry))
+    mask = _mask(entry, valid)
+    passed, mixed = (entry.new_empty(batch, rows, columns, channels) for _ in range(2))
+    kept = []
+    seen = _room(numbers, entry, 2)
+    seen[:, numbers[2] :, numbers[3] :] = entry
+    with torch.autocast("cpu", enabled=False):
+        for number in range(layers):
+            down, along, _, _, supplied = numbers[_NUMBERS * number : _NUMBERS * (number + 1)]
+            convolved = F.conv2d(seen.movedim(3, 1), kernels[number], None, 1, (0, supplied), (down, along))
+            gates = convolved.movedim(1, 3).contiguous()
+            gated(gates, added[number], passed)
+            flat = passed.flatten(0, 2)
+            summed += flat @ skips[number]
+            if keep:
+                kept += [seen, gates]
+            if number == layers - 1:
+                break
+            torch.mm(flat, residuals[number], out=mixed.view_as(flat))
+            following = _room(numbers[_NUMBERS * (number + 1) :], entry, channels)
+            hidden = seen if number else (entry.reshape(-1, 2) @ enter).view_as(mixed)
+            carried(hidden, mixed, biases[number].to(summed.dtype), mask, following)
+            seen = following
+    return summed.view(batch, rows, columns, 2), kept
+
+
+@torch.library.custom_op("arflows::wavenet_pass_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor,
+    numbers: list[int],
+    entry: Tensor,
+    added: Tensor,
+    valid: Tensor | None,
+    weights: list[Tensor],
+    kept: list[Tensor],
+) -> list[Tensor]:
+    """The gradients of entry, added and weights."""
+    layers = len(numbers) // _NUMBERS
+    enter, (kernels, residuals, _, skips) = weights[0], _parted(weights[1:], layers)
+    batch, rows, columns, _ = entry.shape
+    channels, wide = kernels[0].shape[0] // 2, _wide(entry)
+    of_summed, mask = gradient.to(wide).contiguous(), _mask(entry, valid)
+    of_added = torch.zeros_like(added, dtype=wide)
+    of_kernels, of_residuals, of_biases, of_skips = [], [], [], []
+    of_gates = torch.empty_like(kept[1])
+    of_hidden, of_passed = (entry.new_zeros(batch, rows, columns, channels) for _ in range(2))
+    passed = torch.empty_like(of_passed)
+    of_entry, of_enter = torch.zeros_like(entry), torch.zeros_like(enter)
+    flat, flat_hidden, flat_entry = passed.flatten(0, 2), of_hidden.flatten(0, 2), entry.reshape(-1, 2)
+    with torch.autocast("cpu", enabled=False):
+        for number in reversed(range(layers)):
+            down, along, above, left, supplied = numbers[_NUMBERS * number : _NUMBERS * (number + 1)]
+            seen, gates = kept[2 * number : 2 * number + 2]
+            if number < layers - 1:
+                torch.mm(flat_hidden, residuals[number].T, out=of_passed.view_as(flat))
+            of_skip = gated_backward(
+                gates, added[number], of_passed, of_summed, skips[number].T.to(wide).contiguous(),
+                passed, of_gates, of_added[number],
+            )  # fmt: skip
+            of_skips.append(of_skip.T.to(entry.dtype, memory_format=torch.contiguous_format))
+            if number < layers - 1:
+                of_residuals.append(flat.T @ flat_hidden)
+            if number == 0 and layers > 1:
+                torch.addmm(of_entry.view_as(flat_entry), flat_hidden, enter.T, out=of_entry.view_as(flat_entry))
+                of_enter = flat_entry.T @ flat_hidden
+            of_seen, of_kernel, _ = torch.ops.aten.convolution_backward(
+                of_gates.movedim(3, 1), seen.movedim(3, 1), kernels[number], None, [1, 1], [0, supplied],
+                [down, along], False, [0, 0], 1, [True, True, False],
+            )  # fmt: skip
+            of_kernels.append(of_kernel.contiguous())
+            of_seen = of_seen.movedim(1, 3).contiguous()
+            if number:
+                of_biases.append(carried_backward(of_seen, mask, of_hidden).to(entry.dtype))
+            else:
+                of_entry += of_seen[:, above:, left:]
+    of_weights = [*of_kernels[::-1], *of_residuals[::-1], *of_biases[::-1], *of_skips[::-1]]
+    return [of_entry, of_added.to(added.dtype), of_enter, *of_weights]
+
+
+def _room(numbers: list[int], entry: Tensor, width: int) -> Tensor:
+    """Room for what a layer's convolution sees, with zeros at the borders."""
+    batch, rows, columns, _ = entry.shape
+    above, left = numbers[2], numbers[3]
+    seen = entry.new_empty(batch, above + rows, left + columns, width)
+    seen[:, :above].zero_()
+    seen[:, above:, :left].zero_()
+    return seen
+
+
+def _mask(entry: Tensor, valid: Tensor | None) -> Tensor:
+    return entry.new_ones(len(entry), 1, entry.shape[2], 1) if valid is None else valid.contiguous()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+@_forward.register_fake
+def _forward_shapes(
+    numbers: list[int], entry: Tensor, added: Tensor, valid: Tensor | None, weights: list[Tensor], keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    batch, rows, columns, _ = entry.shape
+    kept: list[Tensor] = []
+    for number in range(len(numbers) // _NUMBERS if keep else 0):
+        above, left = numbers[_NUMBERS * number + 2], numbers[_NUMBERS * number + 3]
+        kernel = weights[1 + number]
+        kept.append(entry.new_empty(batch, above + rows, left + columns, kernel.shape[1]))
+        kept.append(entry.new_empty(batch, rows, columns, kernel.shape[0]))
+    return entry.new_empty(batch, rows, columns, 2, dtype=_wide(entry)), kept
+
+
+@_backward.register_fake
+def _backward_shapes(
+    gradient: Tensor,
+    numbers: list[int],
+    entry: Tensor,
+    added: Tensor,
+    valid: Tensor | None,
+    weights: list[Tensor],
+    kept: list[Tensor],
+) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in (entry, added, *weights)]
