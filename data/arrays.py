@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import mmap
 import os
 import struct
 import zipfile
@@ -89,11 +90,57 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
+            check_heaps(path, file)
             datasets = dict(_datasets(path, file))
             _check_memory(path, sum(dataset.nbytes for dataset in datasets.values()))
             return {name: dataset[...] for name, dataset in datasets.items()}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({_first_line(error)}): copy it again.") from error
+
+
+def check_heaps(path: Path, file: h5py.File) -> None:
+    """Make sure that HDF5 gets to the end of each heap, where text of any length lies: of some it reads for ever.
+
+    Heaps ("global heap collections" in HDF5's specification of its format, version 1) are looked for where no dataset
+    has its numbers, so that little is read.
+
+    Args:
+        path: The file.
+        file: The same, open; none of its text has been read.
+
+    Raises:
+        ValueError: One is damaged.
+    """
+    taken: list[tuple[int, int]] = []
+
+    def take(_: str, member: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(member, h5py.Dataset) and (offset := member.id.get_offset()) is not None:
+            taken.append((offset, offset + member.id.get_storage_size()))
+
+    file.visititems(take)
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = 0
+        for begin, end in (*sorted(taken), (len(content), 0)):
+            while (start := content.find(b"GCOL\x01\0\0\0", start, begin)) >= 0:
+                start = _end_of_heap(content, start)
+            start = max(begin, end) if start < 0 else max(start, end)
+
+
+def _end_of_heap(content: mmap.mmap, start: int) -> int:
+    """Walks through the objects of a heap as HDF5 does."""
+    end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+    at = start + 16
+    while at + 16 <= end <= len(content):
+        index, size = (
+            int.from_bytes(content[at : at + 2], "little"),
+            int.from_bytes(content[at + 8 : at + 16], "little"),
+        )
+        at += 16 + (size + 7) // 8 * 8 if index else size
+        if not index and not size:
+            break
+    if not at <= end <= len(content) or at + 16 <= end:
+        raise ValueError("a heap of text is damaged")
+    return end
 
 
 def _datasets(path: Path, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:

@@ -35,6 +35,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from arflows.data.arrays import check_heaps
 from arflows.data.errors import DataError
 from arflows.data.fingerprint import fingerprint
 
@@ -121,6 +122,7 @@ class Store:
         self.path = Path(path)
         self._maps: dict[tuple[str, str], np.ndarray] = {}
         with _opened(self.path) as file:
+            check_heaps(self.path, file)
             attributes = dict(file.attrs)
             if attributes.get("format") != FORMAT:
                 raise DataError(f"{self.path} is an HDF5 file but not an arflows store: make one with `prepare`.")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from arflows.data import store_writer
+from arflows.data.arrays import read_hdf5
 from arflows.data.errors import DataError
 from arflows.data.fingerprint import fingerprint
 from arflows.data.store import Store
@@ -214,6 +215,19 @@ class TestWritingFails:
             file.attrs[name] = value if isinstance(value, float) else np.array(value, h5py.string_dtype())
         with pytest.raises(DataError, match=r"data\.h5 is damaged and cannot be read"):
             Store(path)
+
+    def test_text_that_hdf5_would_read_for_ever(self, path):
+        """Of a heap whose free space has no size."""
+        content = bytearray(path.read_bytes())
+        at = heap = content.index(b"GCOL") + 16
+        while content[at : at + 2] != b"\0\0":
+            at += 16 + (int.from_bytes(content[at + 8 : at + 16], "little") + 7) // 8 * 8
+        assert at > heap
+        content[at + 8 : at + 16] = bytes(8)
+        path.write_bytes(content)
+        for read in (Store, read_hdf5):
+            with pytest.raises(DataError, match=r"data\.h5 is damaged"):
+                read(path)
 
     def test_bad_places(self, tmp_path):
         splits = {"train": arrays()}
