@@ -6,7 +6,7 @@ written where it is read next, what enters a layer into the place that its convo
 products is one pass over memory (`wavenet_loops`). Of each layer two tensors are kept for the backward pass, what the
 convolution sees and what it gives; what the gates let through is computed anew.
 
-To a compiler the two directions are one operation each, so that tracing a flow takes seconds.
+To a compiler the two directions are one operation each.
 """
 
 from __future__ import annotations
