@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from arflows.data.archives import open_text
-from arflows.data.arrays import read_hdf5, read_npy, read_npz
+from arflows.data.arrays import check_heaps, read_hdf5, read_npy, read_npz
 from arflows.data.errors import DataError
 
 WHOLE = "all"
@@ -133,6 +133,7 @@ def _split_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Table:
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path, "r", locking=False) as file:
+            check_heaps(path, file)
             is_store = "format" in file.attrs and str(file.attrs["format"]) == "arflows-store"
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): copy it again.") from error

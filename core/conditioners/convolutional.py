@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.conditioners.autoregressive import check_context
-from arflows.core.processes import batch_statistics, sharers
+from arflows.core.conditioners.batch_norm import BatchNorm2d
 
 
 class ImageConditioner(nn.Module):
@@ -53,27 +53,6 @@ class ImageConditioner(nn.Module):
     def channels_last(x: Tensor) -> Tensor:
         """The same values, laid out with channels next to each other."""
         return x.contiguous(memory_format=torch.channels_last)
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of the whole training batch, where several processes share it."""
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Normalises."""
-        if not self.training or sharers() == 1:
-            return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        variance, mean = torch.var_mean(x, dim=[0, 2, 3], correction=0)
-        mean, variance = batch_statistics(mean, variance)
-        values = sharers() * x.numel() / x.shape[1]
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum or 0.0)
-            self.running_var.lerp_(variance * values / (values - 1), self.momentum or 0.0)
-        scale = (variance + self.eps).rsqrt() * self.weight
-        return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
 
 
 class ResidualCNN(ImageConditioner):
