@@ -173,7 +173,7 @@ class ShortErrors(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parses; a switch may be given without ``true``."""
         for action in self._actions:
             if getattr(action, "_typehint", None) is bool and action.nargs is None:
