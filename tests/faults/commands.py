@@ -51,16 +51,19 @@ class Command:
                 os._exit(code)
 
     def wait(self, seconds: float = LIMIT) -> int | None:
-        """The exit code, −n after the signal n, or None if it is not over by then."""
-        until = time.monotonic() + seconds
+        """The exit code, −n after the signal n, or None if it is not over by then.
+
+        Seconds count while this process runs, for a machine may stop all that runs on it for a while.
+        """
         while self.code is None:
             process, status = os.waitpid(self.process, os.WNOHANG)
             if process:
                 self.code = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > until:
+            elif seconds <= 0:
                 break
             else:
                 time.sleep(0.002)
+                seconds -= 0.002
         return self.code
 
     def send(self, number: signal.Signals) -> None:
