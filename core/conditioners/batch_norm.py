@@ -32,7 +32,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 @torch.compiler.disable
 def _normalize(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised features, and the (biased) statistics of all processes' batches by which they are."""
-    return _SharedNormalization.apply(x, weight, bias, epsilon)  # type: ignore[no-untyped-call, no-any-return]
+    return _SharedNormalization.apply(x, weight, bias, epsilon)
 
 
 class _SharedNormalization(torch.autograd.Function):
