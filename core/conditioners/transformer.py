@@ -195,19 +195,20 @@ class TransformerStream(Stream):
             self.position += 1
         self._count(1)
         network = self.transformer
-        hidden = torch.addmm(network.positions[self.position], self.last[:, 0], network.enter.weight.t())
+        # Slices of one place: a compiler takes their number as a variable, an index as a constant.
+        here, seen = slice(self.position, self.position + 1), self.position + 1
+        hidden = torch.addmm(network.positions[here], self.last[:, 0], network.enter.weight.t())
         if self.shift is not None:
             hidden += self.shift[:, 0]
         # What `_Block.forward` does, for one token. That is so little work that the calls count: hence matrices instead
         # of modules and of sequences, and sums within products.
         shape = hidden.shape
-        seen = self.position + 1
         for scale, bias, project, merge, scale_inner, bias_inner, expand, contract, keys, values in self.layers:
             joint = torch.mm(F.layer_norm(hidden, shape[1:], scale, bias), project)
-            query, keys[:, :, self.position], values[:, :, self.position] = joint.view(
-                len(hidden), 3, network.heads, -1
+            query, keys[:, :, here], values[:, :, here] = joint.view(
+                len(hidden), 3, network.heads, 1, shape[1] // network.heads
             ).unbind(1)
-            looked_up = F.scaled_dot_product_attention(query[:, :, None], keys[:, :, :seen], values[:, :, :seen])
+            looked_up = F.scaled_dot_product_attention(query, keys[:, :, :seen], values[:, :, :seen])
             hidden.addmm_(looked_up.view(shape), merge)
             inner = torch.mm(F.layer_norm(hidden, shape[1:], scale_inner, bias_inner), expand)
             hidden.addmm_(F.gelu(inner), contract)
@@ -246,6 +247,6 @@ def _on_large_pages(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     Attention reads short stretches from all over a cache, and would look up a page for each.
     """
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or not prod(shape):
         return like.new_empty(shape)
     return torch.from_numpy(np.empty(prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
