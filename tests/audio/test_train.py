@@ -99,6 +99,7 @@ def test_every_recipe_describes_a_model_that_can_be_built():
     assert [path.stem for path in recipes] == [
         "demo",
         "waveflow_cpu",
+        "waveflow_kathleen_h16_c64_cpu",
         "waveflow_ljspeech_h16_c128",
         "waveflow_ljspeech_h16_c64",
         "waveflow_vctk",
