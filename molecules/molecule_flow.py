@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.bases import Uniform
-from arflows.core.bijections import Standardize
 from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.pretrained import Pretrained
-from arflows.core.processes import dealt
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
+from arflows.molecules.conditions import KnownProperties
 from arflows.molecules.decisions import unpack
+from arflows.molecules.drawing import draw_batches
 from arflows.molecules.fragments import Fragment, fragment_of
 from arflows.molecules.growth import Begun, FromLatents, Grown, Known, Source, grow, latent_shape
 from arflows.molecules.marginal import order_marginal, packed
@@ -30,13 +30,6 @@ from arflows.molecules.workers import Workers
 
 TOKENS = 1536
 """Atoms, padding included, of molecules of similar size that are computed at once: for a processor's cache."""
-Result = TypeVar("Result")
-
-KNOWN_ROWS = 1024
-"""Training molecules whose properties a conditional model keeps."""
-
-Stretch = tuple[int, int, "Tensor | Targets | None"]
-"""Molecules to draw: the number of the first, how many, and their wanted properties."""
 
 Given = UInt8[Tensor, "batch packed"] | Sequence[str | Graph]
 """Molecules: as a datamodule gives them, as SMILES, or as graphs in the order to be scored."""
@@ -192,53 +185,8 @@ class MoleculeFlow(Flow, Pretrained):
             workers: Processes in which RDKit finishes the molecules; by default it works in this one.
             **options: The others of `generate`.
         """
-        batches = self.finished(molecules, count, *conditions, workers=workers or Workers(1), **options)
+        batches = draw_batches(self, molecules, count, *conditions, workers=workers or Workers(1), **options)
         return (molecule for batch in batches for molecule in batch)
-
-    def finished(
-        self,
-        finish: Callable[..., Result],
-        count: int,
-        context: Float[Tensor, "count properties"] | Targets | None = None,
-        *arguments: Any,
-        workers: Workers,
-        first: int = 0,
-        batch_size: int = 512,
-        **options: Any,
-    ) -> Iterator[Result]:
-        """Draws graphs and yields what ``finish(batch, *arguments)`` makes of each batch, in order.
-
-        It is called in other processes if there are several workers. On a CPU these also grow the graphs, each on one
-        core, which keeps all cores busier than operations that are divided among them. Processes at one task (see
-        `arflows.core.processes`) share the batches, and each gets all results.
-
-        Args:
-            finish: A function of a module.
-            count: How many molecules.
-            context: Wanted properties, if any.
-            arguments: Given to each call.
-            workers: The processes.
-            first: Number of the first molecule.
-            batch_size: Molecules in a batch.
-            **options: The others of `generate`.
-        """
-        self.generate(count, context, first=first, batch_size=batch_size, **options)  # or says what does not fit
-        starts = range(0, count, batch_size)
-        stretches = (
-            (
-                first + at,
-                min(batch_size, count - at),
-                context[at : at + batch_size] if isinstance(context, Tensor) else context,
-            )
-            for at in starts
-        )
-        if workers.count > 1 and self.device.type == "cpu":
-            return workers.map(_grow_and_finish, stretches, self, options, finish, arguments)
-
-        def here(share: Iterator[Stretch]) -> Iterator[Result]:
-            return workers.map_here(finish, (_grow(stretch, self, options) for stretch in share), *arguments)
-
-        return dealt(stretches, here)
 
     def generate(
         self,
@@ -450,46 +398,3 @@ class MoleculeFlow(Flow, Pretrained):
         except UserError:
             return False
         return True
-
-
-def _grow(stretch: Stretch, flow: MoleculeFlow, options: Mapping[str, Any]) -> Generated:
-    first, count, context = stretch
-    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
-    return batch
-
-
-def _grow_and_finish(
-    stretch: Stretch,
-    flow: MoleculeFlow,
-    options: Mapping[str, Any],
-    finish: Callable[..., Result],
-    arguments: tuple[Any, ...],
-) -> Result:
-    """The work of a process on one batch."""
-    torch.set_num_threads(1)
-    return finish(_grow(stretch, flow, options), *arguments)
-
-
-class KnownProperties(nn.Module):
-    """Properties as the network sees them, of zero mean and unit variance over the training data.
-
-    Attributes:
-        rows: Those of some training molecules, from which wanted ones are completed.
-    """
-
-    rows: Tensor
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.standardize = Standardize(count)
-        self.register_buffer("rows", torch.zeros(KNOWN_ROWS, count))
-
-    def initialize_from(self, properties: Float[Tensor, "batch properties"]) -> None:
-        """Keeps rows of training data; what was kept before stays."""
-        if not self.rows.any():
-            places = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
-            self.rows.copy_(properties[places])
-
-    def forward(self, properties: Float[Tensor, "batch properties"]) -> Float[Tensor, "batch properties"]:
-        """Standardises."""
-        return self.standardize(properties)[0]

@@ -22,6 +22,7 @@ from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.core.pretrained import load_model
 from arflows.core.processes import is_main, wait
+from arflows.molecules.drawing import draw_batches
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.render import save_grid
@@ -103,7 +104,8 @@ def sample(
     wait()  # until all processes know where they begin
     if part.drawn < n:
         with Workers(workers) as pool:
-            drawn = flow.finished(
+            drawn = draw_batches(
+                flow,
                 finish,
                 n - part.drawn,
                 wanted or None,

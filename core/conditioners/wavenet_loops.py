@@ -194,22 +194,23 @@ def _carry_backward(
 
 
 # --------------------------------------------------------------------------------------------------------- numbers
-# bfloat16 are the upper halves of float32; numba, which does not know them, gets their bits.
+# bfloat16 are the upper halves of float32; numba, which does not know them, gets their bits. Python never calls the
+# first three functions: for each type numba takes what is overloaded further down.
 
 
 def _wide(number: Any) -> Any:
     """In the type that is computed in."""
-    raise NotImplementedError("compiled only")
+    raise TypeError("a number of a compiled loop")
 
 
 def _narrow(number: Any, like: Any) -> Any:
     """Rounded to the type of another, to the nearest, of two to the even one."""
-    raise NotImplementedError("compiled only")
+    raise TypeError("a number of a compiled loop")
 
 
 def _exp_minus_twice(number: Any) -> Any:
     """exp(−2x), with x held within ±20, where tanh and σ have long arrived at their limits."""
-    raise NotImplementedError("compiled only")
+    raise TypeError("a number of a compiled loop")
 
 
 @overload(_wide, jit_options=OPTIONS)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""Batches of molecules that are drawn, and worked on, by several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arflows.core.processes import dealt
+from arflows.molecules.sampling import Generated, Targets
+from arflows.molecules.workers import Workers
+
+if TYPE_CHECKING:
+    from arflows.molecules.molecule_flow import MoleculeFlow
+
+Result = TypeVar("Result")
+
+Stretch = tuple[int, int, "Tensor | Targets | None"]
+"""Molecules to draw: the number of the first, how many, and their wanted properties."""
+
+
+def draw_batches(
+    flow: MoleculeFlow,
+    finish: Callable[..., Result],
+    count: int,
+    context: Float[Tensor, "count properties"] | Targets | None = None,
+    *arguments: Any,
+    workers: Workers,
+    first: int = 0,
+    batch_size: int = 512,
+    **options: Any,
+) -> Iterator[Result]:
+    """Draws graphs and yields what ``finish(batch, *arguments)`` makes of each batch, in order.
+
+    It is called in other processes if there are several workers. On a CPU these also grow the graphs, each on one
+    core, which keeps all cores busier than operations that are divided among them. Processes at one task (see
+    `arflows.core.processes`) share the batches, and each gets all results.
+
+    Args:
+        flow: What draws them.
+        finish: A function of a module.
+        count: How many molecules.
+        context: Wanted properties, if any.
+        arguments: Given to each call.
+        workers: The processes.
+        first: Number of the first molecule.
+        batch_size: Molecules in a batch.
+        **options: The others of `generate`.
+    """
+    flow.generate(count, context, first=first, batch_size=batch_size, **options)  # or says what does not fit
+    stretches = (
+        (
+            first + at,
+            min(batch_size, count - at),
+            context[at : at + batch_size] if isinstance(context, Tensor) else context,
+        )
+        for at in range(0, count, batch_size)
+    )
+    if workers.count > 1 and flow.device.type == "cpu":
+        return workers.map(_grow_and_finish, stretches, flow, options, finish, arguments)
+
+    def here(share: Iterator[Stretch]) -> Iterator[Result]:
+        return workers.map_here(finish, (_grow(stretch, flow, options) for stretch in share), *arguments)
+
+    return dealt(stretches, here)
+
+
+def _grow(stretch: Stretch, flow: MoleculeFlow, options: Mapping[str, Any]) -> Generated:
+    first, count, context = stretch
+    (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
+    return batch
+
+
+def _grow_and_finish(
+    stretch: Stretch,
+    flow: MoleculeFlow,
+    options: Mapping[str, Any],
+    finish: Callable[..., Result],
+    arguments: tuple[Any, ...],
+) -> Result:
+    """The work of a process on one batch."""
+    torch.set_num_threads(1)
+    return finish(_grow(stretch, flow, options), *arguments)
