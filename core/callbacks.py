@@ -317,15 +317,20 @@ class OrderlyInterrupt(Callback):
     def __init__(self) -> None:
         self._received: int | None = None
         self._process = os.getpid()
-        self._previous_handlers: dict[int, Any] = {}
+        self._handlers_before: dict[int, Any] = {}
+        self._handler_of_lightning: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C, where signals can be handled."""
-        self._take_over(signal.SIGINT, trainer)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers_before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._take_over(signal.SIGINT, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over SIGTERM, for which Lightning has set a handler by now that stops between batches, not steps."""
-        self._take_over(signal.SIGTERM, trainer)
+        if self._handlers_before:
+            self._handler_of_lightning = signal.getsignal(signal.SIGTERM)
+            self._take_over(signal.SIGTERM, trainer)
 
     def _take_over(self, number: int, trainer: Trainer) -> None:
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -339,8 +344,7 @@ class OrderlyInterrupt(Callback):
             self._received = number
             rank_zero_info("\nInterrupted: stopping after this step. Once more stops at once, without saving.")
 
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handlers[number] = signal.signal(number, on_signal)
+        signal.signal(number, on_signal)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stops between steps."""
@@ -368,14 +372,13 @@ class OrderlyInterrupt(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """From now on Ctrl-C acts at once, and SIGTERM waits until all is saved."""
         self._received = self._received or signal.SIGINT
-        if signal.SIGTERM in self._previous_handlers:
-            signal.signal(signal.SIGTERM, self._previous_handlers.pop(signal.SIGTERM))
+        if self._handler_of_lightning is not None:
+            signal.signal(signal.SIGTERM, self._handler_of_lightning)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the signals back."""
-        for number, handler in self._previous_handlers.items():
+        """Gives the signals back as they were before Lightning, which has given back its own by now."""
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._previous_handlers = {}
 
 
 def _exception(number: int | None) -> BaseException:

@@ -124,6 +124,25 @@ def test_all_processes_skip_the_step_that_is_bad_on_one(tmp_path):
     assert all(second[name].isfinite().all() for name in second)
 
 
+def test_signals_are_given_back():
+    """Or nothing but SIGKILL would end what comes after a training."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    trainer().fit(FlowTraining(small_flow()), datamodule=Data(torch.randn(16, 4)))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_signals_act_at_once_after_a_training_that_failed():
+    interrupt, before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError):
+        trainer().fit(FlowTraining(small_flow(), patience=1), datamodule=Data(torch.full((16, 4), math.nan)))
+    assert signal.getsignal(signal.SIGTERM) == before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+
+
 # ---------------------------------------------------------------------------------------------- averaged weights
 
 
