@@ -212,11 +212,10 @@ class Faults:
                 self.compare(out)
 
     def interrupted(self, name: str) -> Path:
-        """A run with several states, killed."""
+        """A run with several states, killed in a step: while it saves, the last one may lack its name for a moment."""
         out = self.folder / name
-        command = self.train(out)
-        wait_for(out / "checkpoints" / "last-1.ckpt")
-        command.kill()
+        if (code := self.train(out, before=killed_in_step(self.steps // 2)).end()) != -signal.SIGKILL:
+            raise NotSurvived(f"ends with {code} before it could be killed")
         return out
 
     def damage_states(self) -> None:
@@ -416,6 +415,21 @@ class Steps:
         come = bool(select.select([self.read], [], [], LIMIT)[0]) and bool(os.read(self.read, 1))
         os.close(self.read)
         return come
+
+
+def killed_in_step(number: int) -> Callable[[], None]:
+    """Makes a process kill itself at the end of this optimizer step, counted from 1."""
+
+    def watch() -> None:
+        steps = itertools.count(1)
+
+        def done(*_: object) -> None:
+            if next(steps) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        register_optimizer_step_post_hook(done)
+
+    return watch
 
 
 def spoiling(first: int, end: int) -> Callable[[], None]:
