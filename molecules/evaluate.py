@@ -6,6 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
 from arflows.core.errors import UserError
 from arflows.core.evaluation import protocol, write_result
 from arflows.core.likelihood import Batch, Figure, log_probs
@@ -39,6 +43,9 @@ def evaluate(
     Validity is given raw (samples of the model as it is, without masks), masked (decisions that break valences are
     excluded while sampling; all other metrics are of these samples), and after post-processing (raw samples,
     bonds beyond a valence removed and the largest part kept), each with the counts behind it.
+
+    Of a conditional model each sample is asked for the properties of a molecule of the split, chosen by the seed, and
+    it is measured how near it comes to them.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
     A model trained by `arflows molecules train` holds the moving average of its weights; that is what is measured.
@@ -80,15 +87,18 @@ def evaluate(
     data.properties = flow.properties
     figure = Figure.of(log_probs(flow, data.loader(split)), None, flow.likelihood)
     with Workers(workers) as pool:
+        wanted = asked_of(data, split, samples, seed) if flow.properties else None
         began = time.perf_counter()
-        masked = flow.sample(samples, seed=seed, workers=pool)
+        masked = flow.sample(samples, wanted, seed=seed, workers=pool)
         seconds = time.perf_counter() - began
-        raw = flow.sample(samples, seed=seed, masks=False, workers=pool)
-        valid = [each.smiles for each in masked if each.smiles is not None]
+        raw = flow.sample(samples, wanted, seed=seed, masks=False, workers=pool)
+        at = [place for place, each in enumerate(masked) if each.smiles is not None]
+        valid = [smiles for each in masked if (smiles := each.smiles) is not None]
+        asked = {} if wanted is None else dict(zip(flow.properties, wanted[at].T.numpy(), strict=True))
         training, reference = (stored_smiles(data.store, name, pool) for name in ("train", split))
         measured = {
             "validity": validities([each.graph for each in raw], [each.graph for each in masked], pool),
-            **quality(valid, set(training), reference, pool, fcd),
+            **quality(valid, set(training), reference, pool, fcd, asked),
         }
     result: dict[str, Any] = {
         "nats_per_molecule": figure.as_dict(),
@@ -118,6 +128,13 @@ def round_trip(flow: MoleculeFlow, batch: Batch) -> dict[str, Any]:
     return share(same, len(given), "molecules that their latents give back")
 
 
+def asked_of(data: MoleculeDataModule, split: str, count: int, seed: int) -> Float[Tensor, "count properties"]:
+    """Return the properties of random molecules of a split, as often as it takes, for a conditional model to meet."""
+    dataset = data.dataset(split)
+    rows = np.resize(np.random.default_rng(seed).permutation(len(dataset)), count)
+    return dataset.__getitems__(rows.tolist())["context"]
+
+
 def stored_smiles(store: Store, split: str, workers: Workers) -> list[str]:
     """Return the canonical SMILES of the molecules of a store."""
     graphs = decode(store.array(split, "atoms"), store.array(split, "bonds"), MoleculeSpec.from_dict(store.spec))
@@ -139,6 +156,9 @@ def _rows(result: dict[str, Any], figure: Figure) -> dict[str, str]:
     numbers = {name: result[name] for name in ("SNN", "fragment_similarity", "scaffold_similarity", "IntDiv")}
     rows |= {name: "none to compare" if value is None else f"{value:.4f}" for name, value in numbers.items()}
     rows["filters"] = f"{told(result['filters'])} ({100 * result['reference_filters']['value']:.2f} % of the reference)"
+    for name, value in result.get("control", {}).items():
+        told_error = "off by {mean_absolute_error:.3f} on average ({shuffled:.3f} asked in another order)"
+        rows[f"{name}, as asked"] = f"{told_error}, correlation {{correlation:.3f}}".format(**value)
     for name, value in result["distributions"].items():
         means = f"means {value['generated_mean']:.3f} and {value['reference_mean']:.3f}"
         rows[name] = f"Wasserstein-1 {value['wasserstein']:.4f}, {means}"

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from rdkit import Chem, DataStructs, RDConfig
 from rdkit.Chem import rdFingerprintGenerator, rdmolops
 from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
@@ -164,7 +165,12 @@ def novelty(valid: Iterable[str], training: set[str]) -> dict[str, Any]:
 
 
 def quality(
-    generated: Sequence[str], training: set[str], reference: Sequence[str], workers: Workers, fcd: bool
+    generated: Sequence[str],
+    training: set[str],
+    reference: Sequence[str],
+    workers: Workers,
+    fcd: bool,
+    wanted: Mapping[str, Float[np.ndarray, " generated"]],
 ) -> dict[str, Any]:
     """Measure valid samples by all that is here.
 
@@ -174,6 +180,7 @@ def quality(
         reference: Canonical SMILES of molecules like those that were to be learned, but not trained on.
         workers: The processes that do it.
         fcd: Whether to compute the Fréchet ChemNet distance, which takes minutes.
+        wanted: What was asked of each sample, by the property's name; empty for a model that is not conditional.
     """
     found = uniqueness(generated) | {"novel": novelty(generated, training)}
     if fcd:
@@ -182,7 +189,36 @@ def quality(
             "generated": len(generated),
             "reference": len(reference),
         }
-    return found | compare(describe(generated, workers), describe(reference, workers))
+    descriptions = describe(generated, workers)
+    if wanted:
+        found["control"] = control(descriptions, wanted)
+    return found | compare(descriptions, describe(reference, workers))
+
+
+def control(
+    generated: Sequence[Description], wanted: Mapping[str, Float[np.ndarray, " generated"]]
+) -> dict[str, dict[str, Any]]:
+    """Say how far the properties of samples are from those that were asked of them.
+
+    Args:
+        generated: The samples.
+        wanted: What was asked of each, by the property's name; those that are none of `MEASURES` are passed over.
+
+    Returns:
+        For each property the mean absolute error, beside that of asking the same molecules in another order
+        (``shuffled``: what a model that does not listen would have), and the correlation.
+    """
+    found = {}
+    for name in (name for name in wanted if name in MEASURES):
+        asked = np.asarray(wanted[name], np.float64)
+        had = np.array([each.measures[MEASURES.index(name)] for each in generated])
+        found[name] = {
+            "mean_absolute_error": float(np.abs(had - asked).mean()),
+            "shuffled": float(np.abs(had - np.random.default_rng(0).permutation(asked)).mean()),
+            "correlation": float(np.corrcoef(had, asked)[0, 1]),
+            "molecules": len(generated),
+        }
+    return found
 
 
 def compare(generated: Sequence[Description], reference: Sequence[Description]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from arflows.data.store import Store
-from arflows.molecules import MoleculeFlow, evaluate
+from arflows.molecules import MoleculeFlow, evaluate, train
 from arflows.molecules.evaluate import stored_smiles
 from arflows.molecules.graph import Graph
 from arflows.molecules.metrics import MEASURES
@@ -113,3 +113,19 @@ def test_fcd_without_its_package_is_one_sentence(run, store, tmp_path, ends, mon
     code, message, _ = ends(evaluate.main, *words)
     assert code == 2
     assert "pip install arflows[metrics]" in message
+
+
+def test_a_conditional_model_is_held_to_what_it_is_asked(recipe, store, tmp_path, ends):
+    out = tmp_path / "conditional"
+    words = ["--config", recipe, "--out", out, "--model.flow.init_args.properties", "[logP, MW]"]
+    train.main([*map(str, words), "--trainer.max_steps", "300"])
+    code, _, printed = ends(
+        evaluate.main, "--model", out, "--store", store, "--out", tmp_path / "r.json",
+        "--samples", SAMPLES, "--fcd", "false", "--workers", 1,
+    )  # fmt: skip
+    assert code == 0
+    assert "MW, as asked" in printed
+    control = json.loads((tmp_path / "r.json").read_text())["control"]
+    assert set(control) == {"logP", "MW"}
+    assert control["MW"]["mean_absolute_error"] < 0.8 * control["MW"]["shuffled"]
+    assert control["MW"]["correlation"] > 0.5

@@ -9,6 +9,7 @@ from rdkit import Chem, DataStructs
 from arflows.molecules.metrics import (
     MEASURES,
     compare,
+    control,
     cosine,
     describe,
     describe_one,
@@ -163,3 +164,13 @@ def test_chemnet_tells_sets_apart():
     alkanes = ["C" * n for n in range(1, 30)]
     assert frechet_chemnet_distance(alkanes, alkanes) == pytest.approx(0, abs=1e-3)
     assert frechet_chemnet_distance(alkanes, SET * 3) > 10
+
+
+def test_control_by_hand():
+    described = describe(["C", "CC", "CCC"], Workers(1))
+    asked = {"atoms": np.array([1.0, 2.0, 5.0]), "activity": np.zeros(3)}
+    found = control(described, asked)
+    assert set(found) == {"atoms"}
+    assert found["atoms"]["mean_absolute_error"] == pytest.approx(2 / 3)
+    assert found["atoms"]["correlation"] == pytest.approx(np.corrcoef([1, 2, 3], [1, 2, 5])[0, 1])
+    assert found["atoms"]["molecules"] == 3
