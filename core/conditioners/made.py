@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arflows.core.bijections.elementwise import Affine, Elementwise, LocationScale
+from arflows.core.bijections.elementwise import Elementwise
 from arflows.core.bijections.linear import full_precision
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
 
@@ -252,11 +252,13 @@ class MADEStream(Stream):
         return parameters.addmm_(weight, inputs).T
 
     def invert(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Latent → data for all sites under an affine map, on a CPU: products with the past, and a compiled loop."""
-        is_affine = type(elementwise) in (Affine, LocationScale)
-        if not is_affine or z.device.type != "cpu" or z.dtype != self.values.dtype:
+        """Latent → data for all sites, on a CPU under a map that the compiled loop knows: see `made_loop`."""
+        if z.device.type != "cpu" or z.dtype != self.values.dtype:
             return None
         from arflows.core.conditioners import made_loop  # a compiler is slow to import
+
+        if (known := made_loop.settings_of(elementwise, self.values.numpy().dtype)) is None:
+            return None
 
         def arrays(tensors: list[Tensor]) -> tuple[np.ndarray, ...]:
             return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
@@ -268,8 +270,7 @@ class MADEStream(Stream):
             np.array(self.made.revealed),
             np.array(self.made.skips),
             made_loop.ACTIVATION_CODES[self.made.activation],
-            self.values.numpy().dtype.type(elementwise.bound),
-            isinstance(elementwise, LocationScale),
+            *known,
         )
         for start in range(0, self.made.features, _LOOP_BLOCK):
             stop = min(start + _LOOP_BLOCK, self.made.features)
