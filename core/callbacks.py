@@ -109,7 +109,7 @@ class DriftMonitor(Callback):
 
     A flow that is inverted only roughly still has a loss that looks well; its samples are no longer those of its
     density. Logs ``val/round_trip_error``, the largest |x' − x| / max(1, |x|) over the examples, where integers count
-    as points of the unit interval.
+    as points of the unit interval, or what a flow over something else makes of it.
 
     Where training has activations recomputed by the inverse it looks at training batches too, and makes training keep
     them from then on where the inverse has grown too rough.
@@ -169,10 +169,10 @@ class DriftMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Measures on the first batch."""
-        if batch_idx or not self.examples or trainer.sanity_checking:
-            return
         flow = pl_module.flow
         assert isinstance(flow, Flow)
+        if batch_idx or not self.examples or trainer.sanity_checking or not flow.has_round_trip:
+            return
         self._measure(trainer, flow, batch, self.examples, trainer.precision_plugin.val_step_context())
         pl_module.log("val/round_trip_error", self.error, batch_size=1)
         if self.exceeds(flow):
@@ -210,7 +210,8 @@ def _round_trip_error(flow: Flow, x: Tensor, context: Tensor | None) -> float:
         error = flow.round_trip_error(x, context)
     except InversionError:
         return math.inf
-    scale = 1.0 if flow.dequantizer is not None else x.abs().flatten(1).amax(1).clamp_min(1)
+    discrete = flow.dequantizer is not None or not x.is_floating_point()
+    scale = 1.0 if discrete else x.abs().flatten(1).amax(1).clamp_min(1)
     return float((error / scale).amax().nan_to_num(math.inf))
 
 

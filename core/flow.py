@@ -33,6 +33,9 @@ class Flow(nn.Module):
             base and bijection take; None passes it on as it is.
     """
 
+    has_round_trip = True
+    """Whether an example has a point in latent space that gives it back, so that `round_trip_error` can be watched."""
+
     def __init__(
         self,
         base: Base,

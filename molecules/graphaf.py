@@ -106,6 +106,8 @@ class GraphAF(MoleculeFlow):
         UserError: For settings that do not fit together, or missing ones.
     """
 
+    has_round_trip = False
+
     def __init__(
         self,
         spec: dict[str, Any] | None = None,
@@ -198,7 +200,7 @@ class GraphAF(MoleculeFlow):
         """
         raise UserError("GraphAF as published maps noisy vectors, not molecules, to latents: take a MoleculeFlow.")
 
-    decode = interpolate = order_marginal = encode
+    decode = interpolate = order_marginal = round_trip_error = encode
 
     # ------------------------------------------------------------------------------------------ steps
 

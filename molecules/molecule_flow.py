@@ -294,6 +294,16 @@ class MoleculeFlow(Flow, Pretrained):
             stream = self.bijection.stream(len(z), self._encoded(context, len(z)))
             return self._decoded(grow(stream, FromLatents(z), Masks(self.spec) if masks else None))
 
+    @torch.no_grad()
+    def round_trip_error(
+        self, x: UInt8[Tensor, "batch packed"], context: Float[Tensor, "batch properties"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """1 for each molecule that its latents do not give back as it was, otherwise 0."""
+        atoms, bonds = unpack(x.cpu(), self.spec.max_atoms)
+        given = decode(atoms.numpy(), bonds.numpy(), self.spec)
+        back = self.decode(self.encode(x, context), context)
+        return torch.tensor([float(one != other) for one, other in zip(given, back, strict=True)])
+
     def interpolate(
         self, start: str | Graph, end: str | Graph, steps: int = 8, context: Float[Tensor, "1 properties"] | None = None
     ) -> list[Graph]:

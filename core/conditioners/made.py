@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # Rows of a masked layer that are multiplied together. All of them take the inputs that the last one sees; smaller
 # blocks skip more of the masked part of the matrix, larger ones are faster products.
-_BLOCK_ROWS = 128
+_BLOCK_ROWS = 256
 
 # Sites that a stream computes between two products with all the past. Within a block the past grows a site at a time
 # through small products, which multiply with the zeros of the block's masked half too; a longer block does more of that

@@ -13,7 +13,7 @@ import numpy as np
 
 from arflows.core.bijections.elementwise import Affine, Elementwise, LocationScale
 from arflows.core.bijections.spline import RationalQuadraticSpline
-from arflows.core.compiled import compiled
+from arflows.core.compiled import add_products, compiled
 
 ACTIVATION_CODES = {"relu": 0, "tanh": 1, "elu": 2, "silu": 3}
 
@@ -28,23 +28,6 @@ def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np
         return None
     names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset"]
     return code, np.array([getattr(elementwise, name) for name in names], dtype)
-
-
-@compiled
-def _add_products(total: Any, weights: Any, inputs: Any, first: int, last: int, left: int, right: int) -> None:
-    """Adds weights · inputs of some units for some examples; eight units at a time, so that sums are touched seldom."""
-    whole = last - (last - first) % 8
-    for k in range(first, whole, 8):
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        w4, w5, w6, w7 = weights[k + 4], weights[k + 5], weights[k + 6], weights[k + 7]
-        for j in range(np.uintp(left), np.uintp(right)):
-            total[j] += (w0 * inputs[k, j] + w1 * inputs[k + 1, j] + w2 * inputs[k + 2, j] + w3 * inputs[k + 3, j]) + (
-                w4 * inputs[k + 4, j] + w5 * inputs[k + 5, j] + w6 * inputs[k + 6, j] + w7 * inputs[k + 7, j]
-            )
-    for k in range(whole, last):
-        weight = weights[k]
-        for j in range(np.uintp(left), np.uintp(right)):
-            total[j] += weight * inputs[k, j]
 
 
 @compiled
@@ -67,7 +50,7 @@ def _activate(code: int, sums: Any, hidden: Any, left: int, right: int) -> None:
 def _invert_affine(
     parameters: Any, settings: Any, of_location: bool, z: Any, x: Any, log_derivative: Any, left: int, right: int
 ) -> None:
-    """x = t + z · exp(s) with ``of_location``, otherwise x = (z − t) · exp(−s); s is bounded as `Affine` does it."""
+    """By x = t + z · exp(s) with ``of_location``, otherwise x = (z − t) · exp(−s); s is bounded as `Affine` does it."""
     shift, raw, bound = parameters[0], parameters[1], settings[0]
     for j in range(np.uintp(left), np.uintp(right)):
         log_scale = raw[j] * bound / (abs(raw[j]) + bound)
@@ -108,9 +91,7 @@ def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
 
 
 @compiled
-def _invert_spline(
-    parameters: Any, settings: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int
-) -> None:
+def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int) -> None:
     """What `RationalQuadraticSpline.inverse` does; its bin is found first, and only that bin's derivatives computed."""
     bins = (len(parameters) + 1) // 3
     raw_widths, raw_heights, raw_derivatives = parameters[:bins], parameters[bins : 2 * bins], parameters[2 * bins :]
@@ -192,7 +173,7 @@ def invert_block(
         for layer in range(last):
             for unit in range(revealed[layer, site], revealed[layer, site + 1]):
                 total = sums[layer][unit]
-                _add_products(total, weights[layer][unit], inputs, past, seen, left, right)
+                add_products(total, weights[layer][unit], inputs, past, seen, left, right)
                 if skips[layer]:
                     skipped = sums[layer - 2][unit]
                     for j in range(np.uintp(left), np.uintp(right)):
@@ -202,7 +183,7 @@ def invert_block(
         parameters = sums[last][count * site : count * (site + 1)]
         for number in range(count):
             weight = weights[last][count * site + number]
-            _add_products(parameters[number], weight, inputs, past, seen, left, right)
+            add_products(parameters[number], weight, inputs, past, seen, left, right)
         if code == _SPLINE:
             _invert_spline(parameters, settings, z[site], x[site], log_derivative[site], left, right)
         else:

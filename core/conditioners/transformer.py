@@ -1,6 +1,7 @@
 """A causal transformer: the parameters of every token from the tokens before it."""
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
+
+if TYPE_CHECKING:
+    from arflows.core.conditioners.transformer_loops import TokenBlocks
 
 
 class CausalTransformer(AutoregressiveConditioner):
@@ -183,6 +187,7 @@ class TransformerStream(Stream):
         self.layers = [(*block.matrices(), *cache) for block, cache in zip(blocks, self.cache, strict=True)]
         self.last = transformer.positions.new_zeros(batch, 1, transformer.channels)
         self.swept: Tensor | None = None
+        self.loops = self._compiled_loops()
 
     def step(self, previous: Float[Tensor, "batch channels"] | None) -> Float[Tensor, "batch channels parameters"]:
         """Takes the value of the token before (None at the first) and returns the parameters of the next.
@@ -200,19 +205,36 @@ class TransformerStream(Stream):
         hidden = torch.addmm(network.positions[here], self.last[:, 0], network.enter.weight.t())
         if self.shift is not None:
             hidden += self.shift[:, 0]
+        if self.loops is not None:
+            self.loops(hidden, self.position)
+        else:
+            self._through_blocks(hidden, here, seen)
+        return network.leave(network.norm(hidden)).view(len(hidden), network.channels, network.parameter_count)
+
+    def _compiled_loops(self) -> "TokenBlocks | None":
+        """What takes steps on a CPU, where nothing is traced and nothing differentiated."""
+        on_cpu = self.cache.device.type == "cpu" and self.cache.numel() > 0
+        if not on_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        from arflows.core.conditioners.transformer_loops import LANES, TokenBlocks  # a compiler is slow to import
+
+        layers, _, batch, heads, sites, head = self.cache.shape
+        places = -(-sites // LANES) * LANES
+        return TokenBlocks(self.layers, _on_large_pages(self.cache, (layers, batch, heads, head, places)))
+
+    def _through_blocks(self, hidden: Tensor, here: slice, seen: int) -> None:
         # What `_Block.forward` does, for one token. That is so little work that the calls count: hence matrices instead
         # of modules and of sequences, and sums within products.
         shape = hidden.shape
         for scale, bias, project, merge, scale_inner, bias_inner, expand, contract, keys, values in self.layers:
             joint = torch.mm(F.layer_norm(hidden, shape[1:], scale, bias), project)
             query, keys[:, :, here], values[:, :, here] = joint.view(
-                len(hidden), 3, network.heads, 1, shape[1] // network.heads
+                len(hidden), 3, self.transformer.heads, 1, shape[1] // self.transformer.heads
             ).unbind(1)
             looked_up = F.scaled_dot_product_attention(query, keys[:, :, :seen], values[:, :, :seen])
             hidden.addmm_(looked_up.view(shape), merge)
             inner = torch.mm(F.layer_norm(hidden, shape[1:], scale_inner, bias_inner), expand)
             hidden.addmm_(F.gelu(inner), contract)
-        return network.leave(network.norm(hidden)).view(len(hidden), network.channels, network.parameter_count)
 
     def sweep(self, guess: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels parameters"]:
         """The parameters of the next tokens, given a guess at their values; nothing is committed.
@@ -220,6 +242,9 @@ class TransformerStream(Stream):
         Raises:
             ValueError: beyond the last token.
         """
+        if self.loops is not None:
+            self.loops.restore(self.cache[:, 0, :, :, : self.position])
+            self.loops = None
         self.swept = guess
         self._count(guess.shape[1])
         previous = torch.cat([self.last, guess[:, :-1]], 1)

@@ -8,7 +8,6 @@ unless something else is said.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from threading import Thread
 from typing import Any
@@ -20,7 +19,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from arflows.core.compiled import OPTIONS, compiled
+from arflows.core.compiled import OPTIONS, compiled, exp_minus_twice
 
 PRECISIONS = (torch.bfloat16, torch.float32, torch.float64)
 """Of the numbers that gates are computed from; what they are computed in is float32 at least."""
@@ -123,7 +122,7 @@ def _gate(share: int, start: int, stop: int, one: Any, gates: Any, added: Any, o
                 for channel in range(channels):
                     signal = _wide(own[channel]) + _wide(more[channel])
                     gate = _wide(own[channels + channel]) + _wide(more[channels + channel])
-                    e, f = _exp_minus_twice(signal), _exp_minus_twice(gate)
+                    e, f = exp_minus_twice(signal), exp_minus_twice(gate)
                     into[channel] = _narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
 
 
@@ -146,7 +145,7 @@ def _gate_backward(
                 for channel in range(channels):
                     signal = _wide(own[channel]) + _wide(more[channel])
                     gate = _wide(own[channels + channel]) + _wide(more[channels + channel])
-                    e, f = _exp_minus_twice(signal), _exp_minus_twice(gate)
+                    e, f = exp_minus_twice(signal), exp_minus_twice(gate)
                     once = one / ((one + e) * (one + f))
                     tanh, twice = (one - e) * (one + f) * once, (one + one) * (one + e) * once
                     out[channel] = _narrow(tanh * twice, own[channel])
@@ -195,7 +194,7 @@ def _carry_backward(
 
 # --------------------------------------------------------------------------------------------------------- numbers
 # bfloat16 are the upper halves of float32; numba, which does not know them, gets their bits. Python never calls the
-# first three functions: for each type numba takes what is overloaded further down.
+# first two functions: for each type numba takes what is overloaded further down.
 
 
 def _wide(number: Any) -> Any:
@@ -205,11 +204,6 @@ def _wide(number: Any) -> Any:
 
 def _narrow(number: Any, like: Any) -> Any:
     """Rounded to the type of another, to the nearest, of two to the even one."""
-    raise TypeError("a number of a compiled loop")
-
-
-def _exp_minus_twice(number: Any) -> Any:
-    """exp(−2x), with x held within ±20, where tanh and σ have long arrived at their limits."""
     raise TypeError("a number of a compiled loop")
 
 
@@ -234,29 +228,3 @@ def _narrow_to(number: Any, like: Any) -> Any:
         return number
 
     return to_bfloat16 if like is types.uint16 else to_wide
-
-
-@overload(_exp_minus_twice, jit_options=OPTIONS)  # type: ignore[arg-type]
-def _exp_minus_twice_of(number: Any) -> Any:
-    def in_float64(number: Any) -> Any:
-        return math.exp(-2 * (-20.0 if number < -20.0 else 20.0 if number > 20.0 else number))
-
-    # 2^k · exp(r), with the integer k taken from the last bits of a large number that −2x / ln 2 was added to, and the
-    # exponential of |r| ≤ ½ ln 2 by its series, to 1e-7.
-    def in_float32(number: Any) -> Any:
-        low, high = np.float32(-20), np.float32(20)
-        number = low if number < low else number
-        number = high if number > high else number
-        twice = np.float32(-2) * number
-        shifted = twice * np.float32(1 / math.log(2)) + np.float32(3 << 22)
-        rest = twice - (shifted - np.float32(3 << 22)) * np.float32(math.log(2))
-        series = np.float32(1 / 720) * rest + np.float32(1 / 120)
-        series = series * rest + np.float32(1 / 24)
-        series = series * rest + np.float32(1 / 6)
-        series = series * rest + np.float32(1 / 2)
-        series = series * rest + np.float32(1)
-        series = series * rest + np.float32(1)
-        scale = np.uint32((np.float32(shifted).view(np.uint32) << np.uint32(23)) + np.uint32(0x3F800000))
-        return series * scale.view(np.float32)
-
-    return in_float64 if number is types.float64 else in_float32

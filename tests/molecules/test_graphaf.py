@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from arflows.core.errors import UserError
-from arflows.molecules import sample, train
+from arflows.molecules import evaluate, sample, train
 from arflows.molecules.graphaf import GraphAF, RelationalConvolutions, Steps, _dense
 from arflows.molecules.marginal import packed
 from arflows.molecules.model import MoleculeFlow
@@ -132,3 +133,9 @@ def test_training_sampling_and_evaluating(tmp_path):
     assert isinstance(MoleculeFlow.from_pretrained(tmp_path / "run" / "model"), GraphAF)
     sample.main(["--model", str(tmp_path / "run"), "--out", str(tmp_path / "a.csv"), "--n", "5", "--workers", "1"])
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 6
+    words = ["--model", str(tmp_path / "run"), "--store", str(store), "--out", str(tmp_path / "r.json")]
+    evaluate.main([*words, "--samples", "20", "--fcd", "false", "--workers", "1"])
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["nats_per_molecule"]["kind"] == "density"
+    assert result["validity"]["masked"]["value"] == 1
+    assert "round_trip" not in result

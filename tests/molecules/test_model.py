@@ -132,6 +132,15 @@ def test_log_prob_does_not_depend_on_the_other_molecules_of_a_batch(flow):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-6)
 
 
+def test_the_round_trip_counts_molecules_whatever_the_size_of_the_batch(flow, monkeypatch):
+    graphs = [graph_of(smiles, "dfs") for smiles in SMILES]
+    wide = torch.nn.functional.pad(packed(graphs, flow.spec), (0, 3 * 20))  # room for bonds, as a store has it
+    assert flow.round_trip_error(wide).tolist() == [0] * len(SMILES)
+    back = flow.decode
+    monkeypatch.setattr(flow, "decode", lambda *words: [graphs[0], *back(*words)[1:-1], graphs[0]])
+    assert flow.round_trip_error(wide).tolist() == [0] * (len(SMILES) - 1) + [1]
+
+
 def test_round_trip_through_latents(flow):
     for masks in (False, True):
         z = flow.encode(SMILES, masks=masks)
