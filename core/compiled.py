@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from threading import Thread
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
+import torch
 from numba import types
 from numba.extending import overload
 
@@ -30,6 +32,27 @@ def _compiled(function: Function, options: dict[str, Any]) -> Function:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that compiled code could be kept in may be written
         return numba.njit(**options)(function)
+
+
+def in_shares(loop: Callable[..., None], count: int, least: int, *arguments: Any) -> None:
+    """Runs ``loop(share, start, stop, *arguments)`` over 0 … ``count`` − 1, on as many threads as PyTorch takes.
+
+    Args:
+        loop: A compiled function; it gets the number of its share.
+        count: How much there is to do.
+        least: A thread takes no less.
+        *arguments: Given to all.
+    """
+    shares = max(1, min(torch.get_num_threads(), count // least))
+    edges = [count * share // shares for share in range(shares + 1)]
+    others = [
+        Thread(target=loop, args=(share, edges[share], edges[share + 1], *arguments)) for share in range(1, shares)
+    ]
+    for thread in others:
+        thread.start()
+    loop(0, 0, edges[1], *arguments)
+    for thread in others:
+        thread.join()
 
 
 @compiled

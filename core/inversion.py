@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -120,10 +122,34 @@ class Sequential(Solver):
         if z.is_cuda:
             x, log_det = replayed(bijection, loop, z, context)
         else:
-            with torch.inference_mode():  # without the book-keeping of autograd, a good part of what a small step costs
-                x, log_det = loop(z, context)
-            x, log_det = x.clone(), log_det.clone()  # of no mode, usable in autograd
+            x, log_det = _in_parts(loop, z, context, bijection.conditioner.examples_at_once(z))
         return x, log_det, Report("Sequential", sites, sites, computed / sites, None)
+
+
+def _in_parts(
+    loop: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], z: Tensor, context: Tensor | None, size: int
+) -> tuple[Tensor, Tensor]:
+    """Runs a loop on a CPU over parts of a batch, which share the threads that PyTorch takes."""
+    parts = z.split(size)
+    contexts: Iterable[Tensor | None] = repeat(None) if context is None else context.split(size)
+    threads = torch.get_num_threads()
+
+    def run(part: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+        if len(parts) > 1:  # of this thread and those that begin later
+            torch.set_num_threads(max(1, threads // len(parts)))
+        with torch.inference_mode():  # without the book-keeping of autograd, a good part of what a small step costs
+            return loop(part, own)
+
+    if threads == 1 or len(parts) == 1:
+        solved = list(map(run, parts, contexts))
+    else:
+        try:
+            with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+                solved = list(pool.map(run, parts, contexts))
+        finally:
+            torch.set_num_threads(threads)
+    x, log_det = (torch.cat(each) for each in zip(*solved, strict=True))  # of no mode, usable in autograd
+    return x, log_det
 
 
 def in_sequence(

@@ -81,6 +81,10 @@ class AutoregressiveConditioner(nn.Module, ABC):
         """
         return RecomputedStream(self, like, context)
 
+    def examples_at_once(self, like: Float[Tensor, "batch sites *site"]) -> int:
+        """How many examples a stream on a CPU had better take at a time; all of them by default."""
+        return max(1, len(like))
+
 
 def check_context(context: Tensor | None, features: int) -> None:
     """Raises ValueError for a missing context, or one of another width than ``features``."""

@@ -14,6 +14,10 @@ from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, 
 if TYPE_CHECKING:
     from arflows.core.conditioners.transformer_loops import TokenBlocks
 
+# What a step reads all of stays in a processor's last cache if it is no more than this; and the least number of
+# examples whose matrix products are worth reading weights for.
+_NEAR_BYTES, _FEWEST_EXAMPLES = 20 << 20, 8
+
 
 class CausalTransformer(AutoregressiveConditioner):
     """A pre-norm transformer whose parameters for a token depend on the tokens before it alone.
@@ -88,6 +92,15 @@ class CausalTransformer(AutoregressiveConditioner):
         if torch.is_autocast_enabled(like.device.type):
             return super().stream(like, context)  # in half precision, only the same arithmetic rounds the same way
         return TransformerStream(self, len(like), self._context_shift(context))
+
+    def examples_at_once(self, like: Float[Tensor, "batch sites channels"]) -> int:
+        """So many that weights, keys and values stay near the processor, if that leaves enough to multiply with."""
+        width = self.positions.shape[1]
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        room = _NEAR_BYTES // like.element_size() - weights
+        examples = room // (2 * len(self.blocks) * self.sites * width)
+        apart = examples >= _FEWEST_EXAMPLES and not torch.is_autocast_enabled(like.device.type)
+        return examples if apart else super().examples_at_once(like)
 
     def _check(self, x: Tensor) -> None:
         if x.shape[1:] != (self.sites, self.channels):
@@ -205,6 +218,8 @@ class TransformerStream(Stream):
         hidden = torch.addmm(network.positions[here], self.last[:, 0], network.enter.weight.t())
         if self.shift is not None:
             hidden += self.shift[:, 0]
+        if torch.compiler.is_compiling():
+            self._leave_loops()
         if self.loops is not None:
             self.loops(hidden, self.position)
         else:
@@ -212,15 +227,20 @@ class TransformerStream(Stream):
         return network.leave(network.norm(hidden)).view(len(hidden), network.channels, network.parameter_count)
 
     def _compiled_loops(self) -> "TokenBlocks | None":
-        """What takes steps on a CPU, where nothing is traced and nothing differentiated."""
-        on_cpu = self.cache.device.type == "cpu" and self.cache.numel() > 0
-        if not on_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """What takes steps on a CPU, where nothing is differentiated and as long as nothing is traced."""
+        if self.cache.device.type != "cpu" or not self.cache.numel() or torch.is_grad_enabled():
             return None
         from arflows.core.conditioners.transformer_loops import LANES, TokenBlocks  # a compiler is slow to import
 
         layers, _, batch, heads, sites, head = self.cache.shape
         places = -(-sites // LANES) * LANES
         return TokenBlocks(self.layers, _on_large_pages(self.cache, (layers, batch, heads, head, places)))
+
+    def _leave_loops(self) -> None:
+        """Goes on without them, in the cache as it is."""
+        if self.loops is not None:
+            self.loops.restore(self.cache[:, 0, :, :, : self.position])
+            self.loops = None
 
     def _through_blocks(self, hidden: Tensor, here: slice, seen: int) -> None:
         # What `_Block.forward` does, for one token. That is so little work that the calls count: hence matrices instead
@@ -242,9 +262,7 @@ class TransformerStream(Stream):
         Raises:
             ValueError: beyond the last token.
         """
-        if self.loops is not None:
-            self.loops.restore(self.cache[:, 0, :, :, : self.position])
-            self.loops = None
+        self._leave_loops()
         self.swept = guess
         self._count(guess.shape[1])
         previous = torch.cat([self.last, guess[:, :-1]], 1)

@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.compiled import add_products, compiled, compiled_summing, exp_minus_twice
+from arflows.core.compiled import add_products, compiled, compiled_summing, exp_minus_twice, in_shares
 
 NORM_EPSILON = 1e-5
 """That of `torch.nn.LayerNorm`."""
 LANES = 16
 """Scores are computed for multiples of so many sites, whatever lies in those to come: the rest of a loop is slow."""
+LOOKED_UP = 10_000
+"""Keys that a thread looks up at least: some 0.1 ms of work, a few times what it takes to start one."""
 
 
 class TokenBlocks:
@@ -62,10 +64,11 @@ class TokenBlocks:
         """Takes the token at a position through all blocks, in place, and writes its keys and values."""
         normed, joint, seen, inner = self.arrays
         given = hidden.numpy()
+        least = 1 + LOOKED_UP // (self.keys.shape[2] * (position + 1))
         for (outer_norm, inner_norm), (project, merge, expand, contract), (keys, values) in self.blocks:
             _normalise(given, *outer_norm, normed)
             torch.mm(self.normed, project, out=self.joint)
-            _attend(joint, keys, values, position, seen)
+            in_shares(_attend, len(joint), least, joint, keys, values, position, seen)
             hidden.addmm_(self.seen, merge)
             _normalise(given, *inner_norm, normed)
             torch.mm(self.normed, expand, out=self.inner)
@@ -91,15 +94,15 @@ def _normalise(given: Any, scale: Any, bias: Any, out: Any) -> None:
 
 
 @compiled
-def _attend(joint: Any, keys: Any, values: Any, position: int, out: Any) -> None:
+def _attend(share: int, start: int, stop: int, joint: Any, keys: Any, values: Any, position: int, out: Any) -> None:
     """Writes a token's key and value, and looks up what its query asks for among all up to it."""
-    batch, heads, head, _ = keys.shape
+    _, heads, head, _ = keys.shape
     width = heads * head
     one = joint.dtype.type(1)
     half_scale = one / (math.sqrt(joint.dtype.type(head)) * (one + one))
     whole = (position // LANES + 1) * LANES
     scores = np.empty(whole, joint.dtype)
-    for example in range(batch):
+    for example in range(start, stop):
         for number in range(heads):
             left = number * head
             own_keys, own_values = keys[example, number], values[example, number]

@@ -9,7 +9,6 @@ unless something else is said.
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from arflows.core.compiled import OPTIONS, compiled, exp_minus_twice
+from arflows.core.compiled import OPTIONS, compiled, exp_minus_twice, in_shares
 
 PRECISIONS = (torch.bfloat16, torch.float32, torch.float64)
 """Of the numbers that gates are computed from; what they are computed in is float32 at least."""
@@ -92,21 +91,12 @@ def _in_shares(loop: Callable[..., None], *tensors: Tensor) -> None:
     The loop gets the number of its share and its columns, and 1 in the type that is computed in, without which numba
     would take float64.
     """
-    columns, threads = tensors[0].shape[2], torch.get_num_threads()
     one = np.float64(1) if tensors[0].dtype == torch.float64 else np.float32(1)
     arrays = [
         tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
         for tensor in tensors
     ]
-    count = max(1, min(threads, columns // _COLUMNS))
-    edges = [columns * share // count for share in range(count + 1)]
-    shares = [(share, edges[share], edges[share + 1], one, *arrays) for share in range(count)]
-    others = [Thread(target=loop, args=share) for share in shares[1:]]
-    for thread in others:
-        thread.start()
-    loop(*shares[0])
-    for thread in others:
-        thread.join()
+    in_shares(loop, tensors[0].shape[2], _COLUMNS, one, *arrays)
 
 
 @compiled

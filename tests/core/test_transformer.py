@@ -188,3 +188,53 @@ def test_a_captured_loop_gives_what_the_cpu_gives(guided):
         moved = flow.cuda()
         for _ in range(2):
             torch.testing.assert_close(moved.inverse(x.cuda(), context.cuda())[0].cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+@both_dtypes
+def test_compiled_steps_give_what_the_parallel_pass_gives(dtype, tolerance):
+    torch.manual_seed(0)
+    sites = 37  # more than are scored together
+    network = noisy(CausalTransformer(sites, CHANNELS, 2, 20, layers=2, heads=4), 0.05).to(dtype)
+    x = torch.randn(BATCH, sites, CHANNELS, dtype=dtype)
+    with torch.no_grad():
+        expected = network(x)
+        stream = network.stream(x)
+        assert stream.loops is not None
+        got = [stream.step(x[:, site - 1] if site else None) for site in range(20)]
+        stream.commit(x[:, 19:30])  # by a sweep, which needs the keys of all steps
+        assert stream.loops is None
+        got += [stream.sweep(x[:, 30:31])[:, 0]]
+        got += [stream.step(x[:, site - 1]) for site in range(31, sites)]
+    seen = [*range(20), 30, *range(31, sites)]
+    torch.testing.assert_close(torch.stack(got, 1), expected[:, seen], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_is_generated_in_parts(monkeypatch, threads):
+    network = conditioner(dtype=torch.float32)
+    flow = Autoregressive(LocationScale(), network)
+    z = torch.randn(7, SITES, CHANNELS)
+    context = torch.randn(7, network.context_features)
+    with torch.no_grad():
+        whole, whole_log_det = flow.inverse(z, context)
+        monkeypatch.setattr(CausalTransformer, "examples_at_once", lambda self, like: 2)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            parts, log_det = flow.inverse(z, context)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(log_det, whole_log_det, atol=1e-4, rtol=1e-5)
+    assert not parts.is_inference()
+
+
+def test_parts_fit_the_cache_or_are_the_whole_batch():
+    small = CausalTransformer(256, 12, 2, 128, layers=4, heads=4)
+    parts = small.examples_at_once(torch.zeros(64, 256, 12))
+    assert 8 <= parts < 64
+    bytes_of_a_token = 4 * (sum(p.numel() for p in small.parameters()) + parts * 2 * 4 * 256 * 128)
+    assert bytes_of_a_token <= 20 << 20
+    large = CausalTransformer(256, 12, 2, 768, layers=2, heads=4)
+    assert large.examples_at_once(torch.zeros(64, 256, 12)) == 64
