@@ -1,5 +1,6 @@
 """Loops that numba compiles at their first use, a second or two each, kept on disk."""
 
+import functools
 import math
 from collections.abc import Callable
 from threading import Thread
@@ -8,13 +9,42 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import torch
+from filelock import FileLock
 from numba import types
+from numba.core.caching import IndexDataCacheFile
 from numba.extending import overload
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
 """Sums keep their order and numbers that are not numbers stay none."""
+
+
+def _one_process_at_a_time(method: Function) -> Function:
+    """The method of numba's cache of a function, under a lock in the file system.
+
+    The index of what was compiled for which types is read, extended and written back. Where two processes do so at
+    once, machine code ends under the types of another, and whoever takes it crashes or computes something else.
+    """
+
+    @functools.wraps(method)
+    def locked(cache: Any, *words: Any) -> Any:
+        lock = FileLock(f"{cache._index_path}.lock")
+        try:
+            lock.acquire()
+        except OSError:  # a folder that may only be read, where nobody writes
+            return method(cache, *words)
+        try:
+            return method(cache, *words)
+        finally:
+            lock.release()
+
+    return locked  # type: ignore[return-value]
+
+
+# For functions of other libraries too, such as librosa's.
+IndexDataCacheFile.save = _one_process_at_a_time(IndexDataCacheFile.save)
+IndexDataCacheFile.load = _one_process_at_a_time(IndexDataCacheFile.load)
 
 
 def compiled(function: Function) -> Function:

@@ -30,9 +30,10 @@ def gated(
     gates: Float[Tensor, "batch rows columns 2*channels"],
     added: Float[Tensor, "#batch #rows columns 2*channels"],
     out: Float[Tensor, "batch rows columns channels"],
+    least: int = _COLUMNS,
 ) -> None:
-    """Writes 2 tanh(a) σ(2b), where (a, b) are gates + added."""
-    _in_shares(_gate, gates, added, out)
+    """Writes 2 tanh(a) σ(2b), where (a, b) are gates + added; a thread takes no less than so many columns."""
+    _in_shares(_gate, gates, added, out, least=least)
 
 
 def gated_backward(
@@ -85,7 +86,7 @@ def carried_backward(
     return total.sum(0)
 
 
-def _in_shares(loop: Callable[..., None], *tensors: Tensor) -> None:
+def _in_shares(loop: Callable[..., None], *tensors: Tensor, least: int = _COLUMNS) -> None:
     """Runs a loop over all columns of the first tensor, on as many threads as PyTorch takes.
 
     The loop gets the number of its share and its columns, and 1 in the type that is computed in, without which numba
@@ -96,7 +97,7 @@ def _in_shares(loop: Callable[..., None], *tensors: Tensor) -> None:
         tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
         for tensor in tensors
     ]
-    in_shares(loop, tensors[0].shape[2], _COLUMNS, one, *arrays)
+    in_shares(loop, tensors[0].shape[2], least, one, *arrays)
 
 
 @compiled

@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.conditioners.autoregressive import Stream
+from arflows.core.conditioners.wavenet_loops import PRECISIONS, gated
 from arflows.core.conditioners.wavenet_pass import product_type
 
 if TYPE_CHECKING:
     from arflows.core.conditioners.wavenet import WaveNet
 
+_COLUMNS_OF_A_THREAD = 1 << 10
 TILE_BYTES = 3 << 19
 """What a step works on at a time on a CPU: little enough to stay in a core's second-level cache."""
 
@@ -125,6 +127,7 @@ class _Rows:
         ]
         # Sums of products are rounded once where precision is low; where it is high, joining costs more than it gives.
         self.joins = low in (torch.bfloat16, torch.float16)
+        self.in_loops = like.device.type == "cpu" and low in PRECISIONS and not torch.compiler.is_compiling()
         self._lay_out(like, low)
 
     def _turned(self, kernel: Tensor) -> list[Tensor]:
@@ -135,7 +138,9 @@ class _Rows:
     def _added(self, position: int) -> list[list[Tensor]]:
         """What is added to each layer's gates, of each tile: (batch or 1, columns, 2 · channels)."""
         layers = self.network.added(self.folded, self.features, position, self.like)[:, :, 0]
-        return [[total[b if len(total) > 1 else slice(None), c] for b, c in self.tiles] for total in layers]
+        return [
+            [total[b if len(total) > 1 else slice(None), c].contiguous() for b, c in self.tiles] for total in layers
+        ]
 
     def _lay_out(self, like: Tensor, low: torch.dtype) -> None:
         """Cuts batch and columns into tiles, and makes all views that steps need, since making them takes time too."""
@@ -155,25 +160,17 @@ class _Rows:
             for b, c in product(range(0, batch, examples), range(0, columns, size))
         ]
 
-        def room(width: int, dtype: torch.dtype) -> Tensor:
-            return like.new_empty(min(examples, batch) * size * width, dtype=dtype)
-
-        # Hyperbolic tangents of half precision are slow on CPUs.
-        wide = torch.float32 if self.joins and like.device.type == "cpu" else low
         rooms = {
-            name: room(width, dtype)
-            for name, width, dtype in (
-                ("seen", channels * down * along, low),
-                ("seen_first", 2 * down * along, low),
-                ("gates", 2 * channels, low),
-                ("wide", 2 * channels, wide),
-                ("passed", channels, low),
-                ("mixed", channels, low),
-                ("skipped", 2, low),
+            name: like.new_empty(min(examples, batch) * size * width, dtype=low)
+            for name, width in (
+                ("seen", channels * down * along),
+                ("seen_first", 2 * down * along),
+                ("gates", 2 * channels),
+                ("passed", channels),
+                ("mixed", channels),
+                ("skipped", 2),
             )
         }
-        if wide == low:
-            rooms["wide"] = rooms["gates"]
 
         def part(name: str, tile: tuple[slice, slice], width: int) -> Tensor:
             b, c = tile[0].stop - tile[0].start, tile[1].stop - tile[1].start
@@ -181,14 +178,11 @@ class _Rows:
 
         self.work: list[dict[str, Any]] = []
         for tile in self.tiles:
-            wide_gates = part("wide", tile, 2 * channels)
             self.work.append(
                 {
                     "first": part("seen_first", tile, 2 * down * along),
                     "seen": part("seen", tile, channels * down * along),
                     "gates": part("gates", tile, 2 * channels),
-                    "wide": wide_gates,
-                    "halves": wide_gates.chunk(2, -1),
                     "passed": part("passed", tile, channels),
                     "mixed": part("mixed", tile, channels),
                     "skipped": part("skipped", tile, 2),
@@ -234,21 +228,26 @@ class _Rows:
         for number, layer in enumerate(layers):
             kept, down = len(self.places[number]), layer.dilation[0]
             kernel = self.kernels[number][position // down % layer.kernel[0]]
+            weights = [kernel.view(1, -1, kernel.shape[2])] if self.joins else kernel.split(1)
             for tile, work in enumerate(self.work):
                 gates, windows = work["gates"], self.windows[number][position % down][tile]
                 if self.joins:
-                    seen = torch.cat(windows, -1, out=work["first" if number == 0 else "seen"])
-                    joined = kernel.view(1, -1, kernel.shape[2]).expand(len(seen), -1, -1)
-                    torch.baddbmm(self.added_tiles[number][tile], seen, joined, out=gates)
+                    windows = [torch.cat(windows, -1, out=work["first" if number == 0 else "seen"])]
+                added = self.added_tiles[number][tile]
+                summed = None if self.in_loops else added
+                for seen, weight in zip(windows, weights, strict=True):
+                    each = weight.expand(len(seen), -1, -1)
+                    summed = (
+                        torch.bmm(seen, each, out=gates)
+                        if summed is None
+                        else torch.baddbmm(summed, seen, each, out=gates)
+                    )
+                passed = work["passed"]
+                if self.in_loops:
+                    gated(gates[:, None], added[:, None], passed[:, None], _COLUMNS_OF_A_THREAD)
                 else:
-                    summed = self.added_tiles[number][tile]
-                    for seen, weight in zip(windows, kernel.split(1), strict=True):
-                        summed = torch.baddbmm(summed, seen, weight.expand(len(seen), -1, -1), out=gates)
-                if work["wide"] is not gates:
-                    work["wide"].copy_(gates)
-                work["wide"].tanh_()
-                signal, gate = work["halves"]
-                passed = torch.addcmul(signal, signal, gate, out=work["passed"])  # 2 tanh(a) σ(b)
+                    signal, gate = gates.tanh_().chunk(2, -1)
+                    torch.addcmul(signal, signal, gate, out=passed)  # 2 tanh(a) σ(2b)
                 skipped = torch.bmm(passed, self.skips[number].expand(len(gates), -1, -1), out=work["skipped"])
                 parameters[self.tiles[tile]].add_(skipped)
                 if number < last:

@@ -1,0 +1,60 @@
+"""What is compiled: kept on disk by several processes at once."""
+
+import multiprocessing
+
+import pytest
+from numba.core.caching import IndexDataCacheFile
+
+from arflows.core import compiled
+
+KEYS = [f"types {number}" for number in range(12)]
+
+
+def save_and_load(folder, order, start, wrong):
+    """What a process does that compiles for the types in some order; it puts what it got into a queue."""
+    start.wait()
+    for number in range(20):
+        cache = IndexDataCacheFile(str(folder), f"function{number}", "stamp")
+        for key in order:
+            if cache.load(key) is None:
+                cache.save(key, f"code for {key}")
+    found = {
+        (number, key): IndexDataCacheFile(str(folder), f"function{number}", "stamp").load(key)
+        for number in range(20)
+        for key in order
+    }
+    wrong.put([each for each in found.items() if each[1] not in (None, f"code for {each[0][1]}")])
+
+
+def test_code_is_kept_under_its_own_types(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start, wrong = context.Barrier(3), context.Queue()
+    orders = [KEYS, KEYS[::-1], KEYS[5:] + KEYS[:5]]
+    processes = [context.Process(target=save_and_load, args=(tmp_path, order, start, wrong)) for order in orders]
+    for process in processes:
+        process.start()
+    assert [wrong.get(timeout=60) for _ in processes] == [[], [], []]
+    for process in processes:
+        process.join()
+    for number in range(20):
+        cache = IndexDataCacheFile(str(tmp_path), f"function{number}", "stamp")
+        assert [cache.load(key) for key in KEYS] == [f"code for {key}" for key in KEYS]
+
+
+def test_a_folder_that_may_only_be_read_is_read(tmp_path, monkeypatch):
+    cache = IndexDataCacheFile(str(tmp_path), "function", "stamp")
+    cache.save("types", "code")
+
+    def refuse(lock):
+        raise PermissionError(lock.lock_file)
+
+    monkeypatch.setattr(compiled.FileLock, "acquire", refuse)
+    assert cache.load("types") == "code"
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_shares_are_all_of_it(count):
+    seen = []
+    compiled.in_shares(lambda share, start, stop, more: seen.append((start, stop, more)), count, 2, "more")
+    assert sorted(seen)[0][0] == 0
+    assert sum(stop - start for start, stop, _ in seen) == count
