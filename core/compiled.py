@@ -43,8 +43,8 @@ def _one_process_at_a_time(method: Function) -> Function:
 
 
 # For functions of other libraries too, such as librosa's.
-IndexDataCacheFile.save = _one_process_at_a_time(IndexDataCacheFile.save)
-IndexDataCacheFile.load = _one_process_at_a_time(IndexDataCacheFile.load)
+IndexDataCacheFile.save = _one_process_at_a_time(IndexDataCacheFile.save)  # type: ignore[method-assign]
+IndexDataCacheFile.load = _one_process_at_a_time(IndexDataCacheFile.load)  # type: ignore[method-assign]
 
 
 def compiled(function: Function) -> Function:

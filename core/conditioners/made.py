@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -264,7 +264,7 @@ class MADEStream(Stream):
             return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
 
         log_derivative = torch.empty_like(self.values)
-        shared = (
+        shared: tuple[Any, ...] = (
             *arrays([z.T, self.values, log_derivative]),
             *(arrays(tensors) for tensors in (self.weights, self.sums, self.hidden)),
             np.array(self.made.revealed),
