@@ -88,9 +88,18 @@ def molecule_figures(run: dict[str, Any]) -> dict[str, str]:
         "filters (PAINS, BRENK)": run["filters"],
     }
     similarities = {"SNN": run["SNN"], "fragments": run["fragment_similarity"], "scaffolds": run["scaffold_similarity"]}
+    control = {
+        f"{name} as asked": "off by {mean_absolute_error:.3f} on average ({shuffled:.3f} asked in another order), "
+        "correlation {correlation:.3f}, {molecules:,} samples asked for the {name} of test molecules".format(
+            **each, name=name
+        )
+        for name, each in run.get("control", {}).items()
+    }
+    kind = "exact for the canonical order" if nats["kind"] == "exact" else nats["kind"]
     return {
         "test nats/molecule": f"**{nats['value']:.3f} ± {nats['standard_error']:.3f}** (s.e. over {nats['count']:,} "
-        "molecules), exact for the canonical order",
+        f"molecules), {kind}",
+        **control,
         **{name: f"{100 * each['value']:.2f} %: {each['count']:,} of {each['of']:,}" for name, each in shares.items()},
         **(
             {"FCD": f"**{fcd['value']:.2f}**, {fcd['generated']:,} samples, {fcd['reference']:,} molecules"}

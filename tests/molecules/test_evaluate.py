@@ -124,7 +124,7 @@ def test_a_conditional_model_is_held_to_what_it_is_asked(recipe, store, tmp_path
         "--samples", SAMPLES, "--fcd", "false", "--workers", 1,
     )  # fmt: skip
     assert code == 0
-    assert "MW, as asked" in printed
+    assert "MW as asked" in printed
     control = json.loads((tmp_path / "r.json").read_text())["control"]
     assert set(control) == {"logP", "MW"}
     assert control["MW"]["mean_absolute_error"] < 0.8 * control["MW"]["shuffled"]
