@@ -228,7 +228,8 @@ class TransformerStream(Stream):
 
     def _compiled_loops(self) -> "TokenBlocks | None":
         """What takes steps on a CPU, where nothing is differentiated and as long as nothing is traced."""
-        if self.cache.device.type != "cpu" or not self.cache.numel() or torch.is_grad_enabled():
+        on_cpu = self.cache.device.type == "cpu" and self.cache.dtype in (torch.float32, torch.float64)
+        if not on_cpu or not self.cache.numel() or torch.is_grad_enabled():
             return None
         from arflows.core.conditioners.transformer_loops import LANES, TokenBlocks  # a compiler is slow to import
 

@@ -16,9 +16,10 @@ from arflows.core.conditioners.wavenet_pass import product_type
 if TYPE_CHECKING:
     from arflows.core.conditioners.wavenet import WaveNet
 
-_COLUMNS_OF_A_THREAD = 1 << 10
 TILE_BYTES = 3 << 19
 """What a step works on at a time on a CPU: little enough to stay in a core's second-level cache."""
+GATED = 1 << 10
+"""Columns that a thread gates at least; fewer take less time than it takes to start a thread."""
 
 
 class WaveNetStream(Stream):
@@ -244,7 +245,7 @@ class _Rows:
                     )
                 passed = work["passed"]
                 if self.in_loops:
-                    gated(gates[:, None], added[:, None], passed[:, None], _COLUMNS_OF_A_THREAD)
+                    gated(gates[:, None], added[:, None], passed[:, None], GATED)
                 else:
                     signal, gate = gates.tanh_().chunk(2, -1)
                     torch.addcmul(signal, signal, gate, out=passed)  # 2 tanh(a) σ(2b)

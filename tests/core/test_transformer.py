@@ -209,6 +209,15 @@ def test_compiled_steps_give_what_the_parallel_pass_gives(dtype, tolerance):
     torch.testing.assert_close(torch.stack(got, 1), expected[:, seen], atol=tolerance, rtol=tolerance)
 
 
+def test_a_model_in_half_precision_takes_steps():
+    network = conditioner(context_features=0).to(torch.bfloat16)
+    x, _ = inputs(network, torch.bfloat16)
+    with torch.no_grad():
+        stream = network.stream(x)
+        got = [stream.step(x[:, site - 1] if site else None) for site in range(SITES)]
+        torch.testing.assert_close(torch.stack(got, 1), network(x), atol=0.1, rtol=0.1)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_batch_is_generated_in_parts(monkeypatch, threads):
     network = conditioner(dtype=torch.float32)
