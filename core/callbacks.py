@@ -380,6 +380,7 @@ class OrderlyInterrupt(Callback):
         """Gives the signals back as they were before Lightning, which has given back its own by now."""
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
+        self._handlers_before, self._handler_of_lightning = {}, None
 
 
 def _exception(number: int | None) -> BaseException:

@@ -1,4 +1,8 @@
-"""Loops that numba compiles at their first use, a second or two each, kept on disk."""
+"""Loops that numba compiles at their first use, a second or two each, kept on disk.
+
+numba compiles a loop anew when its own file changes. After a change of what loops of other files call here,
+`make clean` removes what they keep.
+"""
 
 import functools
 import math
@@ -29,10 +33,10 @@ def _one_process_at_a_time(method: Function) -> Function:
 
     @functools.wraps(method)
     def locked(cache: Any, *words: Any) -> Any:
-        lock = FileLock(f"{cache._index_path}.lock")
+        lock = FileLock(f"{cache._index_path}.lock", timeout=60)
         try:
             lock.acquire()
-        except OSError:  # a folder that may only be read, where nobody writes
+        except (OSError, NotImplementedError):  # a folder that may only be read, one without locks, a holder that hangs
             return method(cache, *words)
         try:
             return method(cache, *words)
@@ -43,8 +47,9 @@ def _one_process_at_a_time(method: Function) -> Function:
 
 
 # For functions of other libraries too, such as librosa's.
-IndexDataCacheFile.save = _one_process_at_a_time(IndexDataCacheFile.save)  # type: ignore[method-assign]
-IndexDataCacheFile.load = _one_process_at_a_time(IndexDataCacheFile.load)  # type: ignore[method-assign]
+if not hasattr(IndexDataCacheFile.save, "__wrapped__"):
+    IndexDataCacheFile.save = _one_process_at_a_time(IndexDataCacheFile.save)  # type: ignore[method-assign]
+    IndexDataCacheFile.load = _one_process_at_a_time(IndexDataCacheFile.load)  # type: ignore[method-assign]
 
 
 def compiled(function: Function) -> Function:
@@ -75,14 +80,22 @@ def in_shares(loop: Callable[..., None], count: int, least: int, *arguments: Any
     """
     shares = max(1, min(torch.get_num_threads(), count // least))
     edges = [count * share // shares for share in range(shares + 1)]
-    others = [
-        Thread(target=loop, args=(share, edges[share], edges[share + 1], *arguments)) for share in range(1, shares)
-    ]
+    errors: list[BaseException] = []
+
+    def run(share: int) -> None:
+        try:
+            loop(share, edges[share], edges[share + 1], *arguments)
+        except BaseException as error:
+            errors.append(error)
+
+    others = [Thread(target=run, args=(share,)) for share in range(1, shares)]
     for thread in others:
         thread.start()
-    loop(0, 0, edges[1], *arguments)
+    run(0)
     for thread in others:
         thread.join()
+    if errors:
+        raise errors[0]
 
 
 @compiled

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from itertools import repeat
+from threading import Barrier
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -129,25 +129,35 @@ class Sequential(Solver):
 def _in_parts(
     loop: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], z: Tensor, context: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Runs a loop on a CPU over parts of a batch, which share the threads that PyTorch takes."""
-    parts = z.split(size)
-    contexts: Iterable[Tensor | None] = repeat(None) if context is None else context.split(size)
-    threads = torch.get_num_threads()
+    """Runs a loop on a CPU over parts of a batch of at most that size, which share the threads that PyTorch takes."""
+    threads, count = torch.get_num_threads(), max(1, -(-len(z) // size))
+    if count > 1:  # as much for each thread
+        count += -count % min(threads, count)
+    parts = z.tensor_split(count)
+    contexts: list[Tensor | None] = [context] * count
+    if context is not None and count > 1:
+        contexts = list(context.expand(len(z), *context.shape[1:]).tensor_split(count))
 
     def run(part: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        if len(parts) > 1:  # of this thread and those that begin later
-            torch.set_num_threads(max(1, threads // len(parts)))
         with torch.inference_mode():  # without the book-keeping of autograd, a good part of what a small step costs
             return loop(part, own)
 
-    if threads == 1 or len(parts) == 1:
+    workers = min(threads, count)
+    if workers == 1:
         solved = list(map(run, parts, contexts))
     else:
-        try:
-            with ThreadPoolExecutor(min(threads, len(parts))) as pool:
-                solved = list(pool.map(run, parts, contexts))
-        finally:
-            torch.set_num_threads(threads)
+        ready = Barrier(workers + 1)
+
+        def begin() -> None:
+            torch.set_num_threads(threads // workers)
+            torch.get_num_threads()  # the first time it is what was set last, by whichever thread
+            ready.wait(timeout=60)
+
+        with ThreadPoolExecutor(workers, initializer=begin) as pool:
+            running = [pool.submit(run, *each) for each in zip(parts, contexts, strict=True)]
+            ready.wait(timeout=60)
+            torch.set_num_threads(threads)  # for threads that others begin
+            solved = [each.result() for each in running]
     x, log_det = (torch.cat(each) for each in zip(*solved, strict=True))  # of no mode, usable in autograd
     return x, log_det
 

@@ -156,7 +156,8 @@ def _rows(result: dict[str, Any], figure: Figure) -> dict[str, str]:
     rows["filters"] = f"{told(result['filters'])} ({100 * result['reference_filters']['value']:.2f} % of the reference)"
     for name, value in result.get("control", {}).items():
         told_error = "off by {mean_absolute_error:.3f} on average ({shuffled:.3f} asked in another order)"
-        rows[f"{name} as asked"] = f"{told_error}, correlation {{correlation:.3f}}".format(**value)
+        correlation = "none" if value["correlation"] is None else f"{value['correlation']:.3f}"
+        rows[f"{name} as asked"] = f"{told_error.format(**value)}, correlation {correlation}"
     for name, value in result["distributions"].items():
         means = f"means {value['generated_mean']:.3f} and {value['reference_mean']:.3f}"
         rows[name] = f"Wasserstein-1 {value['wasserstein']:.4f}, {means}"

@@ -206,7 +206,7 @@ def control(
 
     Returns:
         For each property the mean absolute error, beside that of asking the same molecules in another order
-        (``shuffled``: what a model that does not listen would have), and the correlation.
+        (``shuffled``: what a model that does not listen would have), and the correlation; None where all are the same.
     """
     found = {}
     for name in (name for name in wanted if name in MEASURES):
@@ -215,7 +215,7 @@ def control(
         found[name] = {
             "mean_absolute_error": float(np.abs(had - asked).mean()),
             "shuffled": float(np.abs(had - np.random.default_rng(0).permutation(asked)).mean()),
-            "correlation": float(np.corrcoef(had, asked)[0, 1]),
+            "correlation": float(np.corrcoef(had, asked)[0, 1]) if had.std() and asked.std() else None,
             "molecules": len(generated),
         }
     return found

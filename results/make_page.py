@@ -89,10 +89,9 @@ def molecule_figures(run: dict[str, Any]) -> dict[str, str]:
     }
     similarities = {"SNN": run["SNN"], "fragments": run["fragment_similarity"], "scaffolds": run["scaffold_similarity"]}
     control = {
-        f"{name} as asked": "off by {mean_absolute_error:.3f} on average ({shuffled:.3f} asked in another order), "
-        "correlation {correlation:.3f}, {molecules:,} samples asked for the {name} of test molecules".format(
-            **each, name=name
-        )
+        f"{name} as asked": f"off by {each['mean_absolute_error']:.3f} on average ({each['shuffled']:.3f} asked "
+        f"in another order), correlation {each['correlation'] and round(each['correlation'], 3)}, "
+        f"{each['molecules']:,} samples asked for the {name} of test molecules"
         for name, each in run.get("control", {}).items()
     }
     kind = "exact for the canonical order" if nats["kind"] == "exact" else nats["kind"]

@@ -38,6 +38,10 @@ class Guided(AutoregressiveConditioner):
         """Starts a generation, with and without the context side by side."""
         return _GuidedStream(self, self.conditioner.stream(torch.cat([like, like]), self._stacked(context)))
 
+    def examples_at_once(self, like: Tensor) -> int:
+        """Half as many as without guidance."""
+        return max(1, self.conditioner.examples_at_once(torch.cat([like, like])) // 2)
+
     def guided(self, parameters: Float[Tensor, "both *rest"]) -> Float[Tensor, "batch *rest"]:
         """Combines the parameters with the context, in the first half of the batch, with those without."""
         given, without = parameters.chunk(2)

@@ -25,7 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 # Rows of a masked layer that are multiplied together. All of them take the inputs that the last one sees; smaller
-# blocks skip more of the masked part of the matrix, larger ones are faster products.
+# blocks skip more of the masked part of the matrix, larger ones are faster products. Names and shapes of saved weights
+# depend on it.
 _BLOCK_ROWS = 256
 
 # Sites that a stream computes between two products with all the past. Within a block the past grows a site at a time
@@ -253,7 +254,7 @@ class MADEStream(Stream):
 
     def invert(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor] | None:
         """Latent → data for all sites, on a CPU under a map that the compiled loop knows: see `made_loop`."""
-        if z.device.type != "cpu" or z.dtype != self.values.dtype:
+        if z.device.type != "cpu" or z.dtype != self.values.dtype or z.dtype not in (torch.float32, torch.float64):
             return None
         from arflows.core.conditioners import made_loop  # a compiler is slow to import
 

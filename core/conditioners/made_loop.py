@@ -63,7 +63,7 @@ def _invert_affine(
 
 
 @compiled
-def _shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
+def _bin_shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
     """What part of the interval each bin of an example takes."""
     bins = len(raw)
     largest = raw[0, j]
@@ -81,7 +81,7 @@ def _shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
 
 @compiled
 def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
-    """At a knot, counted from 0; beyond the inner ones it is 1."""
+    """At a knot, counted from 0; at the outer two it is 1."""
     if knot == 0 or knot > len(raw):
         return settings.dtype.type(1)
     value = raw[knot - 1, j] + settings[3]
@@ -106,7 +106,7 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
             x[j] = value
             log_derivative[j] = zero
             continue
-        _shares(raw_heights, j, min_bin, shares)
+        _bin_shares(raw_heights, j, min_bin, shares)
         at, passed = 0, zero
         low, high = -bound, bound
         while at < bins - 1:
@@ -117,7 +117,7 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
                 break
             low = knot
             at += 1
-        _shares(raw_widths, j, min_bin, shares)
+        _bin_shares(raw_widths, j, min_bin, shares)
         passed = zero
         for k in range(at):
             passed += shares[k]

@@ -14,8 +14,8 @@ from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, 
 if TYPE_CHECKING:
     from arflows.core.conditioners.transformer_loops import TokenBlocks
 
-# What a step reads all of stays in a processor's last cache if it is no more than this; and the least number of
-# examples whose matrix products are worth reading weights for.
+# What a step of a part of a batch reads all of stays in a processor's last cache if it is no more than this; and the
+# least number of examples whose matrix products are worth reading weights for.
 _NEAR_BYTES, _FEWEST_EXAMPLES = 20 << 20, 8
 
 
@@ -200,7 +200,7 @@ class TransformerStream(Stream):
         self.layers = [(*block.matrices(), *cache) for block, cache in zip(blocks, self.cache, strict=True)]
         self.last = transformer.positions.new_zeros(batch, 1, transformer.channels)
         self.swept: Tensor | None = None
-        self.loops = self._compiled_loops()
+        self.loops: TokenBlocks | None = None
 
     def step(self, previous: Float[Tensor, "batch channels"] | None) -> Float[Tensor, "batch channels parameters"]:
         """Takes the value of the token before (None at the first) and returns the parameters of the next.
@@ -218,7 +218,9 @@ class TransformerStream(Stream):
         hidden = torch.addmm(network.positions[here], self.last[:, 0], network.enter.weight.t())
         if self.shift is not None:
             hidden += self.shift[:, 0]
-        if torch.compiler.is_compiling():
+        if previous is None:
+            self.loops = self._compiled_loops()
+        elif torch.compiler.is_compiling():
             self._leave_loops()
         if self.loops is not None:
             self.loops(hidden, self.position)
@@ -227,9 +229,9 @@ class TransformerStream(Stream):
         return network.leave(network.norm(hidden)).view(len(hidden), network.channels, network.parameter_count)
 
     def _compiled_loops(self) -> "TokenBlocks | None":
-        """What takes steps on a CPU, where nothing is differentiated and as long as nothing is traced."""
+        """What takes steps on a CPU, where nothing is traced and nothing differentiated."""
         on_cpu = self.cache.device.type == "cpu" and self.cache.dtype in (torch.float32, torch.float64)
-        if not on_cpu or not self.cache.numel() or torch.is_grad_enabled():
+        if not on_cpu or not self.cache.numel() or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
         from arflows.core.conditioners.transformer_loops import LANES, TokenBlocks  # a compiler is slow to import
 

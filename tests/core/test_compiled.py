@@ -3,6 +3,7 @@
 import multiprocessing
 
 import pytest
+import torch
 from numba.core.caching import IndexDataCacheFile
 
 from arflows.core import compiled
@@ -12,7 +13,7 @@ KEYS = [f"types {number}" for number in range(12)]
 
 def save_and_load(folder, order, start, wrong):
     """What a process does that compiles for the types in some order; it puts what it got into a queue."""
-    start.wait()
+    start.wait(60)
     for number in range(20):
         cache = IndexDataCacheFile(str(folder), f"function{number}", "stamp")
         for key in order:
@@ -30,7 +31,9 @@ def test_code_is_kept_under_its_own_types(tmp_path):
     context = multiprocessing.get_context("fork")
     start, wrong = context.Barrier(3), context.Queue()
     orders = [KEYS, KEYS[::-1], KEYS[5:] + KEYS[:5]]
-    processes = [context.Process(target=save_and_load, args=(tmp_path, order, start, wrong)) for order in orders]
+    processes = [
+        context.Process(target=save_and_load, args=(tmp_path, order, start, wrong), daemon=True) for order in orders
+    ]
     for process in processes:
         process.start()
     assert [wrong.get(timeout=60) for _ in processes] == [[], [], []]
@@ -52,9 +55,23 @@ def test_a_folder_that_may_only_be_read_is_read(tmp_path, monkeypatch):
     assert cache.load("types") == "code"
 
 
-@pytest.mark.parametrize("count", [1, 3, 7])
-def test_shares_are_all_of_it(count):
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_shares_are_all_of_it(count, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     seen = []
-    compiled.in_shares(lambda share, start, stop, more: seen.append((start, stop, more)), count, 2, "more")
-    assert sorted(seen)[0][0] == 0
-    assert sum(stop - start for start, stop, _ in seen) == count
+    compiled.in_shares(lambda *words: seen.append(words), count, 2, "more")
+    assert [number for _, start, stop, _ in sorted(seen) for number in range(start, stop)] == list(range(count))
+    assert [(share, more) for share, _, _, more in sorted(seen)] == [
+        (n, "more") for n in range(max(1, min(3, count // 2)))
+    ]
+
+
+def test_an_error_of_a_share_is_not_lost(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def fail(share, start, stop):
+        if share == 1:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        compiled.in_shares(fail, 4, 1)

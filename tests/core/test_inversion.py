@@ -16,7 +16,7 @@ SHAPES = {
     "wide": (6, (64, 40), {}),
     "narrow": (40, (16, 9), {"context_features": 3}),
     "residual": (35, (48, 48, 48), {"residual": True, "context_features": 2, "activation": "elu"}),
-    "staircase": (20, (300, 270), {}),
+    "staircase": (20, (600, 540), {}),
     "several_stream_blocks": (50, (128,), {"activation": "silu"}),
 }
 every_shape = pytest.mark.parametrize(("features", "hidden", "options"), SHAPES.values(), ids=SHAPES)
@@ -97,7 +97,9 @@ def test_a_streams_parameters_are_those_of_the_pass(features, hidden, options):
 
 
 @every_shape
-@pytest.mark.parametrize("elementwise", [Affine, LocationScale, RationalQuadraticSpline])
+@pytest.mark.parametrize(
+    "elementwise", [Affine, LocationScale, RationalQuadraticSpline, lambda: RationalQuadraticSpline(1)]
+)
 @pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
 def test_the_compiled_loop_does_what_steps_do(features, hidden, options, elementwise, activation):
     bijection = layer(features, hidden, 0.3, elementwise(), **options | {"activation": activation})
@@ -113,6 +115,30 @@ def test_the_compiled_loop_does_what_steps_do(features, hidden, options, element
         found, found_log_derivative = made.stream(z, context).invert(bijection.elementwise, z)
     torch.testing.assert_close(found, torch.stack(values, 1), atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(found_log_derivative, torch.stack(log_derivatives, 1), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("elementwise", [Affine, RationalQuadraticSpline])
+def test_the_compiled_loop_in_float32(elementwise):
+    bijection = layer(20, (60,), 0.1, elementwise()).float()
+    z = 2 * torch.randn(64, 20)
+    found, log_det, _ = inverse_by(Sequential(), bijection, z, None)
+    expected, expected_log_det, _ = inverse_by(Sequential(), bijection.double(), z.double(), None)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(log_det.double(), expected_log_det, atol=1e-4, rtol=1e-5)
+
+
+def test_layers_are_cut_into_blocks_with_a_dense_part():
+    first, second, _ = layer(*SHAPES["staircase"][:2]).conditioner.masked_layers
+    assert len(second.blocks) == 2
+    assert second.blocks[1].dense is not None
+    assert len(first.blocks) == 1
+
+
+@pytest.mark.parametrize("elementwise", [Affine, RationalQuadraticSpline, lambda: LogisticMixture(2)])
+def test_half_precision_is_left_to_steps(elementwise):
+    bijection = layer(4, elementwise=elementwise()).bfloat16()
+    z = torch.randn(3, 4, dtype=torch.bfloat16)
+    assert bijection.conditioner.stream(z).invert(bijection.elementwise, z) is None
 
 
 def test_maps_without_a_compiled_loop_are_left_to_steps():

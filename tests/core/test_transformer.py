@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from arflows.core.bijections import Autoregressive, LocationScale
-from arflows.core.conditioners import CausalTransformer, Guided
+from arflows.core.conditioners import CausalTransformer, Guided, transformer_loops
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, RecomputedStream
 from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, Solver, solving
 
@@ -190,8 +190,11 @@ def test_a_captured_loop_gives_what_the_cpu_gives(guided):
             torch.testing.assert_close(moved.inverse(x.cuda(), context.cuda())[0].cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @both_dtypes
-def test_compiled_steps_give_what_the_parallel_pass_gives(dtype, tolerance):
+def test_compiled_steps_give_what_the_parallel_pass_gives(dtype, tolerance, threads, monkeypatch):
+    monkeypatch.setattr(transformer_loops, "LOOKED_UP", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     sites = 37  # more than are scored together
     network = noisy(CausalTransformer(sites, CHANNELS, 2, 20, layers=2, heads=4), 0.05).to(dtype)
@@ -199,8 +202,8 @@ def test_compiled_steps_give_what_the_parallel_pass_gives(dtype, tolerance):
     with torch.no_grad():
         expected = network(x)
         stream = network.stream(x)
-        assert stream.loops is not None
         got = [stream.step(x[:, site - 1] if site else None) for site in range(20)]
+        assert stream.loops is not None
         stream.commit(x[:, 19:30])  # by a sweep, which needs the keys of all steps
         assert stream.loops is None
         got += [stream.sweep(x[:, 30:31])[:, 0]]
@@ -239,11 +242,25 @@ def test_a_batch_is_generated_in_parts(monkeypatch, threads):
     assert not parts.is_inference()
 
 
+@pytest.mark.parametrize("examples", [2, 100])
+def test_a_context_is_for_all_or_for_each(monkeypatch, examples):
+    network = conditioner(dtype=torch.float32)
+    flow = Autoregressive(LocationScale(), network)
+    monkeypatch.setattr(CausalTransformer, "examples_at_once", lambda self, like: examples)
+    z = torch.randn(7, SITES, CHANNELS)
+    context = torch.randn(1, network.context_features)
+    with torch.no_grad():
+        found, _ = flow.inverse(z, context)
+        torch.testing.assert_close(found, flow.inverse(z, context.expand(7, -1))[0])
+        with pytest.raises(RuntimeError, match="size"):
+            flow.inverse(z, context.expand(5, -1))
+
+
 def test_parts_fit_the_cache_or_are_the_whole_batch():
     small = CausalTransformer(256, 12, 2, 128, layers=4, heads=4)
     parts = small.examples_at_once(torch.zeros(64, 256, 12))
     assert 8 <= parts < 64
-    bytes_of_a_token = 4 * (sum(p.numel() for p in small.parameters()) + parts * 2 * 4 * 256 * 128)
-    assert bytes_of_a_token <= 20 << 20
+    bytes_of_a_step = 4 * (sum(p.numel() for p in small.parameters()) + parts * 2 * 4 * 256 * 128)
+    assert bytes_of_a_step <= 20 << 20
     large = CausalTransformer(256, 12, 2, 768, layers=2, heads=4)
     assert large.examples_at_once(torch.zeros(64, 256, 12)) == 64
