@@ -319,19 +319,17 @@ class OrderlyInterrupt(Callback):
         self._received: int | None = None
         self._process = os.getpid()
         self._handlers_before: dict[int, Any] = {}
-        self._handler_of_lightning: Any = None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over Ctrl-C, where signals can be handled."""
-        if threading.current_thread() is threading.main_thread():
-            self._handlers_before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            self._take_over(signal.SIGINT, trainer)
+        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over SIGTERM, for which Lightning has set a handler by now that stops between batches, not steps."""
-        if self._handlers_before:
-            self._handler_of_lightning = signal.getsignal(signal.SIGTERM)
-            self._take_over(signal.SIGTERM, trainer)
+        """Takes over, where signals can be handled.
+
+        By now Lightning has noted the handlers of all signals, which it gives back when training ends, and has set one
+        of its own for SIGTERM that stops between batches, not steps.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._take_over(number, trainer)
 
     def _take_over(self, number: int, trainer: Trainer) -> None:
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -345,7 +343,8 @@ class OrderlyInterrupt(Callback):
             self._received = number
             rank_zero_info("\nInterrupted: stopping after this step. Once more stops at once, without saving.")
 
-        signal.signal(number, on_signal)
+        self._handlers[number] = on_signal
+        self._handlers_before[number] = signal.signal(number, on_signal)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stops between steps."""
@@ -371,16 +370,10 @@ class OrderlyInterrupt(Callback):
         return interrupted
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """From now on Ctrl-C acts at once, and SIGTERM waits until all is saved."""
-        self._received = self._received or signal.SIGINT
-        if self._handler_of_lightning is not None:
-            signal.signal(signal.SIGTERM, self._handler_of_lightning)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the signals back as they were before Lightning, which has given back its own by now."""
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
-        self._handlers_before, self._handler_of_lightning = {}, None
+        """From now on Ctrl-C acts at once, and SIGTERM waits until all is saved, by Lightning's handler."""
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) is handler:  # Lightning may have given the signal back, or ignores it
+                signal.signal(number, self._handlers_before[number])
 
 
 def _exception(number: int | None) -> BaseException:

@@ -307,7 +307,7 @@ class Experiment(LightningCLI):
             KeyboardInterrupt: After Ctrl-C, with the last state saved.
             UserError: If training cannot go on, or the Trainer's options do not fit together.
         """
-        handler = signal.getsignal(signal.SIGINT)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self._software = software()  # of the code that trains, which may have moved on when training ends
         if self.trainer.is_global_zero:
             self._save_options()
@@ -327,8 +327,9 @@ class Experiment(LightningCLI):
             if self.trainer.is_global_zero and (self.checkpoints / LAST).is_file():
                 print(f"{self.checkpoints / LAST} is saved; add --resume to go on from it.", file=sys.stderr)
             raise KeyboardInterrupt from ending
-        finally:
-            signal.signal(signal.SIGINT, handler)
+        finally:  # Lightning keeps its own where it was interrupted early or the state could not be saved
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if self.trainer.is_global_zero:
             self._export()
 

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,20 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("ARFLOWS_DATA names no folder of data sets")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _signals_left_alone():
+    """What a test leaves behind as a signal's handler outlives it: the worker processes of later tests inherit it.
+
+    They hang where it swallows the SIGTERM that should end them.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    changed = [number.name for number, handler in before.items() if signal.getsignal(number) != handler]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert not changed, f"the test left a handler of {' and '.join(changed)} behind"
 
 
 @pytest.fixture

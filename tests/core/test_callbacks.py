@@ -66,12 +66,10 @@ def test_training_stops_after_too_many_skipped_steps_and_keeps_the_last_good_sta
     x = torch.randn(8 * 9, 4)
     x[8 * 3 :: 8] = math.nan  # from the fourth batch on
     module = FlowTraining(small_flow(), patience=4)
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match=r"batch 6 of epoch 0: 4 steps in a row .*last\.ckpt"):
         trainer(tmp_path).fit(module, datamodule=Data(x))
     with pytest.raises(KeyboardInterrupt):  # which waits for the end of a step only while there are steps
         signal.raise_signal(signal.SIGINT)
-    signal.signal(signal.SIGINT, handler)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for weights in (saved["state_dict"], saved["current_model_state"]):
         assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -131,16 +129,28 @@ def test_signals_are_given_back():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_sigterm_is_given_back_after_an_interrupt_in_the_last_validation():
+    """When Lightning has given back its own handlers by the time that training ends."""
+
+    class Signal(FlowTraining):
+        def validation_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                signal.raise_signal(signal.SIGTERM)
+            super().validation_step(batch, batch_idx)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        trainer().fit(Signal(small_flow()), datamodule=Data(torch.randn(16, 4)))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_signals_act_at_once_after_a_training_that_failed():
-    interrupt, before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(UserError):
         trainer().fit(FlowTraining(small_flow(), patience=1), datamodule=Data(torch.full((16, 4), math.nan)))
     assert signal.getsignal(signal.SIGTERM) == before
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 # ---------------------------------------------------------------------------------------------- averaged weights
@@ -209,14 +219,10 @@ def test_an_interrupt_waits_for_the_step_and_can_be_resumed(tmp_path):
             if trainer.global_step == 12:
                 signal.raise_signal(signal.SIGINT)
 
-    handler = signal.getsignal(signal.SIGINT)
     data = Data(torch.randn(80, 4))
     module = FlowTraining(small_flow())
-    try:
-        with pytest.raises(SystemExit) as ending:
-            trainer(tmp_path, [Interrupt()], max_epochs=3).fit(module, datamodule=data)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with pytest.raises(SystemExit) as ending:
+        trainer(tmp_path, [Interrupt()], max_epochs=3).fit(module, datamodule=data)
     assert isinstance(ending.value.__context__, KeyboardInterrupt)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 13  # the thirteenth step was finished
@@ -225,12 +231,6 @@ def test_an_interrupt_waits_for_the_step_and_can_be_resumed(tmp_path):
     resumed = trainer(tmp_path, max_epochs=3)
     resumed.fit(module, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert (resumed.current_epoch, resumed.global_step) == (3, 30)
-
-
-def test_the_signal_is_given_back_after_training():
-    handler = signal.getsignal(signal.SIGINT)
-    trainer().fit(FlowTraining(small_flow()), datamodule=Data(torch.randn(16, 4)))
-    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize(
@@ -247,15 +247,10 @@ def test_what_is_saved_is_logged_and_between_optimizer_steps(number, kind, tmp_p
                 self.raised = True  # a second one would end all at once
                 signal.raise_signal(number)
 
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        with pytest.raises(kind):
-            trainer(tmp_path, [Signal()], accumulate_grad_batches=2).fit(
-                FlowTraining(small_flow()), datamodule=Data(torch.randn(80, 4))
-            )
-    finally:
-        for n, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(n, handler)
+    with pytest.raises(kind):
+        trainer(tmp_path, [Signal()], accumulate_grad_batches=2).fit(
+            FlowTraining(small_flow()), datamodule=Data(torch.randn(80, 4))
+        )
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     loop = saved["loops"]["fit_loop"]
     progress = loop["epoch_loop.batch_progress"]["total"]
