@@ -6,8 +6,9 @@ numba compiles a loop anew when its own file changes. After a change of what loo
 
 import functools
 import math
-from collections.abc import Callable
-from threading import Thread
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import numba
@@ -17,6 +18,7 @@ from filelock import FileLock
 from numba import types
 from numba.core.caching import IndexDataCacheFile
 from numba.extending import overload
+from threadpoolctl import ThreadpoolController
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,6 +64,11 @@ def compiled_summing(function: Function) -> Function:
     return _compiled(function, OPTIONS | {"fastmath": OPTIONS["fastmath"] | {"reassoc"}})
 
 
+def compiled_comparing(function: Function) -> Function:
+    """The same of a function that compares numbers in any order; what it says of what is no number is undefined."""
+    return _compiled(function, OPTIONS | {"fastmath": OPTIONS["fastmath"] | {"reassoc", "nnan"}})
+
+
 def _compiled(function: Function, options: dict[str, Any]) -> Function:
     try:
         return numba.njit(cache=True, **options)(function)
@@ -96,6 +103,41 @@ def in_shares(loop: Callable[..., None], count: int, least: int, *arguments: Any
         thread.join()
     if errors:
         raise errors[0]
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    import scipy.linalg.cython_blas  # noqa: F401, what compiled loops multiply matrices by
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+class _Multiplying:
+    """How many are inside `multiplying`, and what gives the threads back when the last one leaves."""
+
+    lock = Lock()
+    inside = 0
+    limiter: Any = None
+
+
+@contextmanager
+def multiplying() -> Iterator[None]:
+    """Where compiled loops multiply matrices by `numpy.dot`: in the thread that runs them, and in no others.
+
+    The number of threads of a BLAS is that of the process. Who enters first notes it, who leaves last gives it back.
+    """
+    state = _Multiplying
+    with state.lock:
+        if not state.inside:
+            state.limiter = _blas().limit(limits=1)
+        state.inside += 1
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.inside -= 1
+            if not state.inside:
+                state.limiter.restore_original_limits()
 
 
 @compiled

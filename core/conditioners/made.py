@@ -256,9 +256,10 @@ class MADEStream(Stream):
         """Latent → data for all sites, on a CPU under a map that the compiled loop knows: see `made_loop`."""
         if z.device.type != "cpu" or z.dtype != self.values.dtype or z.dtype not in (torch.float32, torch.float64):
             return None
-        from arflows.core.conditioners import made_loop  # a compiler is slow to import
+        from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
+        from arflows.core.conditioners import made_loop
 
-        if (known := made_loop.settings_of(elementwise, self.values.numpy().dtype)) is None:
+        if (known := settings_of(elementwise, self.values.numpy().dtype)) is None:
             return None
 
         def arrays(tensors: list[Tensor]) -> tuple[np.ndarray, ...]:

@@ -11,23 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from arflows.core.bijections.elementwise import Affine, Elementwise, LocationScale
-from arflows.core.bijections.spline import RationalQuadraticSpline
+from arflows.core.bijections.elementwise_loops import invert_elementwise
 from arflows.core.compiled import add_products, compiled
 
 ACTIVATION_CODES = {"relu": 0, "tanh": 1, "elu": 2, "silu": 3}
-
-_AFFINE, _LOCATION_SCALE, _SPLINE = range(3)
-
-
-def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np.ndarray] | None:
-    """Which map `invert_block` inverts, and its settings; None if it knows no such map."""
-    codes = {Affine: _AFFINE, LocationScale: _LOCATION_SCALE, RationalQuadraticSpline: _SPLINE}
-    code = codes.get(type(elementwise))
-    if code is None:
-        return None
-    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset"]
-    return code, np.array([getattr(elementwise, name) for name in names], dtype)
 
 
 @compiled
@@ -44,102 +31,6 @@ def _activate(code: int, sums: Any, hidden: Any, left: int, right: int) -> None:
     else:
         for j in range(np.uintp(left), np.uintp(right)):
             hidden[j] = sums[j] / (1 + math.exp(-sums[j]))
-
-
-@compiled
-def _invert_affine(
-    parameters: Any, settings: Any, of_location: bool, z: Any, x: Any, log_derivative: Any, left: int, right: int
-) -> None:
-    """By x = t + z · exp(s) with ``of_location``, otherwise x = (z − t) · exp(−s); s is bounded as `Affine` does it."""
-    shift, raw, bound = parameters[0], parameters[1], settings[0]
-    for j in range(np.uintp(left), np.uintp(right)):
-        log_scale = raw[j] * bound / (abs(raw[j]) + bound)
-        if of_location:
-            x[j] = shift[j] + z[j] * math.exp(log_scale)
-            log_derivative[j] = log_scale
-        else:
-            x[j] = (z[j] - shift[j]) * math.exp(-log_scale)
-            log_derivative[j] = -log_scale
-
-
-@compiled
-def _bin_shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
-    """What part of the interval each bin of an example takes."""
-    bins = len(raw)
-    largest = raw[0, j]
-    for k in range(1, bins):
-        largest = max(largest, raw[k, j])
-    total = shares.dtype.type(0)
-    for k in range(bins):
-        shares[k] = math.exp(raw[k, j] - largest)
-        total += shares[k]
-    one = shares.dtype.type(1)
-    scale = (one - shares.dtype.type(bins) * min_bin) / total
-    for k in range(bins):
-        shares[k] = min_bin + scale * shares[k]
-
-
-@compiled
-def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
-    """At a knot, counted from 0; at the outer two it is 1."""
-    if knot == 0 or knot > len(raw):
-        return settings.dtype.type(1)
-    value = raw[knot - 1, j] + settings[3]
-    if value > 20:
-        return settings[2] + value
-    return settings[2] + math.log1p(math.exp(value))
-
-
-@compiled
-def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int) -> None:
-    """What `RationalQuadraticSpline.inverse` does; its bin is found first, and only that bin's derivatives computed."""
-    bins = (len(parameters) + 1) // 3
-    raw_widths, raw_heights, raw_derivatives = parameters[:bins], parameters[bins : 2 * bins], parameters[2 * bins :]
-    shares = np.empty(bins, settings.dtype)
-    bound, min_bin = settings[0], settings[1]
-    zero, one = settings.dtype.type(0), settings.dtype.type(1)
-    two = one + one
-    smallest = settings.dtype.type(np.finfo(settings.dtype).eps) ** 2
-    for j in range(left, right):
-        value = z[j]
-        if not abs(value) <= bound:  # the tails, and what is not a number
-            x[j] = value
-            log_derivative[j] = zero
-            continue
-        _bin_shares(raw_heights, j, min_bin, shares)
-        at, passed = 0, zero
-        low, high = -bound, bound
-        while at < bins - 1:
-            passed += shares[at]
-            knot = bound * (two * passed - one)
-            if not value >= knot:
-                high = knot
-                break
-            low = knot
-            at += 1
-        _bin_shares(raw_widths, j, min_bin, shares)
-        passed = zero
-        for k in range(at):
-            passed += shares[k]
-        start = bound * (two * passed - one) if at else -bound
-        width = (bound * (two * (passed + shares[at]) - one) if at < bins - 1 else bound) - start
-        height = high - low
-        left_slope = _derivative(raw_derivatives, at, j, settings)
-        right_slope = _derivative(raw_derivatives, at + 1, j, settings)
-        slope = height / width
-        rise = value - low
-        bend = left_slope + right_slope - two * slope
-        a = height * (slope - left_slope) + rise * bend
-        b = height * left_slope - rise * bend
-        c = -slope * rise
-        root = math.sqrt(max(b * b - two * two * a * c, smallest))
-        t = (root - b) / (two * a) if b < 0 else -two * c / (b + root)
-        t = min(max(t, zero), one)
-        mixed = t * (one - t)
-        denominator = slope + bend * mixed
-        numerator = right_slope * t * t + two * slope * mixed + left_slope * (one - t) * (one - t)
-        x[j] = start + t * width
-        log_derivative[j] = two * (math.log(denominator) - math.log(slope)) - math.log(numerator)
 
 
 @compiled
@@ -184,8 +75,4 @@ def invert_block(
         for number in range(count):
             weight = weights[last][count * site + number]
             add_products(parameters[number], weight, inputs, past, seen, left, right)
-        if code == _SPLINE:
-            _invert_spline(parameters, settings, z[site], x[site], log_derivative[site], left, right)
-        else:
-            of_location = code == _LOCATION_SCALE
-            _invert_affine(parameters, settings, of_location, z[site], x[site], log_derivative[site], left, right)
+        invert_elementwise(code, settings, parameters, z[site], x[site], log_derivative[site], left, right)

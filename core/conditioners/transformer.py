@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
 
 if TYPE_CHECKING:
-    from arflows.core.conditioners.transformer_loops import TokenBlocks
+    from arflows.core.bijections.elementwise import Elementwise
+    from arflows.core.conditioners.transformer_loops import TokenLoops
 
-# What a step of a part of a batch reads all of stays in a processor's last cache if it is no more than this; and the
-# least number of examples whose matrix products are worth reading weights for.
-_NEAR_BYTES, _FEWEST_EXAMPLES = 20 << 20, 8
+# What a step of a part of a batch reads all of stays near a processor if it is no more than this. A product of no more
+# multiplications than that reads its matrices as they lie, in OpenBLAS, instead of copying them first. And the least
+# number of examples that is worth reading weights for.
+_NEAR_BYTES, _SMALL_PRODUCT, _FEWEST_EXAMPLES = 12 << 20, 1_000_000, 4
 
 
 class CausalTransformer(AutoregressiveConditioner):
@@ -98,7 +100,7 @@ class CausalTransformer(AutoregressiveConditioner):
         width = self.positions.shape[1]
         weights = sum(parameter.numel() for parameter in self.parameters())
         room = _NEAR_BYTES // like.element_size() - weights
-        examples = room // (2 * len(self.blocks) * self.sites * width)
+        examples = min(room // (2 * len(self.blocks) * self.sites * width), _SMALL_PRODUCT // (4 * width**2))
         apart = examples >= _FEWEST_EXAMPLES and not torch.is_autocast_enabled(like.device.type)
         return examples if apart else super().examples_at_once(like)
 
@@ -117,7 +119,7 @@ class CausalTransformer(AutoregressiveConditioner):
         previous: Float[Tensor, "batch tokens channels"],
         shift: Tensor | None,
         start: int = 0,
-        cache: Float[Tensor, "layers 2 batch heads sites head"] | None = None,
+        cache: Float[Tensor, "2 layers batch heads sites head"] | None = None,
     ) -> Float[Tensor, "batch tokens channels parameters"]:
         """The parameters of the tokens from ``start`` on, given the one before each; earlier ones are in the cache."""
         stop = start + previous.shape[1]
@@ -130,7 +132,7 @@ class CausalTransformer(AutoregressiveConditioner):
             mask = torch.ones(stop - start, stop, dtype=torch.bool, device=previous.device).tril(start)
         for number, block in enumerate(self.blocks):
             # Attention costs by what it sees, so it gets no more of the cache than it may see.
-            hidden = block(hidden, mask, None if cache is None else cache[number, :, :, :, :stop])
+            hidden = block(hidden, mask, None if cache is None else cache[:, number, :, :, :stop])
         return self.leave(self.norm(hidden)).unflatten(-1, (self.channels, self.parameter_count))
 
 
@@ -194,13 +196,13 @@ class TransformerStream(Stream):
         sites, width = transformer.positions.shape
         heads = transformer.heads
         self.cache = _on_large_pages(
-            transformer.positions, (len(transformer.blocks), 2, batch, heads, sites, width // heads)
+            transformer.positions, (2, len(transformer.blocks), batch, heads, sites, width // heads)
         )
         blocks: list[_Block] = list(transformer.blocks)  # type: ignore[arg-type]
-        self.layers = [(*block.matrices(), *cache) for block, cache in zip(blocks, self.cache, strict=True)]
+        self.layers = [(*block.matrices(), *cache) for block, cache in zip(blocks, self.cache.unbind(1), strict=True)]
         self.last = transformer.positions.new_zeros(batch, 1, transformer.channels)
         self.swept: Tensor | None = None
-        self.loops: TokenBlocks | None = None
+        self.loops: TokenLoops | None = None
 
     def step(self, previous: Float[Tensor, "batch channels"] | None) -> Float[Tensor, "batch channels parameters"]:
         """Takes the value of the token before (None at the first) and returns the parameters of the next.
@@ -213,51 +215,83 @@ class TransformerStream(Stream):
             self.position += 1
         self._count(1)
         network = self.transformer
-        # Slices of one place: a compiler takes their number as a variable, an index as a constant.
-        here, seen = slice(self.position, self.position + 1), self.position + 1
-        hidden = torch.addmm(network.positions[here], self.last[:, 0], network.enter.weight.t())
-        if self.shift is not None:
-            hidden += self.shift[:, 0]
         if previous is None:
             self.loops = self._compiled_loops()
         elif torch.compiler.is_compiling():
             self._leave_loops()
         if self.loops is not None:
-            self.loops(hidden, self.position)
+            parameters = self.loops.step(self.last[:, 0], self.position)
         else:
-            self._through_blocks(hidden, here, seen)
-        return network.leave(network.norm(hidden)).view(len(hidden), network.channels, network.parameter_count)
+            parameters = self._through_network()
+        return parameters.view(len(self.last), network.channels, network.parameter_count)
 
-    def _compiled_loops(self) -> "TokenBlocks | None":
+    def invert(self, elementwise: "Elementwise", z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Latent → data for all tokens, on a CPU under a map that compiled loops know: see `elementwise_loops`."""
+        if z.dtype != self.cache.dtype or (loops := self._compiled_loops()) is None:
+            return None
+        from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
+
+        if (known := settings_of(elementwise, loops.weights.enter.dtype)) is None:
+            return None
+        self._count(self.transformer.sites)
+        self.position = self.transformer.sites
+        return loops.invert(z, *known)
+
+    def _compiled_loops(self) -> "TokenLoops | None":
         """What takes steps on a CPU, where nothing is traced and nothing differentiated."""
         on_cpu = self.cache.device.type == "cpu" and self.cache.dtype in (torch.float32, torch.float64)
         if not on_cpu or not self.cache.numel() or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        from arflows.core.conditioners.transformer_loops import LANES, TokenBlocks  # a compiler is slow to import
+        from arflows.core.conditioners.transformer_loops import LANES, TokenLoops  # a compiler is slow to import
 
-        layers, _, batch, heads, sites, head = self.cache.shape
+        network = self.transformer
+        _, layers, batch, heads, sites, head = self.cache.shape
         places = -(-sites // LANES) * LANES
-        return TokenBlocks(self.layers, _on_large_pages(self.cache, (layers, batch, heads, head, places)))
+        shift = self.shift[:, 0] if self.shift is not None else network.positions.new_zeros(1, heads * head)
+        blocks = [layer[:8] for layer in self.layers]
+        outer, outer_bias, project, merge, inner, inner_bias, expand, contract = zip(*blocks, strict=True)
+        weights = (
+            network.enter.weight.t(),
+            network.positions,
+            shift.expand(batch, -1),
+            [torch.stack(each) for each in zip(outer, outer_bias, inner, inner_bias, strict=True)],
+            project,
+            merge,
+            expand,
+            contract,
+            torch.stack([network.norm.weight, network.norm.bias]),
+            network.leave.weight.t(),
+            network.leave.bias,
+        )
+        keys = _on_large_pages(self.cache, (layers, batch, heads, head, places))
+        return TokenLoops(weights, keys, self.cache[1])
 
     def _leave_loops(self) -> None:
         """Goes on without them, in the cache as it is."""
         if self.loops is not None:
-            self.loops.restore(self.cache[:, 0, :, :, : self.position])
+            self.loops.restore(self.cache[0, ..., : self.position, :])
             self.loops = None
 
-    def _through_blocks(self, hidden: Tensor, here: slice, seen: int) -> None:
-        # What `_Block.forward` does, for one token. That is so little work that the calls count: hence matrices instead
-        # of modules and of sequences, and sums within products.
+    def _through_network(self) -> Float[Tensor, "batch parameters_of_a_token"]:
+        # What `_parameters_after` does, for one token. That is so little work that the calls count: hence matrices
+        # instead of modules and of sequences, and sums within products.
+        network = self.transformer
+        # Slices of one place: a compiler takes their number as a variable, an index as a constant.
+        here, seen = slice(self.position, self.position + 1), self.position + 1
+        hidden = torch.addmm(network.positions[here], self.last[:, 0], network.enter.weight.t())
+        if self.shift is not None:
+            hidden += self.shift[:, 0]
         shape = hidden.shape
         for scale, bias, project, merge, scale_inner, bias_inner, expand, contract, keys, values in self.layers:
             joint = torch.mm(F.layer_norm(hidden, shape[1:], scale, bias), project)
             query, keys[:, :, here], values[:, :, here] = joint.view(
-                len(hidden), 3, self.transformer.heads, 1, shape[1] // self.transformer.heads
+                len(hidden), 3, network.heads, 1, shape[1] // network.heads
             ).unbind(1)
             looked_up = F.scaled_dot_product_attention(query, keys[:, :, :seen], values[:, :, :seen])
             hidden.addmm_(looked_up.view(shape), merge)
             inner = torch.mm(F.layer_norm(hidden, shape[1:], scale_inner, bias_inner), expand)
             hidden.addmm_(F.gelu(inner), contract)
+        return network.leave(network.norm(hidden))
 
     def sweep(self, guess: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels parameters"]:
         """The parameters of the next tokens, given a guess at their values; nothing is committed.

@@ -1,79 +1,180 @@
-"""A transformer's blocks for one token of each example, on CPUs: compiled loops between matrix products.
+"""A transformer's generation on CPUs: compiled loops over tokens and layers.
 
-A token is so little work that calls cost more than most of what they compute, and PyTorch's attention is made for many
-queries. Here what lies between two products is one call, and attention reads the cache once.
+A token is so little work that calls cost more than most of what they compute, and PyTorch's matrix products and
+attention are made for many rows and queries. Here a step is one call, as is a generation under a map of
+`elementwise_loops`; products of few rows are numpy's, and attention reads the cache once. Threads share the examples,
+and wait for each other at the end alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.compiled import add_products, compiled, compiled_summing, exp_minus_twice, in_shares
+from arflows.core.bijections.elementwise_loops import invert_elementwise
+from arflows.core.compiled import (
+    add_products,
+    compiled,
+    compiled_comparing,
+    compiled_summing,
+    exp_minus_twice,
+    in_shares,
+    multiplying,
+)
 
 NORM_EPSILON = 1e-5
 """That of `torch.nn.LayerNorm`."""
 LANES = 16
 """Scores are computed for multiples of so many sites, whatever lies in those to come: the rest of a loop is slow."""
-LOOKED_UP = 10_000
-"""Keys that a thread looks up at least: some 0.1 ms of work, a few times what it takes to start one."""
+LEAST_PRODUCTS = 20_000_000
+"""Multiplications and additions that a thread does at least: some 0.4 ms, a few times what it takes to start one."""
 
 
-class TokenBlocks:
-    """The blocks of a transformer as one token of each example goes through them.
+class Weights(NamedTuple):
+    """What a step multiplies by and adds; matrices are multiplied from the right, and those of layers stacked.
+
+    The norms of a layer are scale and bias before its attention, then those before its perceptron.
+    """
+
+    enter: Any  # (channels, width)
+    positions: Any  # (sites, width)
+    shift: Any  # (batch, width)
+    norms: Any  # (layers, 4, width)
+    project: Any  # (layers, width, 3 · width)
+    merge: Any  # (layers, width, width)
+    expand: Any  # (layers, width, inner)
+    contract: Any  # (layers, inner, width)
+    norm: Any  # (2, width)
+    leave: Any  # (width, channels · parameters)
+    bias: Any  # (channels · parameters,)
+
+
+class TokenLoops:
+    """The steps of a generation.
 
     Keys lie channel by channel, so that the scores of many sites are computed together.
 
     Args:
-        blocks: For each block what `_Block.matrices` says, and its keys and values, (batch, heads, sites, head).
-            Values are written there; keys when `restore` is called.
-        keys: Memory to keep them in till then; places are a multiple of `LANES`.
+        weights: Tensors, those of layers as one for each layer.
+        keys: Memory for the keys until `restore` is called; places are a multiple of `LANES`.
+        values: Where values are written.
     """
 
     def __init__(
-        self, blocks: Sequence[tuple[Tensor, ...]], keys: Float[Tensor, "layers batch heads head places"]
+        self,
+        weights: Sequence[Tensor | Sequence[Tensor]],
+        keys: Float[Tensor, "layers batch heads head places"],
+        values: Float[Tensor, "layers batch heads sites head"],
     ) -> None:
-        _, batch, heads, head, _ = keys.shape
-        width, inner = heads * head, blocks[0][6].shape[1]
-        self.normed, self.joint, self.seen, self.inner = (
-            keys.new_empty(batch, size) for size in (width, 3 * width, width, inner)
-        )
-        self.arrays = tuple(tensor.numpy() for tensor in (self.normed, self.joint, self.seen, self.inner))
-        self.gelu = _gelu_in_float64 if keys.dtype == torch.float64 else _gelu_in_float32
+        joined = [each if isinstance(each, Tensor) else torch.stack(list(each)) for each in weights]
+        self.weights = Weights(*(tensor.detach().contiguous().numpy() for tensor in joined))
         self.keys = keys
-        self.blocks = []
-        for (scale, bias, project, merge, scale_inner, bias_inner, expand, contract, _, values), own in zip(
-            blocks, keys, strict=True
-        ):
-            norms = ((scale.numpy(), bias.numpy()), (scale_inner.numpy(), bias_inner.numpy()))
-            # A product with a few rows is faster with a matrix that lies as it is used.
-            matrices = tuple(matrix.contiguous() for matrix in (project, merge, expand, contract))
-            self.blocks.append((norms, matrices, (own.numpy(), values.numpy())))
+        self.cache = keys.numpy(), values.numpy()
+        matrices = (self.weights.project, self.weights.merge, self.weights.expand, self.weights.contract)
+        self.products = sum(matrix.size for matrix in matrices)
 
     def restore(self, keys: Float[Tensor, "layers batch heads sites head"]) -> None:
         """Writes the keys of the first sites where others look for them."""
         keys.copy_(self.keys[..., : keys.shape[3]].transpose(-1, -2))
 
-    def __call__(self, hidden: Float[Tensor, "batch width"], position: int) -> None:
-        """Takes the token at a position through all blocks, in place, and writes its keys and values."""
-        normed, joint, seen, inner = self.arrays
-        given = hidden.numpy()
-        least = 1 + LOOKED_UP // (self.keys.shape[2] * (position + 1))
-        for (outer_norm, inner_norm), (project, merge, expand, contract), (keys, values) in self.blocks:
-            _normalise(given, *outer_norm, normed)
-            torch.mm(self.normed, project, out=self.joint)
-            in_shares(_attend, len(joint), least, joint, keys, values, position, seen)
-            hidden.addmm_(self.seen, merge)
-            _normalise(given, *inner_norm, normed)
-            torch.mm(self.normed, expand, out=self.inner)
-            self.gelu(inner)
-            hidden.addmm_(self.inner, contract)
+    def step(
+        self, previous: Float[Tensor, "batch channels"], position: int
+    ) -> Float[Tensor, "batch parameters_of_a_token"]:
+        """Takes the value before the token at a position, writes its keys and values, and returns its parameters."""
+        parameters = previous.new_empty(len(previous), len(self.weights.bias))
+        arrays = (previous.contiguous().numpy(), position, self.weights, *self.cache, parameters.numpy())
+        self._in_shares(_step, len(previous), 1, *arrays)
+        return parameters
+
+    def invert(
+        self, z: Float[Tensor, "batch sites channels"], code: int, settings: np.ndarray
+    ) -> tuple[Float[Tensor, "batch sites channels"], Float[Tensor, "batch sites channels"]]:
+        """Latent → data for all tokens, by the map of `settings_of`; x and the log-derivative of x by z."""
+        x, log_derivative = (torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(2))
+        arrays = (tensor.contiguous().numpy() for tensor in (z, x, log_derivative))
+        self._in_shares(_invert, len(z), z.shape[1], *arrays, self.weights, *self.cache, code, settings)
+        return x, log_derivative
+
+    def _in_shares(self, loop: Any, count: int, tokens: int, *arguments: Any) -> None:
+        least = 1 + LEAST_PRODUCTS // (tokens * self.products)
+        with multiplying():
+            in_shares(loop, count, least, *arguments)
+
+
+@compiled
+def _step(
+    share: int, start: int, stop: int, previous: Any, position: int, weights: Any, keys: Any, values: Any, out: Any
+) -> None:
+    _take_token(previous[start:stop], position, start, weights, keys, values, out[start:stop])
+
+
+@compiled
+def _invert(
+    share: int,
+    start: int,
+    stop: int,
+    z: Any,
+    x: Any,
+    log_derivative: Any,
+    weights: Any,
+    keys: Any,
+    values: Any,
+    code: int,
+    settings: Any,
+) -> None:
+    _, sites, channels = z.shape
+    count = len(weights.bias) // channels
+    previous = np.zeros((stop - start, channels), z.dtype)
+    parameters = np.empty((stop - start, channels, count), z.dtype)
+    for site in range(sites):
+        _take_token(previous, site, start, weights, keys, values, parameters.reshape((stop - start, channels * count)))
+        for example in range(stop - start):
+            solved = x[start + example, site]
+            of_map = log_derivative[start + example, site]
+            invert_elementwise(
+                code, settings, parameters[example].T, z[start + example, site], solved, of_map, 0, channels
+            )
+            previous[example] = solved
+
+
+@compiled
+def _take_token(
+    previous: Any, position: int, start: int, weights: Any, keys: Any, values: Any, parameters: Any
+) -> None:
+    """The parameters of a token of the examples from ``start`` on, given the one before; as `CausalTransformer`'s."""
+    layers, width, inner = weights.expand.shape
+    count = len(previous)
+    hidden = np.empty((count, width), previous.dtype)
+    normed, seen, update = np.empty_like(hidden), np.empty_like(hidden), np.empty_like(hidden)
+    joint = np.empty((count, 3 * width), previous.dtype)
+    expanded = np.empty((count, inner), previous.dtype)
+    np.dot(previous, weights.enter, hidden)
+    for example in range(count):
+        hidden[example] += weights.positions[position] + weights.shift[start + example]
+    for layer in range(layers):
+        norms = weights.norms[layer]
+        _normalise(hidden, norms[0], norms[1], normed)
+        np.dot(normed, weights.project[layer], joint)
+        _attend(start, joint, keys[layer], values[layer], position, seen)
+        np.dot(seen, weights.merge[layer], update)
+        hidden += update
+        _normalise(hidden, norms[2], norms[3], normed)
+        np.dot(normed, weights.expand[layer], expanded)
+        if hidden.itemsize == 8:
+            _gelu_in_float64(expanded)
+        else:
+            _gelu_in_float32(expanded)
+        np.dot(expanded, weights.contract[layer], update)
+        hidden += update
+    _normalise(hidden, weights.norm[0], weights.norm[1], normed)
+    np.dot(normed, weights.leave, parameters)
+    parameters += weights.bias
 
 
 @compiled_summing
@@ -94,7 +195,7 @@ def _normalise(given: Any, scale: Any, bias: Any, out: Any) -> None:
 
 
 @compiled
-def _attend(share: int, start: int, stop: int, joint: Any, keys: Any, values: Any, position: int, out: Any) -> None:
+def _attend(start: int, joint: Any, keys: Any, values: Any, position: int, out: Any) -> None:
     """Writes a token's key and value, and looks up what its query asks for among all up to it."""
     _, heads, head, _ = keys.shape
     width = heads * head
@@ -102,28 +203,40 @@ def _attend(share: int, start: int, stop: int, joint: Any, keys: Any, values: An
     half_scale = one / (math.sqrt(joint.dtype.type(head)) * (one + one))
     whole = (position // LANES + 1) * LANES
     scores = np.empty(whole, joint.dtype)
-    for example in range(start, stop):
+    for example in range(len(joint)):
         for number in range(heads):
             left = number * head
-            own_keys, own_values = keys[example, number], values[example, number]
+            own_keys, own_values = keys[start + example, number], values[start + example, number]
             for channel in range(head):
                 own_keys[channel, position] = joint[example, width + left + channel]
                 own_values[position, channel] = joint[example, 2 * width + left + channel]
             scores[:] = one - one
             add_products(scores, joint[example, left : left + head], own_keys, 0, head, 0, whole)
-            largest = scores[0]
-            for site in range(1, position + 1):
-                largest = max(largest, scores[site])
+            largest = _largest(scores, position + 1)
             for site in range(np.uintp(whole)):
                 scores[site] = exp_minus_twice((largest - scores[site]) * half_scale)
-            total = one - one
-            for site in range(position + 1):
-                total += scores[site]
+            total = _sum(scores, position + 1)
             into = out[example, left : left + head]
             into[:] = one - one
             add_products(into, scores, own_values, 0, position + 1, 0, head)
             for channel in range(np.uintp(head)):
                 into[channel] /= total
+
+
+@compiled_comparing
+def _largest(numbers: Any, count: int) -> Any:
+    largest = numbers[0]
+    for place in range(np.uintp(count)):
+        largest = numbers[place] if numbers[place] > largest else largest
+    return largest
+
+
+@compiled_summing
+def _sum(numbers: Any, count: int) -> Any:
+    total = numbers.dtype.type(0)
+    for place in range(np.uintp(count)):
+        total += numbers[place]
+    return total
 
 
 @compiled

@@ -75,3 +75,17 @@ def test_an_error_of_a_share_is_not_lost(monkeypatch):
 
     with pytest.raises(MemoryError, match="no room"):
         compiled.in_shares(fail, 4, 1)
+
+
+def test_products_take_one_thread_until_the_last_has_left():
+    def threads():
+        return {library.num_threads for library in compiled._blas().lib_controllers}
+
+    with compiled._blas().limit(limits=2):
+        with compiled.multiplying():
+            other = compiled.multiplying()
+            other.__enter__()  # as another thread that is still at work when the first leaves
+            assert threads() == {1}
+        assert threads() == {1}
+        other.__exit__(None, None, None)
+        assert threads() == {2}

@@ -1,0 +1,135 @@
+"""Inverses of elementwise maps for compiled loops: affine maps and rational-quadratic splines."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from arflows.core.bijections.elementwise import Affine, Elementwise, LocationScale
+from arflows.core.bijections.spline import RationalQuadraticSpline
+from arflows.core.compiled import compiled
+
+_AFFINE, _LOCATION_SCALE, _SPLINE = range(3)
+
+
+def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np.ndarray] | None:
+    """Which map `invert_elementwise` inverts, and its settings; None if it knows no such map."""
+    codes = {Affine: _AFFINE, LocationScale: _LOCATION_SCALE, RationalQuadraticSpline: _SPLINE}
+    code = codes.get(type(elementwise))
+    if code is None:
+        return None
+    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset"]
+    return code, np.array([getattr(elementwise, name) for name in names], dtype)
+
+
+@compiled
+def _invert_affine(
+    parameters: Any, settings: Any, of_location: bool, z: Any, x: Any, log_derivative: Any, left: int, right: int
+) -> None:
+    """By x = t + z · exp(s) with ``of_location``, otherwise x = (z − t) · exp(−s); s is bounded as `Affine` does it."""
+    shift, raw, bound = parameters[0], parameters[1], settings[0]
+    for j in range(np.uintp(left), np.uintp(right)):
+        log_scale = raw[j] * bound / (abs(raw[j]) + bound)
+        if of_location:
+            x[j] = shift[j] + z[j] * math.exp(log_scale)
+            log_derivative[j] = log_scale
+        else:
+            x[j] = (z[j] - shift[j]) * math.exp(-log_scale)
+            log_derivative[j] = -log_scale
+
+
+@compiled
+def _bin_shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
+    """What part of the interval each bin of an example takes."""
+    bins = len(raw)
+    largest = raw[0, j]
+    for k in range(1, bins):
+        largest = max(largest, raw[k, j])
+    total = shares.dtype.type(0)
+    for k in range(bins):
+        shares[k] = math.exp(raw[k, j] - largest)
+        total += shares[k]
+    one = shares.dtype.type(1)
+    scale = (one - shares.dtype.type(bins) * min_bin) / total
+    for k in range(bins):
+        shares[k] = min_bin + scale * shares[k]
+
+
+@compiled
+def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
+    """At a knot, counted from 0; at the outer two it is 1."""
+    if knot == 0 or knot > len(raw):
+        return settings.dtype.type(1)
+    value = raw[knot - 1, j] + settings[3]
+    if value > 20:
+        return settings[2] + value
+    return settings[2] + math.log1p(math.exp(value))
+
+
+@compiled
+def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int) -> None:
+    """What `RationalQuadraticSpline.inverse` does; its bin is found first, and only that bin's derivatives computed."""
+    bins = (len(parameters) + 1) // 3
+    raw_widths, raw_heights, raw_derivatives = parameters[:bins], parameters[bins : 2 * bins], parameters[2 * bins :]
+    shares = np.empty(bins, settings.dtype)
+    bound, min_bin = settings[0], settings[1]
+    zero, one = settings.dtype.type(0), settings.dtype.type(1)
+    two = one + one
+    smallest = settings.dtype.type(np.finfo(settings.dtype).eps) ** 2
+    for j in range(left, right):
+        value = z[j]
+        if not abs(value) <= bound:  # the tails, and what is not a number
+            x[j] = value
+            log_derivative[j] = zero
+            continue
+        _bin_shares(raw_heights, j, min_bin, shares)
+        at, passed = 0, zero
+        low, high = -bound, bound
+        while at < bins - 1:
+            passed += shares[at]
+            knot = bound * (two * passed - one)
+            if not value >= knot:
+                high = knot
+                break
+            low = knot
+            at += 1
+        _bin_shares(raw_widths, j, min_bin, shares)
+        passed = zero
+        for k in range(at):
+            passed += shares[k]
+        start = bound * (two * passed - one) if at else -bound
+        width = (bound * (two * (passed + shares[at]) - one) if at < bins - 1 else bound) - start
+        height = high - low
+        left_slope = _derivative(raw_derivatives, at, j, settings)
+        right_slope = _derivative(raw_derivatives, at + 1, j, settings)
+        slope = height / width
+        rise = value - low
+        bend = left_slope + right_slope - two * slope
+        a = height * (slope - left_slope) + rise * bend
+        b = height * left_slope - rise * bend
+        c = -slope * rise
+        root = math.sqrt(max(b * b - two * two * a * c, smallest))
+        t = (root - b) / (two * a) if b < 0 else -two * c / (b + root)
+        t = min(max(t, zero), one)
+        mixed = t * (one - t)
+        denominator = slope + bend * mixed
+        numerator = right_slope * t * t + two * slope * mixed + left_slope * (one - t) * (one - t)
+        x[j] = start + t * width
+        log_derivative[j] = two * (math.log(denominator) - math.log(slope)) - math.log(numerator)
+
+
+@compiled
+def invert_elementwise(
+    code: int, settings: Any, parameters: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int
+) -> None:
+    """Latent → data for the elements ``left`` … ``right`` − 1, by the map and with the settings of `settings_of`.
+
+    Parameters are (parameter_count, elements), z, x and the log-derivative of x by z (elements,); the latter two are
+    written.
+    """
+    if code == _SPLINE:
+        _invert_spline(parameters, settings, z, x, log_derivative, left, right)
+    else:
+        _invert_affine(parameters, settings, code == _LOCATION_SCALE, z, x, log_derivative, left, right)
