@@ -72,8 +72,12 @@ class TokenLoops:
         keys: Float[Tensor, "layers batch heads head places"],
         values: Float[Tensor, "layers batch heads sites head"],
     ) -> None:
-        joined = [each if isinstance(each, Tensor) else torch.stack(list(each)) for each in weights]
-        self.weights = Weights(*(tensor.detach().contiguous().numpy() for tensor in joined))
+        # Copied by NumPy: PyTorch's threads wait busily for milliseconds after work, on processors that are needed here.
+        arrays = (
+            each.detach().numpy() if isinstance(each, Tensor) else np.stack([layer.detach().numpy() for layer in each])
+            for each in weights
+        )
+        self.weights = Weights(*map(np.ascontiguousarray, arrays))
         self.keys = keys
         self.cache = keys.numpy(), values.numpy()
         matrices = (self.weights.project, self.weights.merge, self.weights.expand, self.weights.contract)
