@@ -72,7 +72,7 @@ class TokenLoops:
         keys: Float[Tensor, "layers batch heads head places"],
         values: Float[Tensor, "layers batch heads sites head"],
     ) -> None:
-        # Copied by NumPy: PyTorch's threads wait busily for milliseconds after work, on processors that are needed here.
+        # Copied by NumPy: after work PyTorch's threads wait busily for milliseconds, on processors needed here.
         arrays = (
             each.detach().numpy() if isinstance(each, Tensor) else np.stack([layer.detach().numpy() for layer in each])
             for each in weights
