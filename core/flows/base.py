@@ -103,7 +103,10 @@ class VectorFlow(Flow, Pretrained):
                 f"convert one of them, as by {name}.to(…) or flow.to(…)"
             )
         # Looking at values makes a GPU wait and cannot be compiled; there NaN goes through to the result.
-        if not (torch.compiler.is_compiling() or values.is_cuda) and not values.isfinite().all():
+        if torch.compiler.is_compiling() or values.is_cuda:
+            return
+        # A sum is several times faster, and finite where all is well but for numbers near the largest there are.
+        if not values.sum().isfinite() and not values.isfinite().all():
             rows = (~values.isfinite().all(1)).nonzero().flatten()
             raise UserError(f"{name} holds NaN or infinite values in {len(rows)} of its rows, the first {int(rows[0])}")
 
