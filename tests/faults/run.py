@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from arflows.core.domains import all_domains
-from tests.faults.inject import Count, Faults
+from tests.faults.inject import Faults
 from tests.faults.small import Small
+from tests.faults.trial import Count
 
 
 def domains() -> Iterator[tuple[str, Callable[[Path], Small]]]:

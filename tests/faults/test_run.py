@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.faults import inject, run
+from tests.faults import run
 from tests.faults.commands import Lost
+from tests.faults.trial import Trial, losses
 
 QUICKEST = "tabular"
 DOMAINS = [name for name, _ in run.domains()]
@@ -38,13 +39,13 @@ def test_a_loss_would_be_seen(tmp_path):
     save_file({"a": torch.ones(3)}, out / "model" / "model.safetensors")
     metrics = out / "logs" / "version_0" / "metrics.csv"
     metrics.write_text("step,train/nats,val/nats\n0,1.25,\n1,1.5,\n1,,1.75\n")
-    faults = inject.Faults.__new__(inject.Faults)
-    faults.weights, faults.losses = load_file(out / "model" / "model.safetensors"), inject.losses(out)
-    assert len(faults.losses) == 3
-    faults.compare(out)
+    trial = Trial.__new__(Trial)
+    trial.weights, trial.losses = load_file(out / "model" / "model.safetensors"), losses(out)
+    assert len(trial.losses) == 3
+    trial.compare(out)
     metrics.write_text("step,train/nats,val/nats\n0,1.25,\n1,1.5,\n1,,1.7500001\n")
     with pytest.raises(Lost, match="losses differ"):
-        faults.compare(out)
+        trial.compare(out)
     save_file({"a": torch.ones(3) + torch.finfo(torch.float32).eps}, out / "model" / "model.safetensors")
     with pytest.raises(Lost, match="a differs"):
-        faults.compare(out)
+        trial.compare(out)
