@@ -96,13 +96,17 @@ class CausalTransformer(AutoregressiveConditioner):
         return TransformerStream(self, len(like), self._context_shift(context))
 
     def examples_at_once(self, like: Float[Tensor, "batch sites channels"]) -> int:
-        """So many that weights, keys and values stay near the processor, if that leaves enough to multiply with."""
-        width = self.positions.shape[1]
-        weights = sum(parameter.numel() for parameter in self.parameters())
-        room = _NEAR_BYTES // like.element_size() - weights
-        examples = min(room // (2 * len(self.blocks) * self.sites * width), _SMALL_PRODUCT // (4 * width**2))
+        """As many as `examples_near`, if that is enough to multiply with."""
+        examples = self.examples_near(like.element_size())
         apart = examples >= _FEWEST_EXAMPLES and not torch.is_autocast_enabled(like.device.type)
         return examples if apart else super().examples_at_once(like)
+
+    def examples_near(self, bytes_each: int) -> int:
+        """Of how many examples at most a step's weights, keys and values stay near the processor; may be none."""
+        width = self.positions.shape[1]
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        room = _NEAR_BYTES // bytes_each - weights
+        return max(0, min(room // (2 * len(self.blocks) * self.sites * width), _SMALL_PRODUCT // (4 * width**2)))
 
     def _check(self, x: Tensor) -> None:
         if x.shape[1:] != (self.sites, self.channels):
@@ -238,10 +242,12 @@ class TransformerStream(Stream):
         return loops.invert(z, *known)
 
     def _compiled_loops(self) -> "TokenLoops | None":
-        """What takes steps on a CPU, where nothing is traced and nothing differentiated."""
+        """What takes steps on a CPU, where nothing is traced and nothing differentiated, and products are small."""
         on_cpu = self.cache.device.type == "cpu" and self.cache.dtype in (torch.float32, torch.float64)
-        if not on_cpu or not self.cache.numel() or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not on_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
+        if not 0 < self.cache.shape[2] <= self.transformer.examples_near(self.cache.element_size()):
+            return None  # PyTorch's threads share large products
         from arflows.core.conditioners.transformer_loops import LANES, TokenLoops  # a compiler is slow to import
 
         network = self.transformer

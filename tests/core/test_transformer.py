@@ -310,3 +310,8 @@ def test_parts_fit_the_cache_or_are_the_whole_batch():
     assert bytes_of_a_step <= 12 << 20
     large = CausalTransformer(256, 12, 2, 768, layers=2, heads=4)
     assert large.examples_at_once(torch.zeros(64, 256, 12)) == 64
+    with torch.no_grad():
+        for network, batch, in_loops in ((small, parts, True), (small, 64, False), (large, 1, False)):
+            stream = network.stream(torch.zeros(batch, 256, 12))
+            stream.step(None)
+            assert (stream.loops is not None) == in_loops
