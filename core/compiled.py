@@ -1,4 +1,4 @@
-"""Loops that numba compiles at their first use, a second or two each, kept on disk.
+"""Loops that numba compiles at their first use, some seconds each, kept on disk.
 
 numba compiles a loop anew when its own file changes. After a change of what loops of other files call here,
 `make clean` removes what they keep.
