@@ -133,6 +133,17 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(folder, name, enable_version_counter=False, **options)
         self.keep = keep
         self.every = every
+        self._begun = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on there is a state to save."""
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves, if that was asked for and the state is whole: before training begins it may be restored in part."""
+        if self._begun:
+            super().on_exception(trainer, pl_module, exception)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves between steps, if that was asked for: now the last one is logged, as it is not at its own end."""

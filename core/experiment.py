@@ -22,20 +22,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import torch
 import yaml
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import (
-    Callback,
-    LightningDataModule,
-    Trainer,
-    callbacks,
-    loggers,
-    profilers,
-    seed_everything,
-    strategies,
-)
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -44,12 +34,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from arflows.core.checkpoints import LAST, CheckpointFiles, RunCheckpoint, newest_sound, read_checkpoint, resumable
-from arflows.core.cli import ShortErrors, guarded, resolve_configs
-from arflows.core.domains import all_domains
+from arflows.core.cli import guarded, resolve_configs
 from arflows.core.errors import UserError
 from arflows.core.files import replacing
 from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
 from arflows.core.machine import hardware, software
+from arflows.core.parser import TrainingParser, allow_known_classes
 from arflows.core.pretrained import FACTS_FILE, write_checksums
 from arflows.core.processes import parting
 from arflows.core.sharding import is_sharded
@@ -57,58 +47,6 @@ from arflows.core.training import FlowTraining
 
 REFERENCE_SIZE = 2000
 """Training examples whose scores are kept with the model."""
-
-
-ALLOWED_CLASSES = (
-    callbacks.DeviceStatsMonitor,
-    callbacks.EarlyStopping,
-    callbacks.GradientAccumulationScheduler,
-    callbacks.LearningRateMonitor,
-    callbacks.ModelSummary,
-    callbacks.RichModelSummary,
-    callbacks.RichProgressBar,
-    callbacks.Timer,
-    callbacks.TQDMProgressBar,
-    loggers.CSVLogger,
-    loggers.TensorBoardLogger,
-    profilers.AdvancedProfiler,
-    profilers.PyTorchProfiler,
-    profilers.SimpleProfiler,
-    strategies.DDPStrategy,
-    strategies.FSDPStrategy,
-)
-"""What a config may name beside the classes of arflows and of other installed domains: it may come from a stranger."""
-
-
-class _Parser(ShortErrors, LightningArgumentParser):
-    """LightningCLI's parser, with errors of one sentence."""
-
-    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
-        """Builds what the options name; sizes of which nothing can be built are the user's to mend."""
-        try:
-            return super().instantiate_classes(*args, **kwargs)
-        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(
-                f"of these settings nothing can be built ({reason}): check those under model and data; --debug shows "
-                "where it failed."
-            ) from error
-
-
-def _allow_known_classes() -> None:
-    """Makes the parser refuse the path of any other class before it is imported, which would run its module."""
-    packages = {"arflows", *(domain.module.partition(".")[0] for domain in all_domains())}
-    known = {path for kind in ALLOWED_CLASSES for path in (_public_path(kind), f"{kind.__module__}.{kind.__name__}")}
-    jsonargparse.set_parsing_settings(
-        import_path_denylist=["*"],
-        import_path_allowlist=[*sorted(packages), *sorted(known)],
-        instantiate_subclass_spec_in_any=False,
-    )
-
-
-def _public_path(kind: type) -> str:
-    """The path by which Lightning's users know a class."""
-    return f"{'.'.join(kind.__module__.split('.')[:3])}.{kind.__name__}"
 
 
 class Experiment(LightningCLI):
@@ -132,7 +70,7 @@ class Experiment(LightningCLI):
     ) -> None:
         self.domain = domain
         self.domain_callbacks = list(callbacks)
-        _allow_known_classes()
+        allow_known_classes()
         super().__init__(
             model_class,
             datamodule_class,
@@ -145,7 +83,7 @@ class Experiment(LightningCLI):
                 "enable_model_summary": False,
             },
             parser_kwargs={"prog": f"arflows {domain} train", "description": "Train a flow by maximum likelihood."},
-            parser_class=_Parser,
+            parser_class=TrainingParser,
             args=list(words),
             run=False,
             auto_configure_optimizers=False,

@@ -220,7 +220,7 @@ class TransformerStream(Stream):
         self._count(1)
         network = self.transformer
         if previous is None:
-            self.loops = self._compiled_loops()
+            self.loops = self._compiled_loops() if self._fits_loops() else None
         elif torch.compiler.is_compiling():
             self._leave_loops()
         if self.loops is not None:
@@ -231,23 +231,24 @@ class TransformerStream(Stream):
 
     def invert(self, elementwise: "Elementwise", z: Tensor) -> tuple[Tensor, Tensor] | None:
         """Latent → data for all tokens, on a CPU under a map that compiled loops know: see `elementwise_loops`."""
-        if z.dtype != self.cache.dtype or (loops := self._compiled_loops()) is None:
+        if z.dtype != self.cache.dtype or not self._fits_loops():
             return None
         from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
 
-        if (known := settings_of(elementwise, loops.weights.enter.dtype)) is None:
+        if (known := settings_of(elementwise, self.cache.numpy().dtype)) is None:
             return None
         self._count(self.transformer.sites)
         self.position = self.transformer.sites
-        return loops.invert(z, *known)
+        return self._compiled_loops().invert(z, *known)
 
-    def _compiled_loops(self) -> "TokenLoops | None":
-        """What takes steps on a CPU, where nothing is traced and nothing differentiated, and products are small."""
+    def _fits_loops(self) -> bool:
+        """Whether a CPU is to compute small products, and nothing is traced; PyTorch's threads share large ones."""
         on_cpu = self.cache.device.type == "cpu" and self.cache.dtype in (torch.float32, torch.float64)
         if not on_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        if not 0 < self.cache.shape[2] <= self.transformer.examples_near(self.cache.element_size()):
-            return None  # PyTorch's threads share large products
+            return False
+        return 0 < self.cache.shape[2] <= self.transformer.examples_near(self.cache.element_size())
+
+    def _compiled_loops(self) -> "TokenLoops":
         from arflows.core.conditioners.transformer_loops import LANES, TokenLoops  # a compiler is slow to import
 
         network = self.transformer

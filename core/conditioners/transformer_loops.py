@@ -61,7 +61,7 @@ class TokenLoops:
     Keys lie channel by channel, so that the scores of many sites are computed together.
 
     Args:
-        weights: Tensors, those of layers as one for each layer.
+        weights: Those of `Weights`, in its order, as tensors; of what it stacks, one for each layer.
         keys: Memory for the keys until `restore` is called; places are a multiple of `LANES`.
         values: Where values are written.
     """
@@ -151,7 +151,10 @@ def _invert(
 def _take_token(
     previous: Any, position: int, start: int, weights: Any, keys: Any, values: Any, parameters: Any
 ) -> None:
-    """The parameters of a token of the examples from ``start`` on, given the one before; as `CausalTransformer`'s."""
+    """Writes the parameters of the token at a position, and its keys and values, as `CausalTransformer` computes them.
+
+    Of the examples from ``start`` on: previous (examples, channels), parameters (examples, channels · parameters).
+    """
     layers, width, inner = weights.expand.shape
     count = len(previous)
     hidden = np.empty((count, width), previous.dtype)

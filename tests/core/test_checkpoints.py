@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import zipfile
 
 import pytest
@@ -151,3 +152,22 @@ def test_a_failing_write_leaves_the_older_state(tmp_path, monkeypatch, path):
         CheckpointFiles().save_checkpoint({}, path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_an_interrupt_while_a_state_is_read_leaves_it_alone(tmp_path, monkeypatch):
+    """By then the step is counted and the optimizer knows nothing yet: such a state would not be that of the run."""
+    data = Data(torch.randn(16, 4))
+    trainer(tmp_path).fit(FlowTraining(small_flow()), datamodule=data)
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def interrupted(self, state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", interrupted)
+    resumed = trainer(tmp_path, max_epochs=2)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        resumed.fit(FlowTraining(small_flow()), datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    signal.signal(signal.SIGINT, handler)  # which Lightning ignores from then on
+    assert resumed.global_step == 2
+    assert (tmp_path / "last.ckpt").read_bytes() == before
