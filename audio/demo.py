@@ -16,10 +16,10 @@ from arflows.audio.representation import Condition, log_mel
 from arflows.audio.sample import synthesise
 from arflows.audio.score import frame_means, sample_log_likelihoods
 from arflows.audio.train import SpeechExperiment
-from arflows.core.cli import resolve_configs
-from arflows.core.plots import score_histogram, training_curve
-from arflows.core.pretrained import load_model
-from arflows.core.report import Chapter, Figure, Paragraph, Protocol, Sounds, Table
+from arflows.core.commands.plots import score_histogram, training_curve
+from arflows.core.commands.recipes import resolve_configs
+from arflows.core.commands.report import Chapter, Figure, Paragraph, Protocol, Sounds, Table
+from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import write_wav
 
 UTTERANCES = 64

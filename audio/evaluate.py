@@ -28,11 +28,11 @@ from arflows.audio.model import WaveFlow
 from arflows.audio.render import save_figure, spectrograms
 from arflows.audio.representation import log_mel
 from arflows.audio.sample import synthesise
-from arflows.core.errors import UserError
-from arflows.core.evaluation import protocol, write_result
-from arflows.core.files import replacing
-from arflows.core.pretrained import load_model
-from arflows.core.processes import in_turns, is_main
+from arflows.core.commands.evaluation import protocol, write_result
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.runtime.pretrained import load_model
+from arflows.core.runtime.processes import in_turns, is_main
 from arflows.data.audio_files import write_wav
 from arflows.data.store import Store
 
@@ -285,7 +285,7 @@ def _rows(result: Mapping[str, Any]) -> dict[str, str]:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(evaluate, args, prog="arflows audio evaluate")
 

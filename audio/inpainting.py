@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.audio.representation import Condition
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from arflows.audio.model import WaveFlow

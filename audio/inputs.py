@@ -18,8 +18,8 @@ from tqdm import tqdm
 from arflows.audio.datamodule import SpeechDataset
 from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition, MelSpec, log_mel
-from arflows.core.errors import UserError
-from arflows.core.pretrained import model_folder
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import model_folder
 from arflows.data.arrays import read_hdf5, read_npy
 from arflows.data.audio_files import AUDIO_SUFFIXES, SkippedAudio
 from arflows.data.errors import DataError

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-import arflows.core.compiled  # noqa: F401  what numba compiles for librosa is then kept under a lock
+import arflows.core.runtime.numba_loops  # noqa: F401  what numba compiles for librosa is then kept under a lock
 from arflows.audio.representation import MelSpec, log_mel
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 
 SAMPLE_BITS = 16
 CEPSTRUM = 13

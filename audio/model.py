@@ -20,10 +20,10 @@ from arflows.audio.representation import Condition, MelSpec
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.inversion import Solver, solving
-from arflows.core.pretrained import Pretrained
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import Pretrained
 
 WIDTH_CYCLE = 8
 """Dilations along the rows are powers of two that begin anew after so many layers."""

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from arflows.audio.representation import MelSpec, log_mel
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import SkippedAudio, from_int16, to_int16
 from arflows.data.speech_sources import SpeechSource, Utterance, assign_splits, read_speech, shared
 from arflows.data.store_writer import StoreWriter
@@ -212,7 +212,7 @@ def _report(
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(prepare, args, prog="arflows audio prepare")
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from arflows.audio.representation import MelSpec
-from arflows.core.files import replacing
+from arflows.core.runtime.files import replacing
 
 QUANTILES = (0.01, 0.999)
 """The scale of a spectrogram leaves out what is quieter and louder."""

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
 from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition
-from arflows.core.errors import UserError
-from arflows.core.files import new_folder
 from arflows.core.inversion import SOLVERS, SolverName, solving
-from arflows.core.pretrained import load_model
-from arflows.core.processes import in_turns
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.pretrained import load_model
+from arflows.core.runtime.processes import in_turns
 from arflows.data.audio_files import write_wav
 from arflows.data.errors import DataError
 
@@ -287,7 +287,7 @@ def _write_table(folder: Path, rows: list[list[str]], more: list[str]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(sample, args, prog="arflows audio sample")
 

@@ -11,11 +11,11 @@ from arflows.audio.inputs import Speech, SpeechInput, speaker_names
 from arflows.audio.metrics import Mean
 from arflows.audio.model import WaveFlow
 from arflows.audio.render import likelihood_curve, save_figure
-from arflows.core.errors import UserError
-from arflows.core.files import replacing
 from arflows.core.likelihood import Reference, write_scores
-from arflows.core.pretrained import load_model, model_folder
-from arflows.core.processes import in_turns, is_main
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.core.runtime.processes import in_turns, is_main
 
 LISTED = 5
 
@@ -114,7 +114,7 @@ def _write_curve(
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(score, args, prog="arflows audio score")
 

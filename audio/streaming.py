@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from arflows.audio.representation import Condition
-from arflows.core.errors import UserError
 from arflows.core.inversion import in_sequence
+from arflows.core.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from arflows.audio.model import WaveFlow

@@ -18,13 +18,14 @@ from arflows.audio.datamodule import SpeechDataModule
 from arflows.audio.metrics import Mean
 from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition
-from arflows.core.errors import UserError
-from arflows.core.experiment import Experiment, train
-from arflows.core.files import replacing
+from arflows.core.commands.train import train
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, Figure, Reference, log_probs
-from arflows.core.sharding import whole_weights
-from arflows.core.training import FlowTraining
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.training.experiment import Experiment
+from arflows.core.training.module import FlowTraining
+from arflows.core.training.sharding import whole_weights
 from arflows.data.audio_files import write_wav
 
 REFERENCE_UTTERANCES = 100

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from arflows.core import machine
+from arflows.core.runtime import machine
 
 OUT = Path(__file__).parent / "out"
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from common import OUT, table, write
 
-from arflows.core.pretrained import load_model
+from arflows.core.runtime.pretrained import load_model
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.workers import Workers
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import OUT, measure, table, write
 
-from arflows.core.domains import all_domains
+from arflows.core.commands.domains import all_domains
 
 ARFLOWS = Path(sys.executable).with_name("arflows")
 GOAL = 1.0  # s

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from arflows.core.bijections import Autoregressive, LocationScale
 from arflows.core.conditioners import CausalTransformer
 from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Report, Sequential, Solver, relative_residual, solving
-from arflows.core.pretrained import load_model
+from arflows.core.runtime.pretrained import load_model
 from arflows.vision import ImageFlow
 
 GOALS = {"cache": {"joined / static": 2.0}, "solvers": {"Sequential / GaussSeidelJacobi at equal error": 2.0}}

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.base import no_volume, sum_event
-from arflows.core.errors import UserError
-from arflows.core.processes import seed_of
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.processes import seed_of
 
 
 class PerExample(torch.Generator):

@@ -13,8 +13,8 @@ from arflows.core.bases import Base
 from arflows.core.bijections.base import Bijection
 from arflows.core.bijections.normalization import initialize
 from arflows.core.dequantization import Dequantizer
-from arflows.core.errors import UserError
 from arflows.core.inversion import Solver, solving
+from arflows.core.runtime.errors import UserError
 
 
 class Flow(nn.Module):

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.bijections.base import sum_event
-from arflows.core.errors import UserError
-from arflows.core.graphs import replayed
+from arflows.core.runtime.cuda_graphs import replayed
+from arflows.core.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from arflows.core.bijections.autoregressive import Autoregressive

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.errors import UserError
-from arflows.core.files import replacing
 from arflows.core.flow import Flow
-from arflows.core.processes import in_turns
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.runtime.processes import in_turns
 
 Batch: TypeAlias = dict[str, Tensor]
 """What a datamodule yields: ``{"x": examples, "context": what they are conditioned on}``; "context" may be absent."""

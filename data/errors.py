@@ -4,7 +4,7 @@
 class DataError(Exception):
     """A source or store cannot be used; the one-sentence message names the file and says how to mend it.
 
-    ``mendable`` tells the command line to print the message alone, without a traceback (see `arflows.core.errors`).
+    ``mendable`` tells the command line to print the message alone, without a traceback.
     """
 
     mendable = True

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from arflows.core.cli import resolve_configs
-from arflows.core.pretrained import load_model
-from arflows.core.report import Chapter, Figure, Protocol, Table
+from arflows.core.commands.recipes import resolve_configs
+from arflows.core.commands.report import Chapter, Figure, Protocol, Table
+from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.evaluate import evaluate, stored_smiles
 from arflows.molecules.metrics import MEASURES, describe

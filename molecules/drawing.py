@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.processes import dealt
+from arflows.core.runtime.processes import dealt
 from arflows.molecules.sampling import Generated, Targets
 from arflows.molecules.workers import Workers
 
@@ -37,7 +37,7 @@ def draw_batches(
 
     It is called in other processes if there are several workers. On a CPU these also grow the graphs, each on one
     core, which keeps all cores busier than operations that are divided among them. Processes at one task (see
-    `arflows.core.processes`) share the batches, and each gets all results.
+    `arflows.core.runtime.processes`) share the batches, and each gets all results.
 
     Args:
         flow: What draws them.

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.errors import UserError
-from arflows.core.evaluation import protocol, write_result
+from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.likelihood import Batch, Figure, log_probs
-from arflows.core.pretrained import load_model
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.metrics import chemnet, quality, share
@@ -167,7 +167,7 @@ def _rows(result: dict[str, Any], figure: Figure) -> dict[str, str]:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(evaluate, args, prog="arflows molecules evaluate")
 

@@ -8,7 +8,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.molecules.graph import Graph, permuted, walk
 from arflows.molecules.representation import BOND_TYPES, MoleculeSpec, atom_type
 

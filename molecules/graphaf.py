@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Chain, LocationScale
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
+from arflows.core.runtime.errors import UserError
 from arflows.molecules.decisions import unpack
 from arflows.molecules.growth import Grown
 from arflows.molecules.molecule_flow import Given, MoleculeFlow

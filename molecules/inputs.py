@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from arflows.core.errors import UserError
-from arflows.core.files import replacing
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
 from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
 from arflows.molecules.graph import Graph, Order
 from arflows.molecules.properties import properties_of

@@ -26,8 +26,8 @@ from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 from rdkit.Chem.Scaffolds import MurckoScaffold
 from rdkit.rdBase import BlockLogs
 
-from arflows.core.errors import UserError
-from arflows.core.processes import in_turns
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.processes import in_turns
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.workers import Workers, chunked
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.bases import Uniform
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
-from arflows.core.pretrained import Pretrained
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import Pretrained
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.conditions import KnownProperties

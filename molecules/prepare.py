@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
 from arflows.molecules.graph import Order
@@ -188,7 +188,7 @@ def _report(
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(prepare, args, prog="arflows molecules prepare")
 

@@ -12,8 +12,8 @@ from rdkit.Chem import rdDepictor
 from rdkit.Chem.Draw import rdMolDraw2D
 from rdkit.rdBase import BlockLogs
 
-from arflows.core.errors import UserError
-from arflows.core.files import replacing
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
 
 CELL = (220, 180)
 """Width and height in pixels of one drawn molecule."""

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.spec import Spec
 from arflows.molecules.graph import Graph, Order, reorder, sorted_bonds
 from arflows.molecules.workers import Workers, chunked

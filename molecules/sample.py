@@ -18,10 +18,10 @@ from rdkit.Chem import rdDepictor
 from rdkit.rdBase import BlockLogs
 from tqdm import tqdm
 
-from arflows.core.errors import UserError
-from arflows.core.files import replacing
-from arflows.core.pretrained import load_model
-from arflows.core.processes import is_main, wait
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.runtime.pretrained import load_model
+from arflows.core.runtime.processes import is_main, wait
 from arflows.molecules.drawing import draw_batches
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.properties import PROPERTIES, properties_of
@@ -299,7 +299,7 @@ def written_smiles(path: Path) -> Iterator[str]:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(sample, args, prog="arflows molecules sample")
 

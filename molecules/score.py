@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from arflows.core.errors import UserError
 from arflows.core.likelihood import Batch, Figure, Reference, log_probs, write_scores
-from arflows.core.pretrained import load_model, model_folder
-from arflows.core.processes import in_turns
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.core.runtime.processes import in_turns
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import pack
 from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
@@ -161,7 +161,7 @@ def batches(
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(score, args, prog="arflows molecules score")
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arflows.core.errors import UserError
-from arflows.core.experiment import Experiment, train
-from arflows.core.training import FlowTraining
+from arflows.core.commands.train import train
+from arflows.core.runtime.errors import UserError
+from arflows.core.training.experiment import Experiment
+from arflows.core.training.module import FlowTraining
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.model import MoleculeFlow

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.molecules.representation import MoleculeSpec
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from arflows.core.processes import cores, dealt
+from arflows.core.runtime.processes import cores, dealt
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,7 +24,7 @@ class Workers:
     """Processes that apply a function to chunks of items: ``with Workers(2) as workers: workers.map(f, chunks)``.
 
     They are started at first use, and are no copies of this process, whose threads would not survive that. Where
-    several processes work together (`arflows.core.processes`) each has its own, and all of them share the chunks.
+    several processes work together (`arflows.core.runtime.processes`) each has its own, and all share the chunks.
     """
 
     def __init__(self, count: int | None = None) -> None:

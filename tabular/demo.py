@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from arflows.core.cli import resolve_configs
+from arflows.core.commands.recipes import resolve_configs
+from arflows.core.commands.report import Chapter, Figure, Protocol, Table
 from arflows.core.flows import VectorFlow
-from arflows.core.pretrained import load_model
-from arflows.core.report import Chapter, Figure, Protocol, Table
+from arflows.core.runtime.pretrained import load_model
 from arflows.data.densities import DENSITIES
 from arflows.data.store import Store
 from arflows.tabular.evaluate import evaluate

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from arflows.core.errors import UserError
-from arflows.core.evaluation import per_second, protocol, write_result
+from arflows.core.commands.evaluation import per_second, protocol, write_result
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName, relative_residual, solving
 from arflows.core.likelihood import Figure, log_probs
-from arflows.core.pretrained import load_model
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.tabular.inputs import Columns, Rows
 
@@ -94,7 +94,7 @@ def evaluate(
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(evaluate, args, prog="arflows tabular evaluate")
 

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.errors import UserError
 from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Batch
-from arflows.core.pretrained import model_folder
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import model_folder
 from arflows.data.store import Store
 from arflows.data.tables import WHOLE, Table, default_names, read_table
 from arflows.tabular.representation import TableSpec

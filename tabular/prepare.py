@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.densities import DENSITIES
 from arflows.data.store_writer import write_store
 from arflows.data.tables import WHOLE, Table, read_table
@@ -84,7 +84,7 @@ def _refuse_constant(table: Table, features: list[int]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(prepare, args, prog="arflows tabular prepare")
 

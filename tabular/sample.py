@@ -11,12 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.bases import PerExample
-from arflows.core.errors import UserError
-from arflows.core.files import new_folder
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName
-from arflows.core.pretrained import load_model
-from arflows.core.processes import in_turns
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.pretrained import load_model
+from arflows.core.runtime.processes import in_turns
 from arflows.tabular.inputs import Columns
 from arflows.tabular.render import density_figure, density_map, extent_of
 
@@ -136,7 +136,7 @@ def _write_csv(path: Path, columns: Columns, arrays: dict[str, np.ndarray]) -> N
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(sample, args, prog="arflows tabular sample")
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from arflows.core.errors import UserError
 from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Reference, log_probs, write_scores
-from arflows.core.pretrained import load_model, model_folder
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.tabular.inputs import Columns, Rows
 
 LISTED = 5
@@ -58,7 +58,7 @@ def score(
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(score, args, prog="arflows tabular score")
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arflows.core.errors import UserError
-from arflows.core.experiment import Experiment, train
+from arflows.core.commands.train import train
 from arflows.core.flows import VectorFlow
-from arflows.core.training import FlowTraining
+from arflows.core.runtime.errors import UserError
+from arflows.core.training.experiment import Experiment
+from arflows.core.training.module import FlowTraining
 from arflows.tabular.datamodule import TableDataModule
 from arflows.tabular.representation import TableSpec
 

@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import importlib, json, sys
-from arflows.core.processes import together
+from arflows.core.runtime.processes import together
 
 with together():
     for module, words in json.loads(sys.argv[1]):

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from arflows.core import pretrained
-from arflows.core.errors import UserError
 from arflows.core.flows import NSF, VectorFlow
+from arflows.core.runtime import pretrained
+from arflows.core.runtime.errors import UserError
 from arflows.data import store as store_module
 from arflows.data.errors import DataError
 from arflows.data.store import Store

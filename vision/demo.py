@@ -9,11 +9,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from arflows.core.cli import resolve_configs
+from arflows.core.commands.plots import score_histogram, training_curve
+from arflows.core.commands.recipes import resolve_configs
+from arflows.core.commands.report import Chapter, Figure, Paragraph, Protocol, Table
 from arflows.core.likelihood import bits_per_dim, log_probs
-from arflows.core.plots import score_histogram, training_curve
-from arflows.core.pretrained import load_model
-from arflows.core.report import Chapter, Figure, Paragraph, Protocol, Table
+from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.vision.datamodule import ImageDataset
 from arflows.vision.evaluate import evaluate

@@ -1,6 +1,6 @@
 """What the vision domain offers on the command line."""
 
-from arflows.core.domains import Domain
+from arflows.core.commands.domains import Domain
 
 DOMAIN = Domain(
     name="vision",

@@ -10,11 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.bases import PerExample
-from arflows.core.errors import UserError
-from arflows.core.evaluation import per_second, protocol, write_result
+from arflows.core.commands.evaluation import per_second, protocol, write_result
 from arflows.core.likelihood import Figure, dequantization, fixed_noise, log_probs
-from arflows.core.pretrained import load_model
-from arflows.core.processes import in_turns
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import load_model
+from arflows.core.runtime.processes import in_turns
 from arflows.data.store import Store
 from arflows.vision.inputs import ImageInput
 from arflows.vision.metrics import first_logit, frechet_distance, inception, logit_space_figure
@@ -144,7 +144,7 @@ def _samples(
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(evaluate, args, prog="arflows vision evaluate")
 

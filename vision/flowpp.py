@@ -25,7 +25,7 @@ from arflows.core.bijections import (
 )
 from arflows.core.conditioners import GatedResidualCNN
 from arflows.core.dequantization import Dequantizer, UniformDequantizer, VariationalDequantizer
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.vision.image_flow import PIXEL_LEVELS, ImageFlow, framed_size, image_spec
 
 _NOISE_COUPLINGS = 4

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from arflows.core.bases import Base
 from arflows.core.bijections import Bijection
 from arflows.core.dequantization import Dequantizer, UniformDequantizer
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.inversion import Solver
-from arflows.core.pretrained import Pretrained
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import Pretrained
 from arflows.vision.representation import ImageSpec
 
 PIXEL_LEVELS = 256

@@ -10,8 +10,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.errors import UserError
 from arflows.core.likelihood import Batch
+from arflows.core.runtime.errors import UserError
 from arflows.data.image_files import read_folder, read_npz
 from arflows.data.image_sources import ArrayExamples, FileExamples, uniform_batches
 from arflows.data.images import SkippedImage, open_image

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from arflows.core.bijections import Chain, Logit
-from arflows.core.errors import UserError
 from arflows.core.likelihood import Batch, Figure, dequantization
+from arflows.core.runtime.errors import UserError
 from arflows.vision.image_flow import ImageFlow
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data import builtin
 from arflows.data.image_files import read_path
 from arflows.data.image_sources import ImageSource, uniform_batches
@@ -153,7 +153,7 @@ def _report(out: Path, images: ImageSource, spec: ImageSpec, tallies: dict[str, 
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(prepare, args, prog="arflows vision prepare")
 

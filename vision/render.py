@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from arflows.core.files import replacing
+from arflows.core.runtime.files import replacing
 
 SMALLEST = 32
 """Height or width in pixels below which images of a grid are enlarged."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.bases import PerExample
-from arflows.core.errors import UserError
-from arflows.core.files import new_folder
 from arflows.core.inversion import SOLVERS, SolverName, solving
 from arflows.core.likelihood import Figure, dequantization, fixed_noise
-from arflows.core.pretrained import load_model
-from arflows.core.processes import in_turns, seed_of
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.pretrained import load_model
+from arflows.core.runtime.processes import in_turns, seed_of
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -235,7 +235,7 @@ def _save_images(folder: Path, images: UInt8[Tensor, "count channels height widt
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(sample, args, prog="arflows vision sample")
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from arflows.core.errors import UserError
 from arflows.core.likelihood import Figure, Reference, bits_per_dim, dequantization, log_probs, write_scores
-from arflows.core.pretrained import load_model, model_folder
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.vision.inputs import ImageInput
 from arflows.vision.model import ImageFlow
 
@@ -79,7 +79,7 @@ def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Referen
 
 def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
-    from arflows.core.cli import run
+    from arflows.core.commands.cli import run
 
     run(score, args, prog="arflows vision score")
 

@@ -11,9 +11,9 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Autoregressive, Bijection, Chain, LocationScale
 from arflows.core.conditioners import CausalTransformer, Guided
 from arflows.core.dequantization import GaussianDequantizer
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.inversion import Solver
+from arflows.core.runtime.errors import UserError
 from arflows.vision.image_flow import PIXEL_LEVELS, ImageFlow, image_spec
 
 

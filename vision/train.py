@@ -12,11 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from arflows.core.errors import UserError
-from arflows.core.experiment import Experiment, train
+from arflows.core.commands.train import train
 from arflows.core.inversion import InversionError
-from arflows.core.sharding import whole_weights
-from arflows.core.training import FlowTraining
+from arflows.core.runtime.errors import UserError
+from arflows.core.training.experiment import Experiment
+from arflows.core.training.module import FlowTraining
+from arflows.core.training.sharding import whole_weights
 from arflows.vision.datamodule import ImageDataModule
 from arflows.vision.model import ImageFlow
 from arflows.vision.render import grid, save_png

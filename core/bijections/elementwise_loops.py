@@ -9,7 +9,7 @@ import numpy as np
 
 from arflows.core.bijections.elementwise import Affine, Elementwise, LocationScale
 from arflows.core.bijections.spline import RationalQuadraticSpline
-from arflows.core.compiled import compiled
+from arflows.core.runtime.numba_loops import compiled
 
 _AFFINE, _LOCATION_SCALE, _SPLINE = range(3)
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.base import Bijection, no_volume
-from arflows.core.processes import batch_statistics
+from arflows.core.runtime.processes import batch_statistics
 
 
 class ActNorm(Bijection):

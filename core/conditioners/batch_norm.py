@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
-from arflows.core.processes import batch_statistics, sharers
+from arflows.core.runtime.processes import batch_statistics, sharers
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from arflows.core.bijections.elementwise_loops import invert_elementwise
-from arflows.core.compiled import add_products, compiled
+from arflows.core.runtime.numba_loops import add_products, compiled
 
 ACTIVATION_CODES = {"relu": 0, "tanh": 1, "elu": 2, "silu": 3}
 

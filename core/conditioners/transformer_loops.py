@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.bijections.elementwise_loops import invert_elementwise
-from arflows.core.compiled import (
+from arflows.core.runtime.numba_loops import (
     add_products,
     compiled,
     compiled_comparing,

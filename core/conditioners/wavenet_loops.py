@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from arflows.core.compiled import OPTIONS, compiled, exp_minus_twice, in_shares
+from arflows.core.runtime.numba_loops import OPTIONS, compiled, exp_minus_twice, in_shares
 
 PRECISIONS = (torch.bfloat16, torch.float32, torch.float64)
 """Of the numbers that gates are computed from; what they are computed in is float32 at least."""

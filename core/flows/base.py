@@ -11,10 +11,10 @@ from arflows.core.bijections import (
     Chain,
     Standardize,
 )
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.inversion import Solver
-from arflows.core.pretrained import Pretrained
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import Pretrained
 
 
 class VectorFlow(Flow, Pretrained):

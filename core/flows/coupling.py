@@ -16,8 +16,8 @@ from arflows.core.bijections import (
 )
 from arflows.core.conditioners import MLP
 from arflows.core.conditioners.made import Activation
-from arflows.core.errors import UserError
 from arflows.core.flows.base import VectorFlow, check_sizes, normalized
+from arflows.core.runtime.errors import UserError
 
 
 class RealNVP(VectorFlow):

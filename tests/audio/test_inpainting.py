@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arflows.audio import WaveFlow
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 
 from .test_model import model, noisy, speech
 

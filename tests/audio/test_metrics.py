@@ -19,7 +19,7 @@ from arflows.audio.metrics import (
     tones,
 )
 from arflows.audio.representation import MelSpec
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.espeak import speak
 
 RATE = 22_050

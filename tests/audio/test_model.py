@@ -7,8 +7,8 @@ from arflows.audio import MelSpec, WaveFlow
 from arflows.audio.folding import rows_reversed
 from arflows.audio.presets import height_dilations
 from arflows.audio.representation import Condition
-from arflows.core.errors import UserError
 from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, solving
+from arflows.core.runtime.errors import UserError
 
 SPEC = {"n_fft": 32, "hop": 16, "window": 32, "bands": 5}
 SMALL = {"spec": SPEC, "channels": 4, "layers": 2, "flows": 4}

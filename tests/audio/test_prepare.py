@@ -8,7 +8,7 @@ import torch
 from arflows.audio import prepare as module
 from arflows.audio.prepare import prepare
 from arflows.audio.representation import MelSpec, log_mel
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
 from arflows.data.store import Store
 

@@ -6,7 +6,7 @@ import pytest
 from arflows.audio import demo
 from arflows.audio.render import likelihood_curve, save_figure, spectrograms
 from arflows.audio.representation import MelSpec
-from arflows.core.report import Figure, Paragraph, Protocol, Sounds, Table, write_report
+from arflows.core.commands.report import Figure, Paragraph, Protocol, Sounds, Table, write_report
 
 SPEC = MelSpec()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arflows.audio.representation import MelSpec, log_mel
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.errors import DataError
 
 SPECS = {

@@ -5,7 +5,7 @@ import torch
 
 from arflows.audio import WaveFlow
 from arflows.audio.streaming import LATENT_BLOCK, latents, reach
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 
 BANDS, FRAMES = 5, 23
 SPEC = {"sample_rate": 4000, "n_fft": 64, "hop": 24, "window": 64, "bands": BANDS, "fmax": 2000.0}

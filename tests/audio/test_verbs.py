@@ -15,8 +15,8 @@ from arflows.audio import WaveFlow, evaluate, sample, score
 from arflows.audio.inputs import SpeechInput, read_mel, speaker_names, speaker_number
 from arflows.audio.prepare import prepare
 from arflows.audio.representation import MelSpec, log_mel
-from arflows.core.errors import UserError
-from arflows.core.pretrained import load_model
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import to_int16
 from arflows.data.errors import DataError
 from arflows.data.store import Store

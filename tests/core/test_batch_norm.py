@@ -5,7 +5,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from arflows.core.conditioners.batch_norm import BatchNorm2d
-from arflows.core.processes import interleaved
+from arflows.core.runtime.processes import interleaved
 
 
 def layer():

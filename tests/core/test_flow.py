@@ -20,8 +20,8 @@ from arflows.core.bijections import (
     RationalQuadraticSpline,
 )
 from arflows.core.dequantization import UniformDequantizer
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
+from arflows.core.runtime.errors import UserError
 
 from .bijection_cases import vector_coupling
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from arflows.core import flows
-from arflows.core.errors import UserError
 from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, solving
+from arflows.core.runtime.errors import UserError
 
 AUTOREGRESSIVE = ["MADE", "MADEMoG", "MAF", "MAFMoG", "IAF", "NSF"]
 SINGLE = ["MADE", "MADEMoG"]  # have no number of transforms

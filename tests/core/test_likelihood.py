@@ -8,9 +8,9 @@ import torch
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Logit
 from arflows.core.dequantization import UniformDequantizer
-from arflows.core.errors import UserError
 from arflows.core.flow import Flow
 from arflows.core.likelihood import Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.runtime.errors import UserError
 
 
 @pytest.fixture

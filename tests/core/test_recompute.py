@@ -18,9 +18,8 @@ from arflows.core.bijections import (
 )
 from arflows.core.flow import Flow
 from arflows.core.flows import MAF
-from arflows.core.training import FlowTraining
-
-from .training_runs import Data, assert_same, state, trainer
+from arflows.core.training.module import FlowTraining
+from tests.core.training.training_runs import Data, assert_same, state, trainer
 
 
 def coupling(width=6, context=0, dropout=False, elementwise=None, hidden=16):

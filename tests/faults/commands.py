@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from arflows.core.cli import main as arflows
+from arflows.core.commands.cli import main as arflows
 
 LIMIT = 300.0
 """Seconds after which a command counts as hanging."""

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from arflows.core.training import FlowTraining
+from arflows.core.training.module import FlowTraining
 from tests.faults.commands import LIMIT, Command, Lost, NotSurvived, limited, wait_for
 from tests.faults.hostile import pickle_file
 from tests.faults.trial import Trial, flip_byte

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from arflows.core.domains import all_domains
+from arflows.core.commands.domains import all_domains
 from tests.faults.inject import Faults
 from tests.faults.small import Small
 from tests.faults.trial import Count

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.molecules import evaluate, sample, train
 from arflows.molecules.graphaf import GraphAF, RelationalConvolutions, Steps, _dense
 from arflows.molecules.marginal import packed

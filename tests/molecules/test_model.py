@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.molecules.graph import Graph, permuted, walks
 from arflows.molecules.growth import FromLatents, Known, grow, latent_shape
 from arflows.molecules.marginal import packed

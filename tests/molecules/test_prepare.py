@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
 from arflows.molecules.prepare import main, prepare
 from arflows.molecules.properties import PROPERTIES, properties_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from arflows.core.cli import resolve_configs
+from arflows.core.commands.recipes import resolve_configs
 from arflows.molecules.train import MoleculeExperiment
 
 RECIPES = sorted((Path(__file__).parents[2] / "molecules/recipes").glob("*.yaml"))

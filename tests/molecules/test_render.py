@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.molecules.render import CELL, grid_png, property_histograms, save_grid
 
 SMILES = ["CCO", "c1ccccc1", "CC(=O)O", "C#N", "CS"]

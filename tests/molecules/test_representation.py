@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.molecule_files import nci
 from arflows.molecules import representation
 from arflows.molecules.graph import Graph, permuted, reorder, walk, walks

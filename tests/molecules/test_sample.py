@@ -4,7 +4,7 @@ import json
 import pytest
 from rdkit import Chem
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.molecules import sample
 from arflows.molecules.sample import read_targets
 

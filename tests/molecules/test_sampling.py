@@ -5,7 +5,7 @@ import pytest
 import torch
 from rdkit import Chem
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.molecules.fragments import fragment_of
 from arflows.molecules.graph import permuted
 from arflows.molecules.representation import canonical_smiles, mol_of

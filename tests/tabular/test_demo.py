@@ -1,6 +1,6 @@
 import pytest
 
-from arflows.core.report import Figure, Protocol, Table, write_report
+from arflows.core.commands.report import Figure, Protocol, Table, write_report
 from arflows.tabular import demo
 
 

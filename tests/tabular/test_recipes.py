@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arflows.core.cli import resolve_configs
+from arflows.core.commands.recipes import resolve_configs
 from arflows.tabular import train
 from arflows.tabular.prepare import prepare
 from arflows.tabular.train import TableExperiment

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from arflows.core.dequantization import Dequantizer
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.store_writer import write_store
 from arflows.vision import evaluate as evaluation
 from arflows.vision import metrics

@@ -7,7 +7,7 @@ import torch
 
 from arflows.core.bijections import BatchNorm, ChannelMask, CheckerboardMask, ColumnMask, Coupling, InvertibleConv1x1
 from arflows.core.conditioners import ResidualCNN
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.vision import MAF, FlowPlusPlus, Glow, ImageFlow, RealNVP, TarFlow
 
 MODELS = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.vision.prepare import prepare

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from arflows.core.errors import UserError
-from arflows.core.plots import read_log, score_histogram, training_curve
+from arflows.core.commands.plots import read_log, score_histogram, training_curve
+from arflows.core.runtime.errors import UserError
 from arflows.vision.render import grid, save_png
 
 

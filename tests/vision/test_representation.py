@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from arflows.core.errors import UserError
+from arflows.core.runtime.errors import UserError
 from arflows.data.errors import DataError
 from arflows.vision.representation import ImageSpec
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from arflows.core.errors import UserError
 from arflows.core.inversion import GaussSeidelJacobi, Jacobi, solving
 from arflows.core.likelihood import dequantization
+from arflows.core.runtime.errors import UserError
 from arflows.vision import ImageFlow, RealNVP, TarFlow, evaluate, sample, train
 from arflows.vision.tarflow import ClassEmbedding, Patches
 

@@ -1,0 +1,156 @@
+"""The command line: ``arflows <domain> <verb> [options]``, and how every command speaks to its user.
+
+The words are looked up by `main`, which loads nothing but the standard library; only the verb that was asked for is
+imported. A verb is a function: `run` makes its command line from its signature and docstring. A verb with a parser of
+its own, as training by LightningCLI has, takes the same manners from `guarded` and `ShortErrors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import inspect
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from arflows.core.commands.domains import all_domains, find_domain
+from arflows.core.commands.exit_codes import MENDABLE, guarded
+from arflows.core.runtime.errors import UserError, unknown_name
+from arflows.core.runtime.options import ShortErrors
+from arflows.core.runtime.processes import is_main, together
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+else:
+    ArgumentParser = object  # jsonargparse takes a tenth of a second to import, which a help text must not wait for
+
+Result = TypeVar("Result")
+
+COMMANDS = {
+    "demo": "train, sample and score a small flow of every domain; write report.html",
+    "reproduce": "repeat a measured result and compare",
+    "verify": "compare a store, a model or a run with its checksums",
+}
+"""What is not a domain; the module ``arflows.core.commands.<command>`` has its ``main``."""
+
+
+# ------------------------------------------------------------------------------------------------------ the dispatch
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs ``arflows`` with the words ``args``, by default those of the process.
+
+    Raises:
+        SystemExit: with code 2 and one sentence on standard error for what the user can mend.
+    """
+    with guarded(args) as words:
+        match words:
+            case []:
+                print(_overview(), file=sys.stderr)
+                raise SystemExit(MENDABLE)
+            case ["-h" | "--help" | "help", *_]:
+                print(_overview())
+            case ["--version", *_]:
+                print(f"arflows {importlib.metadata.version('arflows')}")
+            case [command, *rest] if command in COMMANDS:
+                importlib.import_module(f"arflows.core.commands.{command}").main(rest)
+            case [option, *_] if option.startswith("-"):
+                raise _misplaced(option, "a domain", "arflows")
+            case [name, *rest]:
+                _run_verb(name, rest)
+
+
+def _run_verb(name: str, words: list[str]) -> None:
+    domain = find_domain(name, also=COMMANDS)
+    match words:
+        case []:
+            print(_verbs(name), file=sys.stderr)
+            raise SystemExit(MENDABLE)
+        case ["-h" | "--help" | "help", *_]:
+            print(_verbs(name))
+        case [verb, *rest] if verb in domain.verbs:
+            importlib.import_module(f"{domain.module}.{verb}").main(rest)
+        case [option, *_] if option.startswith("-"):
+            raise _misplaced(option, "a verb", f"arflows {name}")
+        case [verb, *_]:
+            raise unknown_name(f"verb of {name}", verb, domain.verbs)
+
+
+def _misplaced(option: str, place: str, prog: str) -> UserError:
+    return UserError(f"There is no option {option.partition('=')[0]} before {place}; see `{prog} --help`.")
+
+
+def _overview() -> str:
+    return _help_text(
+        "arflows <domain> <verb> [options]",
+        "Autoregressive normalizing flows: train, generate, score with exact likelihoods.",
+        {
+            "domains": {domain.name: domain.summary for domain in all_domains()},
+            "commands": COMMANDS,
+            "options": {"--version": "print the version", "--debug": "show the traceback of an error"},
+        },
+        "`arflows <domain> --help` lists the verbs of a domain, `arflows <domain> <verb> --help` their options.",
+    )
+
+
+def _verbs(name: str) -> str:
+    domain = find_domain(name)
+    return _help_text(
+        f"arflows {domain.name} <verb> [options]",
+        f"{domain.name} — {domain.summary}",
+        {"verbs": domain.verbs},
+        f"`arflows {domain.name} <verb> --help` lists the options of a verb.",
+    )
+
+
+def _help_text(usage: str, summary: str, groups: Mapping[str, Mapping[str, str]], end: str) -> str:
+    lines = [f"usage: {usage}", "", summary]
+    for title, entries in groups.items():
+        lines += ["", f"{title}:", *(f"  {name:<12} {line}" for name, line in entries.items())]
+    return "\n".join([*lines, "", end])
+
+
+# --------------------------------------------------------------------------------------- one function as one command
+
+
+def run(function: Callable[..., Result], args: Sequence[str] | None = None, prog: str | None = None) -> Result:
+    """Calls ``function`` with the options of a command line that is made from its signature and docstring.
+
+    Every parameter is an option ``--name``; ``--config FILE`` reads options from YAML, ``--print_config`` writes them.
+    Errors end the process as `guarded` describes.
+
+    Args:
+        function: what to run; its parameters are annotated and described under ``Args:``.
+        args: the words of the command line, by default those of the process.
+        prog: what the user typed to get here, by default told from the function's module:
+            ``arflows vision sample`` for a function of ``arflows.vision.sample``.
+
+    Returns:
+        What ``function`` returns.
+    """
+    with guarded(args) as words, together(), nullcontext() if is_main() else redirect_stdout(io.StringIO()):
+        import jsonargparse
+
+        class Parser(ShortErrors, jsonargparse.ArgumentParser):
+            pass
+
+        return jsonargparse.auto_cli(
+            function,
+            args=words,
+            as_positional=False,
+            parser_class=Parser,
+            prog=prog or _program(function),
+            description=(inspect.getdoc(function) or "").partition("\n\n")[0],
+            config_help="YAML file with options; those on the command line take precedence.",
+            epilog="--debug shows the traceback of an error.",
+        )
+
+
+def _program(function: Callable[..., object]) -> str:
+    spec = function.__globals__.get("__spec__")  # the module's name even where `python -m` calls it __main__
+    return spec.name.replace(".", " ") if spec else Path(sys.argv[0]).name

@@ -1,0 +1,74 @@
+"""``arflows demo``: every installed domain shows on its built-in data what it does, and one report keeps it."""
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from arflows.core.commands.cli import FAULT, explain, run
+from arflows.core.commands.domains import Domain, all_domains
+from arflows.core.commands.report import Chapter, Failure, write_report
+from arflows.core.runtime.errors import UserError
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("report.html")) -> None:
+    """Train, sample and score a small flow of every domain, and write one report of what came out.
+
+    Args:
+        out: folder for models and samples; each domain has a folder in it.
+        seed: of all random numbers.
+        report: the HTML file to write.
+
+    Raises:
+        UserError: if no domain is installed, or the report cannot be where it is wanted.
+        SystemExit: with code 1 if a domain failed; the report says why, and has the chapters of the others.
+    """
+    began = time.monotonic()
+    domains = all_domains()
+    if not domains:
+        raise UserError("No domain is installed: install arflows again, with `pip install arflows`.")
+    if report.is_dir():
+        raise UserError(f"{report} is a folder: name a file with --report.")
+    report.parent.mkdir(parents=True, exist_ok=True)  # an error now rather than when all is done
+    chapters, failed = [], []
+    for number, domain in enumerate(domains, start=1):
+        print(f"[{number}/{len(domains)}] {domain.name} — {domain.summary}", flush=True)
+        started = time.monotonic()
+        try:
+            chapters.append(_chapter(domain, out / domain.name, seed))
+            print(f"{domain.name} took {_duration(time.monotonic() - started)}", flush=True)
+        except Exception as error:  # one domain's fault must not take the others' work with it
+            failed.append(domain.name)
+            _, reason = explain(error)
+            print(f"error: {domain.name}: {reason}", file=sys.stderr)
+            chapters.append(Chapter(domain.name, "This chapter could not be made.", [Failure(reason)]))
+    took = _duration(time.monotonic() - began)
+    write_report(report, chapters, {**_machine(), "seed": seed, "took": took}, title="arflows demo")
+    print(f"{report.resolve()} shows what came out; all of it took {took}")
+    if failed:
+        print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
+        raise SystemExit(FAULT)
+
+
+def _chapter(domain: Domain, out: Path, seed: int) -> Chapter:
+    return importlib.import_module(f"{domain.module}.demo").chapter(out, seed)
+
+
+def _machine() -> dict[str, object]:
+    import torch  # the domains have imported it by now; the options of the demo need not wait for it
+
+    from arflows.core.runtime.machine import hardware, software
+
+    known = software() | hardware(torch.device("cpu"))
+    return {name: known[name] for name in ("arflows", "torch", "python", "processor", "threads")}
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs ``arflows demo`` with the words ``args``."""
+    run(demo, args, prog="arflows demo")

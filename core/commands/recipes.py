@@ -1,0 +1,40 @@
+"""Recipes: the config files that come with a domain, named on the command line without a path."""
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+
+from arflows.core.runtime.errors import unknown_name
+
+
+def resolve_recipe(name: str | Path, package: str) -> Path:
+    """The file of a config that was named by its path, or by its name among the recipes that come with a domain.
+
+    Args:
+        name: path of a YAML file, or ``cifar10`` for ``<package>/recipes/cifar10.yaml``. A file goes before a recipe.
+        package: the domain's package, such as ``"arflows.vision"``.
+
+    Raises:
+        UserError: if there is neither; the message names the recipes that exist.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folder = Path(str(importlib.resources.files(package))) / "recipes"
+    recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if str(name) not in recipes:
+        raise unknown_name("file or recipe", str(name), recipes)
+    return recipes[str(name)]
+
+
+def resolve_configs(words: Sequence[str], package: str) -> list[str]:
+    """The command line with every ``--config NAME`` (or ``-c NAME``) put through `resolve_recipe`."""
+    resolved = list(words)
+    for index, word in enumerate(resolved):
+        option, equals, value = word.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        if equals:
+            resolved[index] = f"{option}={resolve_recipe(value, package)}"
+        elif index + 1 < len(resolved):
+            resolved[index + 1] = str(resolve_recipe(resolved[index + 1], package))
+    return resolved

@@ -1,0 +1,1 @@
+"""Files, errors, processes, hardware, saved models and compiled loops; imports nothing else of the core."""

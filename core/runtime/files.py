@@ -1,0 +1,79 @@
+"""Files and folders that are written whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.processes import is_main, wait
+
+
+@contextmanager
+def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and renames it to ``path`` if the block succeeds.
+
+    The folder is made where it does not exist. Whoever reads ``path`` meanwhile sees the older file, whole; if the
+    block fails, that file stays and the temporary one is removed. What was written is on the disk before it takes its
+    name, so that a power cut leaves one of the two. Of several processes at one task the main one alone writes; what
+    the others have written is thrown away.
+
+    >>> with replacing("runs/figures.csv") as temporary:
+    ...     temporary.write_text("image,bits_per_dim")
+
+    Args:
+        path: The file.
+        durable: Wait until it is on the disk; False for one of very many files.
+
+    Raises:
+        OSError: from the block or from the file system; it carries ``path`` as its file name, never the temporary one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if is_main():
+            if durable:
+                sync(temporary)
+            os.replace(temporary, path)
+            if durable:
+                sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary), temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder under a temporary name, which becomes ``out`` if all goes well and vanishes if not.
+
+    Of several processes at one task the main one alone writes, as in `replacing`.
+
+    Raises:
+        UserError: If ``out`` holds something already.
+    """
+    if is_main() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already: choose another --out, or remove it.")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if is_main():
+            os.replace(temporary, out)
+        wait()  # whoever looks at the folder next finds it
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Makes sure that a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

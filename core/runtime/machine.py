@@ -1,0 +1,87 @@
+"""The machine at hand: where to compute, what it is, and which code runs on it."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.processes import place
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "mps", …; "auto" takes a GPU if there is one.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    if name == "auto" and place() is not None and torch.cuda.is_available():
+        name = f"cuda:{place()}"  # each process at a task has a GPU of its own
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        present = [
+            "cpu",
+            *(f"cuda:{index}" for index in range(torch.cuda.device_count())),
+            *(["mps"] if torch.backends.mps.is_available() else []),
+        ]
+        raise UserError(f"there is no device {name!r} on this machine: choose among {', '.join(present)}.") from error
+    return device
+
+
+def software() -> dict[str, Any]:
+    """Versions that matter, and the commit of the checkout this package runs from, if it is one.
+
+    Returns:
+        ``{"arflows", "torch", "python", "commit"}``; "commit" is None outside a git checkout and ends in "+changes"
+        where tracked files differ from it.
+    """
+    return {
+        "arflows": version("arflows"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(Path(__file__).resolve().parent),
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What figures are measured on.
+
+    Returns:
+        ``{"device", "processor", "threads"}``: for CUDA the GPU's name, else "cpu"; the processor's name; the threads
+        torch computes with.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "processor": _processor(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit(folder: Path) -> str | None:
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None  # no git, no checkout, or installed inside somebody else's
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return f"{git('rev-parse', 'HEAD')}{'+changes' if changes else ''}"

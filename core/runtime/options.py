@@ -1,0 +1,85 @@
+"""Option errors of one sentence, for every parser of a command."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from arflows.core.runtime.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+else:
+    ArgumentParser = object  # jsonargparse takes a tenth of a second to import; `--help` must not wait for it
+
+
+class ShortErrors(ArgumentParser):
+    """Mixed into a parser of jsonargparse, makes it answer a wrong option by one sentence instead of a page of usage.
+
+    >>> class Parser(ShortErrors, LightningArgumentParser): ...
+    >>> LightningCLI(Model, Data, parser_class=Parser, args=words)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses; a switch may be given without ``true``."""
+        for action in self._actions:
+            if getattr(action, "_typehint", None) is bool and action.nargs is None:
+                action.nargs, action.const = "?", True
+        return super().parse_args(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises `UserError` where jsonargparse would print its usage and exit."""
+        if not self.exit_on_error:  # jsonargparse is trying one of several readings, and catches its own error
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise UserError(_option_error(message, parser.prog, list(parser._option_string_actions))) from ex
+
+    def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Reads a config file; an error in it is told with the file's name."""
+        from arflows.core.runtime.configs import check_config
+
+        check_config(Path(str(cfg_path)))
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except UserError as error:
+            raise UserError(f"{cfg_path}: {error}") from error
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Help without Python's notation for classes."""
+        return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", super().format_help(*args, **kwargs))
+
+
+def _option_error(message: str, prog: str, options: list[str]) -> str:
+    """Says in one sentence what jsonargparse says in a paragraph; what is not recognised is only put on one line."""
+    more = f"`{prog} --help` lists the options."
+    if match := re.match(r"(?:Group '(?P<group>.+)' does not accept option|Option) '(?P<key>.+?)'", message):
+        message = f"unrecognized arguments: --{match['group'] + '.' if match['group'] else ''}{match['key']}"
+    if match := re.search(r"Importing '([^']*)' is not allowed", message):
+        return f"{match[1]} is no class that a config may name: name one of arflows. {more}"
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        name = match[1].partition("=")[0]
+        if name.startswith("-"):
+            return f"{unknown_name('option', name, options).args[0].partition(' There is: ')[0]} {more}"
+        return f"Unexpected {name!r}: options are written as --name value. {more}"
+    if match := re.match(r"the following arguments are required: (.+)", message):
+        return f"Missing {', '.join('--' + name for name in match[1].split(', '))}. {more}"
+    if match := re.fullmatch(r'Parser key "(.+?)":\s*(.+)', message, re.DOTALL):
+        option, problem = match.groups()
+        value = re.search(r".*(?:Got|Given) value: (.*)\Z", problem, re.DOTALL)
+        wanted = re.match(r"Expected an? (.+?)\. Got value", problem) or re.search(r"Subtypes: \[(.+)\]", problem)
+        if value and wanted:
+            return f"--{option} takes {_plain_type(wanted[1])}, not {value[1]!r}."
+        message = f"--{option}: {problem}"
+    return " ".join(message.split()).rstrip(".") + f". {more}"
+
+
+def _plain_type(text: str) -> str:
+    """``<class 'int'>, <class 'NoneType'>`` as ``int or null``."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
+    text = re.sub(r"typing\.Literal\[(.+?)\]", lambda match: match[1].replace(", ", " or "), text)
+    return re.sub(r", (?![^\[]*\])", " or ", text)

@@ -1,0 +1,232 @@
+"""Models as folders: ``config.json`` and ``model.safetensors``, nothing that can run code.
+
+``SHA256SUMS`` beside them holds the checksums of what training or `Pretrained.save_pretrained` wrote, in the form of
+the program sha256sum; `verify` compares.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.runtime.machine import pick_device
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FACTS_FILE = "training.json"
+SUMS_FILE = "SHA256SUMS"
+FORMAT_VERSION = 1
+"""Of `CONFIG_FILE`."""
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""For an older version, what makes a config of it one of the next; none where nothing is to do."""
+
+
+class Pretrained(nn.Module):
+    """Gives a module `save_pretrained`, `from_pretrained` and `push_to_hub`.
+
+    The config holds the arguments the module was constructed with, which therefore must be plain JSON values, and the
+    name of its class. `from_pretrained` of a class loads folders of this class and of its subclasses, no others.
+    """
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remembers the arguments of the constructor."""
+        instance = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
+        bound.apply_defaults()
+        _, *arguments = bound.arguments.items()
+        instance.__dict__["_arguments"] = dict(arguments)
+        return instance
+
+    def config(self) -> dict[str, Any]:
+        """What `from_pretrained` needs to build the module anew, without its weights."""
+        return {"format_version": FORMAT_VERSION, "class": type(self).__name__, "arguments": self._arguments}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the model into ``folder``, which is made where it does not exist.
+
+        Both files are written under temporary names and then renamed, so that an interrupted save leaves the older
+        model readable.
+        """
+        folder = Path(folder)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        with replacing(folder / WEIGHTS_FILE) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
+        with replacing(folder / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
+        write_checksums(folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Reads a model from a folder, or from the Hugging Face Hub by its name there; returned in evaluation mode.
+
+        Args:
+            source: folder written by `save_pretrained`, or ``owner/name`` on the Hub.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            UserError: if there is no such folder, a file of it is missing or damaged, it holds a model of another
+                class, or it was written by a newer version of arflows.
+        """
+        folder = _local_folder(source, revision)
+        config = _read_config(folder / CONFIG_FILE)
+        model_class = cls._named(config["class"], folder)
+        try:
+            model = model_class(**config["arguments"])
+        except UserError as error:
+            raise UserError(f"{folder / CONFIG_FILE}: {error}") from error
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+            details = " ".join(str(error).split())
+            raise UserError(f"{folder / CONFIG_FILE}: arguments do not fit {config['class']}: {details}") from error
+        weights = folder / WEIGHTS_FILE
+        if not weights.is_file():
+            raise UserError(f"{weights} is missing: copy the model folder again, whole")
+        try:
+            state = load_file(weights)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{weights} is damaged or truncated ({error}): copy the model folder again") from error
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            details = " ".join(str(error).split())
+            raise UserError(f"{weights} does not fit {CONFIG_FILE} beside it: {details}") from error
+        return model.eval()
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads the model to the Hugging Face Hub as ``owner/name`` and returns the address of the commit."""
+        api = HfApi(token=token)
+        api.create_repo(name, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+    @classmethod
+    def _named(cls, name: str, folder: Path) -> type[Self]:
+        """This class or a subclass, by its name; nothing else is ever constructed."""
+        known: dict[str, type[Self]] = {}
+        pending = [cls]
+        while pending:
+            candidate = pending.pop()
+            known[candidate.__name__] = candidate
+            pending.extend(candidate.__subclasses__())
+        if name not in known:
+            raise UserError(f"{folder} holds a model of class {name!r}, not {' or '.join(sorted(known))}")
+        return known[name]
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes `SUMS_FILE` for the files of a model folder."""
+    present = [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, FACTS_FILE) if (folder / name).is_file()]
+    with replacing(folder / SUMS_FILE) as temporary:
+        temporary.write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in present), encoding="utf-8")
+
+
+def verify(path: Path) -> str | None:
+    """Reads every byte of a model folder, or of the one in a run's folder, and compares it with its checksum.
+
+    Returns:
+        What was found sound; None if the path is no model folder.
+
+    Raises:
+        UserError: If something differs or is missing; the sentence names each damaged file.
+    """
+    folder = Path(model_folder(str(path)))
+    sums = folder / SUMS_FILE
+    if not (folder / CONFIG_FILE).is_file() and not sums.is_file():
+        return None
+    if not sums.is_file():
+        raise UserError(f"{folder} has no {SUMS_FILE}, as older models have none: load it and save it again.")
+    recorded = re.findall(
+        r"^([0-9a-f]{64})  ([\w.-]+)$", sums.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= {name for _, name in recorded}:
+        raise UserError(f"{sums} is damaged: copy the model folder again.")
+    damaged = [name for sha256, name in recorded if not (folder / name).is_file() or _sha256(folder / name) != sha256]
+    if damaged:
+        raise UserError(f"{folder} is damaged in {', '.join(damaged)}: copy the model folder again.")
+    return f"{folder}: a model, {len(recorded)} files"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+Model = TypeVar("Model", bound=Pretrained)
+
+
+def load_model(kind: type[Model], model: str, device: str = "auto") -> Model:
+    """Loads a trained model, ready to use.
+
+    Args:
+        kind: Its class, or one that it is a subclass of.
+        model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
+        device: Where to compute, as `pick_device` takes it.
+
+    Raises:
+        UserError: If there is no such model or device, or the model's files are damaged.
+    """
+    return kind.from_pretrained(model_folder(model)).to(pick_device(device)).eval()
+
+
+def model_folder(model: str) -> str:
+    """The folder of a model: as given, or ``model`` inside the folder of a training run."""
+    inside = Path(model) / "model"
+    return str(inside) if (inside / CONFIG_FILE).is_file() else model
+
+
+def _local_folder(source: str | Path, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{folder} is a file: give the model folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    looks_like_hub_name = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    if not looks_like_hub_name or folder.parent.is_dir():
+        raise UserError(f"no model folder {folder}: check the path, or train one first")
+    try:
+        return Path(
+            snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SUMS_FILE])
+        )
+    except (OSError, HFValidationError) as error:
+        raise UserError(
+            f"no folder {source}, and no model of that name could be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}): check the path, the name or the connection"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {path.parent} is not a model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): copy the model folder again") from error
+    expected = {"format_version": int, "class": str, "arguments": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in expected.items()):
+        raise UserError(f"{path} is no arflows config: it needs {', '.join(expected)}")
+    if config["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
+            "upgrade arflows (pip install --upgrade arflows)"
+        )
+    version = config["format_version"]
+    if version < 1:
+        raise UserError(f"{path} has format version {version}, which no arflows has written: copy the model again")
+    for older in range(version, FORMAT_VERSION):
+        config = MIGRATIONS.get(older, dict)(config)
+    return config

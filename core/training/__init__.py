@@ -1,0 +1,1 @@
+"""Training: the module that Lightning trains, its callbacks, checkpoints and runs."""

@@ -1,0 +1,194 @@
+"""The states from which a run can go on: written whole, checked before they are believed."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.training.callbacks import before_batch
+
+LAST = "last.ckpt"
+NEEDED = frozenset({"epoch", "global_step", "state_dict", "loops", "optimizer_states", "callbacks"})
+"""What the state of a run holds at least."""
+
+
+class DamagedCheckpoint(UserError):
+    """A file is not, or no longer, the state of a run."""
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads the state of a run: tensors and plain values, nothing that could run code.
+
+    A flipped bit does not go unnoticed, for `torch.save` writes a checksum with each tensor.
+
+    Raises:
+        DamagedCheckpoint: If the file is damaged, or is not the state of a run.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise DamagedCheckpoint(
+                    f"{path} is compressed, which checkpoints of arflows are not: a small file could unfold to any "
+                    "size; give the file that training wrote."
+                )
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise DamagedCheckpoint(f"{path} is damaged in {damaged}: go on from an older one.")
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # the readers of zip files and pickles raise almost anything for broken ones
+        reason = str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
+        raise DamagedCheckpoint(
+            f"{path} is damaged, or holds more than tensors and plain values ({reason}): go on from an older one, or "
+            "train anew."
+        ) from error
+    if not isinstance(state, dict) or not state.keys() >= NEEDED:
+        raise DamagedCheckpoint(f"{path} is not the state of a run: give the folder of one to --out.")
+    return state
+
+
+def resumable(folder: Path) -> list[Path]:
+    """The states in a run's folder ``checkpoints``, the newest first, the best one at the end."""
+    older = sorted(folder.glob("last-*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path for path in (folder / LAST, *older, folder / "best.ckpt") if path.is_file()]
+
+
+def newest_sound(folder: Path, warn: Callable[[str], None]) -> Path:
+    """The newest state that is not damaged.
+
+    Args:
+        folder: A run's folder ``checkpoints``.
+        warn: Told of every newer one that is damaged.
+
+    Raises:
+        UserError: If there is none.
+    """
+    for path in resumable(folder):
+        try:
+            read_checkpoint(path)
+        except DamagedCheckpoint as error:
+            warn(str(error))
+        else:
+            return path
+    raise UserError(f"{folder} holds no state that is sound: start the run anew, in another --out.")
+
+
+def verify(path: Path) -> str | None:
+    """Reads every byte of the states in a run's folder and compares them with their checksums.
+
+    Returns:
+        What was found sound; None if there are no states.
+
+    Raises:
+        UserError: If one is damaged; the sentence names it, and what of it.
+    """
+    states = resumable(path / "checkpoints") if path.is_dir() else []
+    for state in states:
+        read_checkpoint(state)
+    return f"{path / 'checkpoints'}: {len(states)} states to resume from" if states else None
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes states as `core.files.replacing` does, and reads them by `read_checkpoint`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes one under a temporary name, waits until it is on the disk, and renames it."""
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # what PyTorch makes of a disk that is full
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads one, on the CPU; never by unpickling."""
+        return read_checkpoint(Path(path), map_location or "cpu")
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint of fixed name in the run's folder, which may be moved between a run and its resumption.
+
+    Args:
+        folder: Where it lies.
+        name: Its name, without ``.ckpt``.
+        keep: How many states are kept: this one, and older ones as ``<name>-1.ckpt``, ``<name>-2.ckpt``, …
+        every: Save after so many optimizer steps too; None for after validation alone.
+        **options: Of `ModelCheckpoint`.
+    """
+
+    def __init__(self, folder: Path, name: str, keep: int = 1, every: int | None = None, **options: Any) -> None:
+        super().__init__(folder, name, enable_version_counter=False, **options)
+        self.keep = keep
+        self.every = every
+        self._begun = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on there is a state to save."""
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves, if that was asked for and the state is whole: before training begins it may be restored in part."""
+        if self._begun:
+            super().on_exception(trainer, pl_module, exception)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves between steps, if that was asked for: now the last one is logged, as it is not at its own end."""
+        due = self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0
+        if due and batch_idx and not self._should_skip_saving_checkpoint(trainer):
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            before_batch(trainer)
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+            progress.total.ready += 1
+            progress.current.ready += 1
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Writes the logs to disk first, so that none are missing before the place where a run goes on."""
+        for logger in trainer.loggers:
+            logger.save()
+        path = Path(filepath)
+        new = path.with_name(f".{path.name}.new")
+        ages = not self._replaces_damaged(trainer, path)
+        super()._save_checkpoint(trainer, str(new))
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            if ages:
+                self._age(path)
+            os.replace(new, path)
+        trainer.strategy.barrier()
+
+    def _replaces_damaged(self, trainer: Trainer, path: Path) -> bool:
+        """Whether the run went on from an older state than the one that is now written over."""
+        first = not self._last_checkpoint_saved
+        return first and trainer.ckpt_path is not None and Path(trainer.ckpt_path).name != path.name
+
+    def _age(self, path: Path) -> None:
+        """Gives the states there are the next older names, once the new one is whole."""
+        names = [path, *(path.with_stem(f"{path.stem}-{age}") for age in range(1, self.keep))]
+        for younger, older in reversed(list(pairwise(names))):
+            if younger.exists():
+                os.replace(younger, older)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Reads the state as if it had been saved in the folder as it is called now."""
+        here = Path(str(self.dirpath))
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})

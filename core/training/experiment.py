@@ -1,0 +1,346 @@
+"""One training run in one folder: options, logs, checkpoints, resuming, and the model at the end.
+
+A run's folder holds::
+
+    config.yaml          every option as it was resolved
+    logs/                TensorBoard events, and metrics.csv in version_0, version_1, … for each time it was resumed
+    checkpoints/         last.ckpt to resume from, last-1.ckpt should it be damaged; best.ckpt with the lowest
+                         validation loss
+    model/               the trained model: config.json, model.safetensors, and training.json with how it came about
+
+A run that is resumed goes on as it would have, also within an epoch: the datamodule's state says which batches of the
+epoch are left.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
+
+from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import replacing
+from arflows.core.runtime.machine import hardware, software
+from arflows.core.runtime.pretrained import FACTS_FILE, write_checksums
+from arflows.core.runtime.processes import parting
+from arflows.core.training.checkpoints import (
+    LAST,
+    CheckpointFiles,
+    RunCheckpoint,
+    newest_sound,
+    read_checkpoint,
+    resumable,
+)
+from arflows.core.training.module import FlowTraining
+from arflows.core.training.parser import TrainingParser, allow_known_classes
+from arflows.core.training.sharding import is_sharded
+
+REFERENCE_SIZE = 2000
+"""Training examples whose scores are kept with the model."""
+
+
+class Experiment(LightningCLI):
+    """The ``train`` verb of a domain: options from the signatures of model, datamodule and Trainer, and one run.
+
+    Args:
+        model_class: What trains; its ``flow`` argument's type restricts which models a config may name.
+        datamodule_class: Where the batches come from: it takes a ``store``, the path of one.
+        words: The command line.
+        domain: The domain's name on the command line.
+        callbacks: What the domain adds to training, such as pictures of samples.
+    """
+
+    def __init__(
+        self,
+        model_class: type[FlowTraining],
+        datamodule_class: type[LightningDataModule],
+        words: Sequence[str],
+        domain: str,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.domain = domain
+        self.domain_callbacks = list(callbacks)
+        allow_known_classes()
+        super().__init__(
+            model_class,
+            datamodule_class,
+            save_config_callback=None,
+            trainer_defaults={
+                "max_epochs": 100,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 1,
+                "use_distributed_sampler": False,  # the datamodule sees to it, exactly at uneven ends too
+                "enable_model_summary": False,
+            },
+            parser_kwargs={"prog": f"arflows {domain} train", "description": "Train a flow by maximum likelihood."},
+            parser_class=TrainingParser,
+            args=list(words),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # ------------------------------------------------------------------------------------------ options
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to the run as a whole."""
+        parser.add_argument("--out", type=Path, required=True, help="Folder of the run.")
+        parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, data order and noise.")
+        parser.add_argument("--resume", type=bool, default=False, help="Go on with the run in --out where it stopped.")
+        parser.add_argument(
+            "--save_every",
+            type=PositiveInt | None,
+            default=None,
+            help="Save the state to resume from after so many steps too, not after validation alone.",
+        )
+        parser.add_argument("--keep", type=PositiveInt, default=2, help="How many of the newest states are kept.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Makes one seed of two."""
+        parser.link_arguments("seed", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the words given, and these alone."""
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        seed_everything(self.config.seed, workers=True, verbose=False)
+
+    # ------------------------------------------------------------------------------------------ the run's folder
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.out)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the states to resume from are."""
+        return self.out / "checkpoints"
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the trained model goes."""
+        return self.out / "model"
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses to overwrite a run, or to resume what is none; says how to make a store that is missing.
+
+        Only the main process looks at the run: it may already have written when others of a distributed run come to
+        look.
+        """
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self._resume_or_refuse()
+        store = self.config.data.store
+        if not store.exists():
+            raise UserError(
+                f"there is no store {store}: make it by `arflows {self.domain} prepare --source … --out {store}`, or "
+                "give another --data.store."
+            )
+
+    def after_instantiate_classes(self) -> None:
+        """Lets the domain check that model and data fit."""
+        if is_sharded(self.trainer) and self.model.ema_decay:
+            raise UserError("FSDP does not shard the moving average of the weights: add --model.ema_decay 0.")
+        self.check()
+
+    def check(self) -> None:
+        """What a domain overrides to raise `UserError` where ``self.model`` and ``self.datamodule`` do not fit."""
+
+    def data_facts(self) -> dict[str, Any]:
+        """What a domain overrides to say, in JSON values, which data the model was trained on."""
+        return {}
+
+    def _resume_or_refuse(self) -> None:
+        started, finished = bool(resumable(self.checkpoints)), (self.model_folder / FACTS_FILE).is_file()
+        if not self.config.resume:
+            if started or finished:
+                state = "a finished run" if finished else "a run that was interrupted"
+                raise UserError(f"{self.out} holds {state}: choose another --out, or go on with it by --resume.")
+            return
+        if not started:
+            raise UserError(
+                f"{self.out} holds nothing to resume, for {self.checkpoints / LAST} is missing: leave out --resume."
+            )
+        saved = self.out / "config.yaml"
+        differences = _differences(self._options()["model"], self._saved_options(saved)["model"], "model")
+        if differences:
+            raise UserError(
+                f"{self.out} was started with other settings, now ≠ then: {'; '.join(differences)}; give the same, "
+                f"or --config {saved}, or another --out."
+            )
+        if finished and self.config.trainer.max_epochs is not None and self.config.trainer.max_steps == -1:
+            epochs = json.loads((self.model_folder / FACTS_FILE).read_text())["epochs"]
+            if 0 <= self.config.trainer.max_epochs <= epochs:
+                raise UserError(
+                    f"{self.out} is finished after {epochs} epochs: to train on, raise --trainer.max_epochs above that."
+                )
+
+    def _saved_options(self, path: Path) -> dict[str, Any]:
+        """The options of a run as this version of arflows understands them: what it has since learned is as by default.
+
+        Raises:
+            UserError: If the file is damaged, or names what this version does not know.
+        """
+        try:
+            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+            given = {**saved, "out": str(self.out), "data": yaml.safe_load(self.parser.dump(self.config))["data"]}
+            options: dict[str, Any] = yaml.safe_load(self.parser.dump(self.parser.parse_object(given), skip_none=False))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} is damaged ({' '.join(str(error).split())}): give the run's recipe by --config and "
+                "another --out."
+            ) from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return options
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return options
+
+    def _save_options(self) -> None:
+        with replacing(self.out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump({**self._options(), "resume": False}, sort_keys=False))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with the run's loggers and checkpoints."""
+        monitor = f"val/{self.model.unit}"
+        self.trainer_defaults["callbacks"] = [
+            *self.domain_callbacks,
+            RunCheckpoint(self.checkpoints, "best", monitor=monitor, mode="min"),
+            RunCheckpoint(self.checkpoints, "last", self.config.keep, self.config.save_every, save_on_exception=True),
+        ]
+        given = self.config_init.trainer.callbacks
+        has_bar = any(isinstance(c, ProgressBar) for c in (given if isinstance(given, list) else [given]))
+        if self.config.trainer.enable_progress_bar is not False and not has_bar:
+            # Where rich is installed, Lightning's own choice is a bar that shows "Epoch 0/-2" if max_epochs is -1.
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar())
+        if self.config.trainer.logger in (None, True):
+            logs = self.out / "logs"
+            kwargs["logger"] = [TensorBoardLogger(logs, name="", version=""), CSVLogger(logs, name="")]
+        plugins = self.config_init.trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), CheckpointFiles()]
+        try:
+            return super().instantiate_trainer(default_root_dir=self.out, **kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    # ------------------------------------------------------------------------------------------ the run itself
+
+    def fit(self) -> None:
+        """Trains, then exports the best weights.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C, with the last state saved.
+            UserError: If training cannot go on, or the Trainer's options do not fit together.
+        """
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._software = software()  # of the code that trains, which may have moved on when training ends
+        if self.trainer.is_global_zero:
+            self._save_options()
+            print(
+                f"training {self._describe_model()} on {self.trainer.strategy.root_device}; everything is in {self.out}"
+            )
+        start = newest_sound(self.checkpoints, self._warn) if self.config.resume else None
+        try:
+            with parting():
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
+        except OSError as error:  # Lightning's writers do not say what they were writing
+            error.filename = error.filename or str(self.out)
+            raise
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except SystemExit as ending:  # what Lightning makes of Ctrl-C
+            if self.trainer.is_global_zero and (self.checkpoints / LAST).is_file():
+                print(f"{self.checkpoints / LAST} is saved; add --resume to go on from it.", file=sys.stderr)
+            raise KeyboardInterrupt from ending
+        finally:  # Lightning keeps its own where it was interrupted early or the state could not be saved
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.trainer.is_global_zero:
+            self._export()
+
+    def _warn(self, sentence: str) -> None:
+        if self.trainer.is_global_zero:
+            print(f"warning: {sentence}", file=sys.stderr)
+
+    def _describe_model(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.flow.parameters())
+        return f"{type(self.model.flow).__name__} with {parameters:,} parameters"
+
+    def _export(self) -> None:
+        """Writes the best weights (their moving average, if one is kept) as a model folder, and how they came about."""
+        checkpoints = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)]
+        path = next((c.best_model_path for c in checkpoints if c.best_model_path), None)
+        if path is None:  # a trial run by --trainer.fast_dev_run
+            return
+        weights = read_checkpoint(Path(path))["state_dict"]
+        if is_sharded(self.trainer):  # of its weights a part is left in this process
+            self.model.flow = type(self.model.flow)(**self.model.flow.config()["arguments"])
+        flow = self.model.flow
+        flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
+        device = self.trainer.strategy.root_device
+        flow.to(device)
+        figure = self._validation_figure()
+        facts = {
+            "val": figure.as_dict() if figure else None,
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+            "skipped_steps": self.model.skipped_steps,
+            "seconds": round(self.model.seconds, 1),
+            "seed": self.config.seed,
+            "data": self.data_facts(),
+            "software": self._software,
+            "hardware": {**hardware(device), "processes": self.trainer.world_size},
+            "train_scores": self._reference().as_dict(),
+        }
+        flow.cpu().save_pretrained(self.model_folder)
+        with replacing(self.model_folder / FACTS_FILE) as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        write_checksums(self.model_folder)
+        print(f"{self.model_folder} is the trained model" + (f": {figure} of the validation split." if figure else "."))
+
+    def _validation_figure(self) -> Figure | None:
+        flow = self.model.flow
+        scores = log_probs(flow, tqdm(self.datamodule.val_dataloader(), "validating", leave=False, disable=None))
+        dims = flow.dims if self.model.unit == "bits_per_dim" else None
+        return Figure.of(scores, dims, flow.likelihood, dequantization(flow)) if len(scores) else None
+
+    def _reference(self) -> Reference:
+        """Scores of a random sample of the training data."""
+        flow = self.model.flow
+        with fixed_noise(self.config.seed, torch.device("cpu")):
+            batches = tqdm(self.datamodule.train_dataloader(), "scoring training data", leave=False, disable=None)
+            scores = log_probs(flow, _up_to(batches, REFERENCE_SIZE))
+        return Reference.of(bits_per_dim(scores, flow.dims) if self.model.unit == "bits_per_dim" else -scores)
+
+
+def _differences(now: Any, then: Any, name: str) -> list[str]:
+    """Names each setting that two nested dictionaries do not share, with both values."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        keys = [*now, *(key for key in then if key not in now)]
+        return [line for key in keys for line in _differences(now.get(key), then.get(key), f"{name}.{key}")]
+    return [] if now == then else [f"{name} {now} ≠ {then}"]
+
+
+def _up_to(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Yields batches until they hold ``count`` examples; the last one is cut."""
+    for batch in batches:
+        yield {name: tensor[:count] for name, tensor in batch.items()}
+        count -= len(batch["x"])
+        if count <= 0:
+            return

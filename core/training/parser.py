@@ -1,0 +1,62 @@
+"""The parser of a training's options, and which classes they may name."""
+
+from importlib.metadata import entry_points
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch import callbacks, loggers, profilers, strategies
+from lightning.pytorch.cli import LightningArgumentParser
+
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.options import ShortErrors
+
+ALLOWED_CLASSES = (
+    callbacks.DeviceStatsMonitor,
+    callbacks.EarlyStopping,
+    callbacks.GradientAccumulationScheduler,
+    callbacks.LearningRateMonitor,
+    callbacks.ModelSummary,
+    callbacks.RichModelSummary,
+    callbacks.RichProgressBar,
+    callbacks.Timer,
+    callbacks.TQDMProgressBar,
+    loggers.CSVLogger,
+    loggers.TensorBoardLogger,
+    profilers.AdvancedProfiler,
+    profilers.PyTorchProfiler,
+    profilers.SimpleProfiler,
+    strategies.DDPStrategy,
+    strategies.FSDPStrategy,
+)
+"""What a config may name beside the classes of arflows and of other installed domains: it may come from a stranger."""
+
+
+class TrainingParser(ShortErrors, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one sentence."""
+
+    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
+        """Builds what the options name; sizes of which nothing can be built are the user's to mend."""
+        try:
+            return super().instantiate_classes(*args, **kwargs)
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"of these settings nothing can be built ({reason}): check those under model and data; --debug shows "
+                "where it failed."
+            ) from error
+
+
+def allow_known_classes() -> None:
+    """Makes the parser refuse the path of any other class before it is imported, which would run its module."""
+    packages = {"arflows", *(domain.module.partition(".")[0] for domain in entry_points(group="arflows.domains"))}
+    known = {path for kind in ALLOWED_CLASSES for path in (_public_path(kind), f"{kind.__module__}.{kind.__name__}")}
+    jsonargparse.set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=[*sorted(packages), *sorted(known)],
+        instantiate_subclass_spec_in_any=False,
+    )
+
+
+def _public_path(kind: type) -> str:
+    """The path by which Lightning's users know a class."""
+    return f"{'.'.join(kind.__module__.split('.')[:3])}.{kind.__name__}"

@@ -1,0 +1,50 @@
+import os
+
+import pytest
+
+from arflows.core.runtime.files import replacing
+
+
+def test_file_is_replaced_when_the_block_succeeds(tmp_path):
+    path = tmp_path / "new" / "figures.csv"
+    for text in ("first", "second"):
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_older_file_stays_when_the_block_fails(tmp_path):
+    path = tmp_path / "figures.csv"
+    path.write_text("older")
+
+    def write():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_error_carries_the_name_that_was_asked_for(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+
+    def write():
+        with replacing(path) as temporary:
+            temporary.write_text("text")
+
+    with pytest.raises(IsADirectoryError) as error:
+        write()
+    assert error.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_has_the_permissions_of_any_new_file(tmp_path):
+    with replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    (tmp_path / "b").touch()
+    assert os.stat(tmp_path / "a").st_mode == os.stat(tmp_path / "b").st_mode
