@@ -18,7 +18,7 @@ from arflows.audio.score import frame_means, sample_log_likelihoods
 from arflows.audio.train import SpeechExperiment
 from arflows.core.commands.plots import score_histogram, training_curve
 from arflows.core.commands.recipes import resolve_configs
-from arflows.core.commands.report import Chapter, Figure, Paragraph, Protocol, Sounds, Table
+from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Sounds, Table
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import write_wav
 
@@ -48,7 +48,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     utterances = list(SpeechInput(store, flow).utterances())
     blocks = [
         *_copy(flow, utterances[0], out, seed),
-        Figure(
+        Picture(
             training_curve(run, "nats_per_dim", "negative log-likelihood, nats/sample"),
             "Training: nats per sample of each batch, and of validation sentences by the averaged weights; lower is "
             "better, and below zero because a density of quiet sounds is above 1.",
@@ -102,7 +102,7 @@ def _copy(flow: WaveFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
     }
     return [
         Sounds(paths, list(copies), "A test sentence, and what the flow makes of its mel spectrogram alone."),
-        Figure(
+        Picture(
             spectrograms(mels, flow.spec, difference=("spoken", "synthesised")),
             "Mel spectrograms of both, and their difference.",
             "Two mel spectrograms that resemble each other, and a third picture of their difference",
@@ -110,21 +110,21 @@ def _copy(flow: WaveFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
     ]
 
 
-def _moments(flow: WaveFlow, utterance: Speech, seed: int) -> Figure:
+def _moments(flow: WaveFlow, utterance: Speech, seed: int) -> Picture:
     assert utterance.waveform is not None
     waveform = utterance.waveform.clone()
     length, middle = flow.spec.sample_rate // 4, waveform.shape[1] // 2
     part = waveform[:, middle : middle + length]
     part[:] = part.std() * torch.randn(part.shape, generator=torch.Generator().manual_seed(seed))
     values = frame_means(sample_log_likelihoods(flow, _changed(utterance, waveform)), flow.spec.hop)
-    return Figure(
+    return Picture(
         likelihood_curve(values, log_mel(waveform, flow.spec)[0].numpy(), flow.spec),
         "Log-likelihood of each moment, nats per sample averaged over frames: it falls where the noise is.",
         "A spectrogram with a noisy stretch in its middle, and a curve below that dips there",
     )
 
 
-def _histogram(flow: WaveFlow, utterances: list[Speech], seed: int) -> Figure:
+def _histogram(flow: WaveFlow, utterances: list[Speech], seed: int) -> Picture:
     """Scores of test sentences, and of the same with something wrong."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -137,7 +137,7 @@ def _histogram(flow: WaveFlow, utterances: list[Speech], seed: int) -> Figure:
         for name, change in changes.items():
             assert utterance.waveform is not None
             scores[name].append(sample_log_likelihoods(flow, _changed(utterance, change(utterance.waveform))).mean())
-    return Figure(
+    return Picture(
         score_histogram({name: np.array(values) for name, values in scores.items()}, "log-likelihood, nats/sample"),
         "Log-likelihood of test sentences, given their mel spectrograms, and of the same with noise at -50 dB or "
         "played backwards.",

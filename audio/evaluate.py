@@ -32,7 +32,7 @@ from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.pretrained import load_model
-from arflows.core.runtime.processes import in_turns, is_main
+from arflows.core.runtime.processes import distributed_map, is_main
 from arflows.data.audio_files import write_wav
 from arflows.data.store import Store
 
@@ -119,7 +119,7 @@ def evaluate(
         return {**row, "seconds": seconds}, synthesised if index < pictures else None
 
     utterances, heard = itertools.tee(given.utterances(f"evaluating on {split}"))
-    for (row, synthesised), utterance in zip(in_turns(utterances, measure), heard, strict=False):
+    for (row, synthesised), utterance in zip(distributed_map(utterances, measure), heard, strict=False):
         rows.append(row)
         if synthesised is not None:
             drawn.append((utterance, synthesised))
@@ -233,7 +233,7 @@ def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[
 
     given = SpeechInput(path, flow)
     utterances = given.utterances(f"scoring {path.name}")
-    rows = list(in_turns(utterances, lambda _, utterance: _likelihood(flow, utterance, seed)))
+    rows = list(distributed_map(utterances, lambda _, utterance: _likelihood(flow, utterance, seed)))
     if not rows:
         raise UserError(f"{path} holds no utterance that can be scored: {given.reasons()}.")
     totals, samples = np.array([[row["log_prob"], row["samples"]] for row in rows]).T

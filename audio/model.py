@@ -21,7 +21,7 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
 from arflows.core.flow import Flow
-from arflows.core.inversion import Solver, solving
+from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
 
@@ -250,7 +250,7 @@ class WaveFlow(Flow, Pretrained):
         device = generator.device if generator is not None else self.device
         z = torch.randn(count, samples, generator=generator, device=device, dtype=self.base.origin.dtype)
         z = self._within(temperature * z.to(self.device), lengths)
-        with self._evaluating(), nullcontext() if solver is None else solving(solver):
+        with self._evaluating(), nullcontext() if solver is None else use_solver(solver):
             waveform, log_det = self._generate(z, condition, lengths)
         log_density = self._within(-0.5 * (z.square() + math.log(2 * math.pi)), lengths)
         return waveform, log_density.sum(1) - log_det

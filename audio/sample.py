@@ -14,11 +14,11 @@ from tqdm import tqdm
 from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
 from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition
-from arflows.core.inversion import SOLVERS, SolverName, solving
+from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
 from arflows.core.runtime.pretrained import load_model
-from arflows.core.runtime.processes import in_turns
+from arflows.core.runtime.processes import distributed_map
 from arflows.data.audio_files import write_wav
 from arflows.data.errors import DataError
 
@@ -75,7 +75,7 @@ def sample(
     if speech is None and (flow.conditional or gap is not None):
         what = "fills in recordings" if gap is not None else "needs mel spectrograms"
         raise UserError(f"the model {what}: give --speech, a folder of recordings or of mel files.")
-    with new_folder(out) as folder, solving(SOLVERS[solver]()):
+    with new_folder(out) as folder, use_solver(SOLVERS[solver]()):
         if speech is None:
             number = None if not flow.speakers else speaker_number(flow, speaker or "", names)
             written = _speak(flow, folder, count, seconds, temperature, number, seed)
@@ -176,7 +176,7 @@ def _vocode(
 
     rows: list[list[str]] = []
     spoken = busy = 0.0
-    for made in in_turns(source.utterances(), work):
+    for made in distributed_map(source.utterances(), work):
         if made.waveforms is None:
             source.skip(made.name, made.reason)
             continue
@@ -272,7 +272,7 @@ def _speak(
         )[0].cpu()
 
     rows = []
-    waveforms = in_turns(tqdm(range(count), "speaking", unit=" waveforms", disable=None), work)
+    waveforms = distributed_map(tqdm(range(count), "speaking", unit=" waveforms", disable=None), work)
     for index, waveform in enumerate(waveforms):
         write_wav(folder / f"{index:04d}.wav", waveform.numpy(), spec.sample_rate)
         rows.append([f"{index:04d}.wav", "", f"{len(waveform) / spec.sample_rate:.3f}"])

@@ -15,7 +15,7 @@ from arflows.core.likelihood import Reference, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.pretrained import load_model, model_folder
-from arflows.core.runtime.processes import in_turns, is_main
+from arflows.core.runtime.processes import distributed_map, is_main
 
 LISTED = 5
 
@@ -54,7 +54,7 @@ def score(
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
     utterances, heard = itertools.tee(given.utterances("scoring"))
-    likelihoods = in_turns(utterances, lambda _, utterance: sample_log_likelihoods(flow, utterance))
+    likelihoods = distributed_map(utterances, lambda _, utterance: sample_log_likelihoods(flow, utterance))
     for values, utterance in zip(likelihoods, heard, strict=False):
         names.append(utterance.name)
         totals.append(float(values.sum()))

@@ -20,7 +20,7 @@ from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition
 from arflows.core.commands.train import train
 from arflows.core.inversion import InversionError
-from arflows.core.likelihood import Batch, Figure, Reference, log_probs
+from arflows.core.likelihood import Batch, Estimate, Reference, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.training.experiment import Experiment
@@ -138,12 +138,12 @@ class SpeechExperiment(Experiment):
         data = self.datamodule
         return {**data.store.facts(), "limit": data.limit, "speakers": data.speaker_names}
 
-    def _validation_figure(self) -> Figure | None:
+    def _validation_figure(self) -> Estimate | None:
         if "val" not in self.datamodule.store.splits:
             return None
         scores, lengths = self._score("val", None, "validating")
         mean = Mean.ratio(-scores, lengths)
-        return Figure(mean.value, mean.standard_error, "nats/sample", self.model.flow.likelihood, mean.count)
+        return Estimate(mean.value, mean.standard_error, "nats/sample", self.model.flow.likelihood, mean.count)
 
     def _reference(self) -> Reference:
         """Scores of whole training utterances, chosen at random."""

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from arflows.core.bijections import Autoregressive, LocationScale
 from arflows.core.conditioners import CausalTransformer
-from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Report, Sequential, Solver, relative_residual, solving
+from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Report, Sequential, Solver, relative_residual, use_solver
 from arflows.core.runtime.pretrained import load_model
 from arflows.vision import ImageFlow
 
@@ -118,7 +118,7 @@ def measure_solvers(model: str, batch: int, threads: int, repeats: int) -> list[
     }
 
     def inverse(solver: Solver) -> tuple[Tensor, list[Report]]:
-        with torch.no_grad(), solving(solver) as reports:
+        with torch.no_grad(), use_solver(solver) as reports:
             return flow.bijection.inverse(z, context)[0], reports
 
     times = measure_in_turn(*(lambda s=s: inverse(s) for s in solvers.values()), repeats=repeats)

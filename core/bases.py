@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import no_volume, sum_event
+from arflows.core.bijections.base import sum_except_batch, zero_log_det
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.processes import seed_of
 
@@ -96,7 +96,7 @@ class StandardNormal(Base):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats."""
-        return sum_event(-0.5 * (z.square() + math.log(2 * math.pi)))
+        return sum_except_batch(-0.5 * (z.square() + math.log(2 * math.pi)))
 
     def sample(
         self,
@@ -141,7 +141,7 @@ class DiagonalNormal(Base):
         """Log-density in nats."""
         mean, log_scale = self._mean_and_log_scale(context)
         standardized = (z - mean) * (-log_scale).exp()
-        return sum_event(-0.5 * (standardized.square() + math.log(2 * math.pi)) - log_scale)
+        return sum_except_batch(-0.5 * (standardized.square() + math.log(2 * math.pi)) - log_scale)
 
     def sample(
         self,
@@ -162,7 +162,7 @@ class Uniform(Base):
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats: 0 inside the unit cube."""
         inside = ((z >= 0) & (z <= 1)).flatten(1).all(1)
-        return no_volume(z).masked_fill(~inside, -math.inf)
+        return zero_log_det(z).masked_fill(~inside, -math.inf)
 
     def sample(
         self,

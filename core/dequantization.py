@@ -9,7 +9,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arflows.core.bijections.base import Bijection, sum_event
+from arflows.core.bijections.base import Bijection, sum_except_batch
 from arflows.core.runtime.processes import noise_rows
 
 
@@ -111,7 +111,7 @@ class VariationalDequantizer(Dequantizer):
         noise, log_det = self.bijection(log_uniform - log_rest, self.encoder(self.midpoint(x)))
         # The uniform noise has density one, so −log q is the log-determinant of the way from it to u.
         log_derivative = F.logsigmoid(noise) + F.logsigmoid(-noise) - log_uniform - log_rest
-        return (x + noise.sigmoid()) / self.levels, log_det + sum_event(log_derivative) + self._log_cell(x)
+        return (x + noise.sigmoid()) / self.levels, log_det + sum_except_batch(log_derivative) + self._log_cell(x)
 
 
 class GaussianDequantizer(Dequantizer):

@@ -13,7 +13,7 @@ from arflows.core.bases import Base
 from arflows.core.bijections.base import Bijection
 from arflows.core.bijections.normalization import initialize
 from arflows.core.dequantization import Dequantizer
-from arflows.core.inversion import Solver, solving
+from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
 
 
@@ -174,7 +174,7 @@ class Flow(nn.Module):
 
     def _inverse(self, z: Tensor, encoded: Tensor | None, solver: Solver | None) -> tuple[Tensor, Tensor]:
         """Latent → data by a solver, or by the one in force."""
-        with nullcontext() if solver is None else solving(solver):
+        with nullcontext() if solver is None else use_solver(solver):
             return self.bijection.inverse(z, encoded)
 
     def _encode_context(self, context: Tensor | None) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Solvers of z = f(x) for autoregressive bijections, latent → data.
 
-    with solving(Jacobi(tolerance=1e-6)) as reports:
+    with use_solver(Jacobi(tolerance=1e-6)) as reports:
         x = flow.sample(16)
     print(reports[0])
 
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.bijections.base import sum_event
+from arflows.core.bijections.base import sum_except_batch
 from arflows.core.runtime.cuda_graphs import replayed
 from arflows.core.runtime.errors import UserError
 
@@ -117,7 +117,7 @@ class Sequential(Solver):
             stream = bijection.conditioner.stream(z, context)
             x, log_derivative = in_sequence(stream, bijection.elementwise, z)
             computed = stream.computed
-            return x, sum_event(log_derivative)
+            return x, sum_except_batch(log_derivative)
 
         if z.is_cuda:
             x, log_det = replayed(bijection, loop, z, context)
@@ -252,7 +252,7 @@ class Jacobi(_FixedPoint):
         report = Report("Jacobi", z.shape[1], sweeps, sweeps, residual)
         if residual > self.tolerance:
             return self._not_converged(bijection, z, context, report)
-        return x, sum_event(log_derivative), report
+        return x, sum_except_batch(log_derivative), report
 
 
 class GaussSeidelJacobi(_FixedPoint):
@@ -298,7 +298,7 @@ class GaussSeidelJacobi(_FixedPoint):
         report = Report("GaussSeidelJacobi", z.shape[1], sweeps, stream.computed / z.shape[1], residual)
         if residual > self.tolerance:
             return self._not_converged(bijection, z, context, report)
-        return torch.cat(blocks, 1), sum_event(torch.cat(log_derivatives, 1)), report
+        return torch.cat(blocks, 1), sum_except_batch(torch.cat(log_derivatives, 1)), report
 
 
 SolverName: TypeAlias = Literal["sequential", "jacobi", "gauss-seidel-jacobi"]
@@ -315,7 +315,7 @@ _in_force: ContextVar[tuple[Solver, list[Report]] | None] = ContextVar("solver",
 
 
 @contextmanager
-def solving(solver: Solver) -> Iterator[list[Report]]:
+def use_solver(solver: Solver) -> Iterator[list[Report]]:
     """Makes ``solver`` invert every autoregressive bijection in the block; yields the list that reports go into."""
     reports: list[Report] = []
     token = _in_force.set((solver, reports))
@@ -360,4 +360,4 @@ def _polished(bijection: Autoregressive, z: Tensor, context: Tensor | None, x: T
         network_evaluations=report.network_evaluations + sweeps,
         residual=residual,
     )
-    return refined.to(z.dtype), sum_event(log_derivative).to(z.dtype), refined_report
+    return refined.to(z.dtype), sum_except_batch(log_derivative).to(z.dtype), refined_report

@@ -3,7 +3,7 @@
 Models of discrete data see integers ``x`` made continuous by noise ``u`` (dequantisation). What a flow computes then
 is ``E_u[log p(x + u) - log q(u | x)] <= log P(x)`` (Theis et al. 2016, arXiv:1511.01844; Ho et al. 2019,
 arXiv:1902.00275): a **lower bound** on the log-probability, hence an upper bound on bits per dimension. Figures say so;
-see `Figure`.
+see `Estimate`.
 """
 
 import csv
@@ -23,7 +23,7 @@ from torch import Tensor
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
-from arflows.core.runtime.processes import in_turns
+from arflows.core.runtime.processes import distributed_map
 
 Batch: TypeAlias = dict[str, Tensor]
 """What a datamodule yields: ``{"x": examples, "context": what they are conditioned on}``; "context" may be absent."""
@@ -46,7 +46,7 @@ def bits_per_dim(log_prob: Float[Tensor, "*shape"], dims: int) -> Float[Tensor, 
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A mean over examples with all that is needed to compare it honestly.
 
     Attributes:
@@ -66,7 +66,7 @@ class Figure:
     protocol: str = ""
 
     @classmethod
-    def of(cls, log_prob: Float[Tensor, " count"], dims: int | None, kind: Kind, protocol: str = "") -> "Figure":
+    def of(cls, log_prob: Float[Tensor, " count"], dims: int | None, kind: Kind, protocol: str = "") -> "Estimate":
         """Averages log-probabilities of examples.
 
         Args:
@@ -102,7 +102,7 @@ class Figure:
 
 
 def dequantization(flow: Flow, draws: int = 1) -> str:
-    """How a flow's integers were made continuous, as `Figure.protocol` has it; empty for continuous data."""
+    """How a flow's integers were made continuous, as `Estimate.protocol` has it; empty for continuous data."""
     if flow.dequantizer is None:
         return ""
     return f"{flow.dequantizer.protocol}, {draws} {'draw' if draws == 1 else 'draws'}"
@@ -163,7 +163,7 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     was_training = flow.training
     flow.eval()
     try:
-        results = list(in_turns(batches, of_batch))
+        results = list(distributed_map(batches, of_batch))
     finally:
         flow.train(was_training)
     return torch.cat(results) if results else torch.empty(0, dtype=torch.float64)

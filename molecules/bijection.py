@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from arflows.core.bijections import Bijection
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.decisions import Decisions, decisions
-from arflows.molecules.growth import FromLatents, cdf, grow, latent_shape
+from arflows.molecules.generation import FromLatents, cdf, grow, latent_shape
 from arflows.molecules.representation import MoleculeSpec
 from arflows.molecules.stream import MoleculeStream
 

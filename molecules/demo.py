@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from arflows.core.commands.recipes import resolve_configs
-from arflows.core.commands.report import Chapter, Figure, Protocol, Table
+from arflows.core.commands.report import Chapter, Picture, Protocol, Table
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.evaluate import evaluate, stored_smiles
@@ -64,7 +64,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     )
 
 
-def _pictures(flow: MoleculeFlow, store: Path, seed: int) -> list[Figure]:
+def _pictures(flow: MoleculeFlow, store: Path, seed: int) -> list[Picture]:
     workers = Workers(1)
     samples = [
         (each.smiles, each.log_prob)
@@ -77,13 +77,13 @@ def _pictures(flow: MoleculeFlow, store: Path, seed: int) -> list[Figure]:
     measures = {name: np.array([each.measures for each in describe(smiles, workers)]) for name, smiles in sets.items()}
     values = {name: {label: array[:, MEASURES.index(name)] for label, array in measures.items()} for name in SHOWN}
     return [
-        Figure(
+        Picture(
             grid_png([smiles for smiles, _ in drawn], [f"log p = {value:.1f}" for _, value in drawn], columns=5),
             f"The first {len(drawn)} samples with masks, seed {seed}; none was selected. Below each its exact "
             "log-probability in nats under the model it was drawn from.",
             f"{len(drawn)} drawn structures of small organic molecules",
         ),
-        Figure(
+        Picture(
             property_histograms(values),
             "Properties of test molecules and of samples: lipophilicity (logP), drug-likeness (QED), weight, synthetic "
             "accessibility (SA, low is easy), polar surface, heavy atoms, rings.",

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.commands.evaluation import protocol, write_result
-from arflows.core.likelihood import Batch, Figure, log_probs
+from arflows.core.likelihood import Batch, Estimate, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
@@ -84,7 +84,7 @@ def evaluate(
     if fcd:
         chemnet()  # or says what is missing, before minutes of work
     data.properties = flow.properties
-    figure = Figure.of(log_probs(flow, data.loader(split)), None, flow.likelihood)
+    figure = Estimate.of(log_probs(flow, data.loader(split)), None, flow.likelihood)
     with Workers(workers) as pool:
         wanted = asked_of(data, split, samples, seed) if flow.properties else None
         began = time.perf_counter()
@@ -137,7 +137,7 @@ def stored_smiles(store: Store, split: str, workers: Workers) -> list[str]:
     return [smiles for smiles in smiles_of_all(graphs, workers) if smiles is not None]
 
 
-def _rows(result: dict[str, Any], figure: Figure) -> dict[str, str]:
+def _rows(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
     """The figures as the table has them."""
 
     def told(value: dict[str, Any]) -> str:

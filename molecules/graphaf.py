@@ -20,10 +20,10 @@ from arflows.core.bijections import Chain, LocationScale
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
 from arflows.molecules.decisions import unpack
-from arflows.molecules.growth import Grown
+from arflows.molecules.generation import Grown
 from arflows.molecules.molecule_flow import Given, MoleculeFlow
+from arflows.molecules.records import Generated, Targets
 from arflows.molecules.representation import MoleculeSpec
-from arflows.molecules.sampling import Generated, Targets
 from arflows.molecules.validity import Masks
 
 RELATIONS = 3

@@ -27,7 +27,7 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 from rdkit.rdBase import BlockLogs
 
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.processes import in_turns
+from arflows.core.runtime.processes import distributed_map
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.workers import Workers, chunked
 
@@ -307,7 +307,7 @@ def frechet_chemnet_distance(generated: Sequence[str], reference: Sequence[str])
         with BlockLogs():
             return float(fcd.get_fcd(list(generated), list(reference), device="cpu"))
 
-    return next(in_turns([None], measure))  # one of several processes does it for all
+    return next(distributed_map([None], measure))  # one of several processes does it for all
 
 
 def chemnet() -> ModuleType:

@@ -19,12 +19,12 @@ from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.conditions import KnownProperties
 from arflows.molecules.decisions import unpack
-from arflows.molecules.drawing import draw_batches
 from arflows.molecules.fragments import Fragment, fragment_of
-from arflows.molecules.growth import Begun, FromLatents, Grown, Known, Source, grow, latent_shape
+from arflows.molecules.generation import Begun, FromLatents, Grown, Known, Source, grow, latent_shape
 from arflows.molecules.marginal import order_marginal, packed
+from arflows.molecules.parallel import draw_batches
+from arflows.molecules.records import Generated, Molecule, Targets, latents, molecules, targets_from
 from arflows.molecules.representation import Graph, MoleculeSpec, Refused, decode, graph_of
-from arflows.molecules.sampling import Generated, Molecule, Targets, latents, molecules, targets_from
 from arflows.molecules.validity import Masks
 from arflows.molecules.workers import Workers
 

@@ -22,12 +22,12 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import is_main, wait
-from arflows.molecules.drawing import draw_batches
 from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.parallel import draw_batches
 from arflows.molecules.properties import PROPERTIES, properties_of
+from arflows.molecules.records import Generated, Targets
 from arflows.molecules.render import save_grid
 from arflows.molecules.representation import mol_of, smiles_of
-from arflows.molecules.sampling import Generated, Targets
 from arflows.molecules.workers import Workers
 
 FORMS = (".csv", ".smi", ".sdf")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from arflows.core.likelihood import Batch, Figure, Reference, log_probs, write_scores
+from arflows.core.likelihood import Batch, Estimate, Reference, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model, model_folder
-from arflows.core.runtime.processes import in_turns
+from arflows.core.runtime.processes import distributed_map
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import pack
 from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
@@ -87,7 +87,7 @@ def score(
     write_scores(out, columns, -log_prob.numpy()[ranked], reference)
     rejects = out.with_suffix(".rejects.csv")
     write_rejects(rejects, [given])
-    print(f"{out}: {Figure.of(log_prob, None, flow.likelihood)}")
+    print(f"{out}: {Estimate.of(log_prob, None, flow.likelihood)}")
     best = list(zip(columns["smiles"], columns["log_prob"], strict=True))[:LISTED]
     print("likeliest: " + ", ".join(f"{smiles} ({value})" for smiles, value in best))
     if given.rejects:
@@ -130,7 +130,7 @@ def marginals(
         estimates, errors = flow.order_marginal([molecule.graph], orders, seed + at, context)
         return [float(estimates), float(errors)]
 
-    found = in_turns(tqdm(molecules, "orders", unit=" molecules", disable=None), estimate)
+    found = distributed_map(tqdm(molecules, "orders", unit=" molecules", disable=None), estimate)
     estimates, errors = np.array(list(found)).T
     return estimates, errors
 

@@ -11,7 +11,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from arflows.core.runtime.processes import cores, dealt
+from arflows.core.runtime.processes import cores, distributed_imap
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ class Workers:
             chunks: What it is applied to; the same in all processes that work together.
             arguments: Given to each call.
         """
-        return dealt(chunks, lambda share: self.map_here(function, share, *arguments))
+        return distributed_imap(chunks, lambda share: self.map_here(function, share, *arguments))
 
     def map_here(self, function: Callable[..., Result], chunks: Iterable[Item], *arguments: Any) -> Iterator[Result]:
         """As `map`, for chunks that are those of this process alone."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from arflows.core.commands.recipes import resolve_configs
-from arflows.core.commands.report import Chapter, Figure, Protocol, Table
+from arflows.core.commands.report import Chapter, Picture, Protocol, Table
 from arflows.core.flows import VectorFlow
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.densities import DENSITIES
@@ -73,7 +73,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     )
 
 
-def _picture(flow: VectorFlow, store: Path, name: str, description: str, seed: int) -> tuple[Figure, float]:
+def _picture(flow: VectorFlow, store: Path, name: str, description: str, seed: int) -> tuple[Picture, float]:
     """Density, samples and data side by side; and the integral of the density."""
     data = np.array(Store(store, expect_domain="tabular").array("test", "x"))
     samples = draw(flow, POINTS, seed=seed, batch_size=POINTS)["x"]
@@ -81,7 +81,7 @@ def _picture(flow: VectorFlow, store: Path, name: str, description: str, seed: i
     integral = mass(density_map(flow, wide, resolution=400), wide)
     picture = density_figure(density_map(flow, extent), [("samples", samples), ("test data", data)], extent)
     return (
-        Figure(
+        Picture(
             picture,
             f"{name}, {description}: the learned density (bright is dense), points drawn from it with seed {seed}, of "
             "which none was selected, and points of the true density that it was not trained on.",

@@ -8,8 +8,8 @@ import torch
 
 from arflows.core.commands.evaluation import per_second, protocol, write_result
 from arflows.core.flows import VectorFlow
-from arflows.core.inversion import SOLVERS, SolverName, relative_residual, solving
-from arflows.core.likelihood import Figure, log_probs
+from arflows.core.inversion import SOLVERS, SolverName, relative_residual, use_solver
+from arflows.core.likelihood import Estimate, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
@@ -55,10 +55,10 @@ def evaluate(
     place = flow.device
 
     log_prob = log_probs(flow, given.batches(batch_size, progress=f"evaluating on {split}"))
-    loss = Figure.of(log_prob, None, flow.likelihood)
+    loss = Estimate.of(log_prob, None, flow.likelihood)
     some = next(given.first(ROUND_TRIP_ROWS).batches(ROUND_TRIP_ROWS))
     x, context = some["x"].to(place), some["context"].to(place) if "context" in some else None
-    with torch.no_grad(), solving(SOLVERS[solver]()):
+    with torch.no_grad(), use_solver(SOLVERS[solver]()):
         error = relative_residual(flow.decode(flow.encode(x, context), context), x)
     row = None if context is None else context[:1]
     result = {

@@ -16,7 +16,7 @@ from arflows.core.inversion import SOLVERS, SolverName
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
 from arflows.core.runtime.pretrained import load_model
-from arflows.core.runtime.processes import in_turns
+from arflows.core.runtime.processes import distributed_map
 from arflows.tabular.inputs import Columns
 from arflows.tabular.render import density_figure, density_map, extent_of
 
@@ -118,7 +118,7 @@ def draw(
 
     rows, log_density = [], []
     with tqdm(total=count, desc="sampling", disable=None) as progress:
-        for x, log_prob in in_turns(range(0, count, batch_size), draw_batch):
+        for x, log_prob in distributed_map(range(0, count, batch_size), draw_batch):
             rows.append(x)
             log_density.append(log_prob)
             progress.update(len(x))

@@ -7,9 +7,9 @@ import sys
 
 SCRIPT = """
 import importlib, json, sys
-from arflows.core.runtime.processes import together
+from arflows.core.runtime.processes import distributed_session
 
-with together():
+with distributed_session():
     for module, words in json.loads(sys.argv[1]):
         importlib.import_module(module).main(words)
 """

@@ -103,7 +103,6 @@ def test_every_package_has_its_rule():
         ("core/flow.py", "if TYPE_CHECKING:\n    import arflows.data", "arflows.data"),
         ("core/flow.py", "importlib.import_module('arflows.data.store')", "arflows.data.store"),
         ("core/flow.py", "import data", "data"),
-        ("data/store.py", "from arflows.core.runtime.errors import UserError", "arflows.core.runtime.errors.UserError"),
         ("data/store.py", "from arflows.core.flow import Flow", "arflows.core.flow.Flow"),
         ("data/store.py", "from arflows.core.runtime import machine", "arflows.core.runtime.machine"),
         ("core/flow.py", "from arflows.core.training import module", "arflows.core.training.module"),

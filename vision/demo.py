@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arflows.core.commands.plots import score_histogram, training_curve
 from arflows.core.commands.recipes import resolve_configs
-from arflows.core.commands.report import Chapter, Figure, Paragraph, Protocol, Table
+from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Table
 from arflows.core.likelihood import bits_per_dim, log_probs
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
@@ -75,25 +75,27 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     )
 
 
-def _pictures(flow: ImageFlow, store: Path, run: Path, name: str, seed: int) -> list[Figure]:
+def _pictures(flow: ImageFlow, store: Path, run: Path, name: str, seed: int) -> list[Picture]:
     test = _images(store, SAMPLES)
     samples = torch.from_numpy(draw(flow, SAMPLES, 1.0, None, seed, SAMPLES)["images"])
     walk = torch.cat([interpolate(flow, test[2 * i], test[2 * i + 1], 10) for i in range(4)])
     return [
-        Figure(grid(test), f"Test images: {SETS[name]}.", f"A grid of {SAMPLES} test images of {name}", pixelated=True),
-        Figure(
+        Picture(
+            grid(test), f"Test images: {SETS[name]}.", f"A grid of {SAMPLES} test images of {name}", pixelated=True
+        ),
+        Picture(
             grid(samples),
             f"Samples of the flow trained on {name}, at temperature 1, seed {seed}; none was selected.",
             f"A grid of {SAMPLES} images drawn by the flow trained on {name}",
             pixelated=True,
         ),
-        Figure(
+        Picture(
             grid(walk, columns=10),
             "From one test image to another through latent space: each row's ends are given, the rest is decoded.",
             f"Four rows of ten images of {name}, each changing gradually from the first to the last",
             pixelated=True,
         ),
-        Figure(
+        Picture(
             training_curve(run),
             f"Training on {name}: bits/dim of each batch, and of the validation images by the averaged weights.",
             f"A curve of bits/dim that falls over the training steps on {name}",
@@ -101,7 +103,7 @@ def _pictures(flow: ImageFlow, store: Path, run: Path, name: str, seed: int) -> 
     ]
 
 
-def _histogram(flow: ImageFlow, out: Path, seed: int) -> Figure:
+def _histogram(flow: ImageFlow, out: Path, seed: int) -> Picture:
     """Scores of patches like those trained on, and of images that are not."""
     patches = _images(out / "patches.h5", None)
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +118,7 @@ def _histogram(flow: ImageFlow, out: Path, seed: int) -> Figure:
         label: bits_per_dim(log_probs(flow, ({"x": batch} for batch in images.split(64)), seed=seed), flow.dims)
         for label, images in sets.items()
     }
-    return Figure(
+    return Picture(
         score_histogram({label: values.numpy() for label, values in scores.items()}),
         "Bits/dim of test patches and of images unlike the training data: to the left likely, to the right unlikely; "
         "simple images such as digits can be more likely than the data themselves, which is why `arflows vision score` "

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from arflows.core.bases import PerExample
 from arflows.core.commands.evaluation import per_second, protocol, write_result
-from arflows.core.likelihood import Figure, dequantization, fixed_noise, log_probs
+from arflows.core.likelihood import Estimate, dequantization, fixed_noise, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model
-from arflows.core.runtime.processes import in_turns
+from arflows.core.runtime.processes import distributed_map
 from arflows.data.store import Store
 from arflows.vision.inputs import ImageInput
 from arflows.vision.metrics import first_logit, frechet_distance, inception, logit_space_figure
@@ -81,7 +81,7 @@ def evaluate(
 
     batches = given.batches(batch_size, progress=f"evaluating on {split}")
     log_prob = log_probs(flow, batches, draws=draws, seed=seed)
-    figure = Figure.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
+    figure = Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
     error = max(
         flow.round_trip_error(batch["x"].to(place), batch["context"].to(place) if "context" in batch else None).max()
         for batch in given.batches(batch_size, limit=ROUND_TRIP_IMAGES)
@@ -137,7 +137,7 @@ def _samples(
         return flow.sample(min(batch_size, count - start), generator=PerExample(seed, start)).cpu()
 
     with tqdm(total=count, desc="features of samples", unit=" images", disable=None) as bar:
-        for images in in_turns(range(0, count, batch_size), draw):
+        for images in distributed_map(range(0, count, batch_size), draw):
             yield images
             bar.update(len(images))
 

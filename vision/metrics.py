@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from arflows.core.bijections import Chain, Logit
-from arflows.core.likelihood import Batch, Figure, dequantization
+from arflows.core.likelihood import Batch, Estimate, dequantization
 from arflows.core.runtime.errors import UserError
 from arflows.vision.image_flow import ImageFlow
 
@@ -68,7 +68,7 @@ def first_logit(flow: ImageFlow) -> Logit | None:
 @torch.no_grad()
 def logit_space_figure(
     flow: ImageFlow, logit: Logit, log_prob: Float[Tensor, " count"], batches: Iterable[Batch]
-) -> Figure:
+) -> Estimate:
     """Negative log-density of dequantised images in logit space, in nats, as Papamakarios et al. report it.
 
     Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057), appendix E: log p(logit) = log p(y) − log|∂ logit/∂y|, the
@@ -86,4 +86,4 @@ def logit_space_figure(
     for batch in batches:
         y, log_cell = dequantizer(batch["x"].to(flow.device))
         volumes.append((logit(y)[1] + log_cell).cpu())
-    return Figure.of(log_prob.cpu() - torch.cat(volumes), None, "density", dequantization(flow))
+    return Estimate.of(log_prob.cpu() - torch.cat(volumes), None, "density", dequantization(flow))

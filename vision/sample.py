@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.bases import PerExample
-from arflows.core.inversion import SOLVERS, SolverName, solving
-from arflows.core.likelihood import Figure, dequantization, fixed_noise
+from arflows.core.inversion import SOLVERS, SolverName, use_solver
+from arflows.core.likelihood import Estimate, dequantization, fixed_noise
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
 from arflows.core.runtime.pretrained import load_model
-from arflows.core.runtime.processes import in_turns, seed_of
+from arflows.core.runtime.processes import distributed_map, seed_of
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -76,7 +76,7 @@ def sample(
     options = {name: value for name, value in {"guidance": guidance, "denoise": denoise}.items() if value}
     if options and (interpolate_from is not None or reconstruct is not None):
         raise UserError(f"--{' and --'.join(options)} of images that are not drawn: leave out.")
-    with new_folder(out) as folder, solving(SOLVERS[solver]()):
+    with new_folder(out) as folder, use_solver(SOLVERS[solver]()):
         flow = load_model(ImageFlow, model, device)
         if options and not isinstance(flow, TarFlow):
             raise UserError(f"--{' and --'.join(options)} are for a TarFlow, {model} is a {type(flow).__name__}.")
@@ -124,7 +124,7 @@ def draw(
 
     images, log_probs = [], []
     with tqdm(total=count, desc="sampling", disable=None) as progress:
-        for batch, log_prob in in_turns(range(0, count, batch_size), draw_batch):
+        for batch, log_prob in distributed_map(range(0, count, batch_size), draw_batch):
             images.append(batch)
             log_probs.append(log_prob)
             progress.update(len(batch))
@@ -196,7 +196,7 @@ def _draw(
     images = torch.from_numpy(arrays.pop("images"))
     save_png(grid(images), folder / "grid.png")
     _save_images(folder, images, **arrays, **options, seed=seed, temperature=temperature)
-    figure = Figure.of(torch.from_numpy(arrays["log_probs"]), flow.dims, flow.likelihood, dequantization(flow))
+    figure = Estimate.of(torch.from_numpy(arrays["log_probs"]), flow.dims, flow.likelihood, dequantization(flow))
     print(f"samples at temperature {temperature:g}, seed {seed}: {figure}")
 
 

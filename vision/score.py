@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arflows.core.likelihood import Figure, Reference, bits_per_dim, dequantization, log_probs, write_scores
+from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.vision.inputs import ImageInput
@@ -58,13 +58,17 @@ def score(
     columns = {"image": given.names, "bits_per_dim": [f"{value:.6f}" for value in bits]}
     write_scores(out, columns, bits, reference)
     _summarize(
-        out, given.names, bits, reference, Figure.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
+        out,
+        given.names,
+        bits,
+        reference,
+        Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws)),
     )
     if given.skipped:
         print(f"skipped: {given.reasons()}")
 
 
-def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None, figure: Figure) -> None:
+def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None, figure: Estimate) -> None:
     print(f"{out}: {figure}")
     if reference is None:
         print("the model has no training.json: percentile and typicality are left empty")

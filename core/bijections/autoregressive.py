@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from arflows.core import inversion
-from arflows.core.bijections.base import Bijection, sum_event
+from arflows.core.bijections.base import Bijection, sum_except_batch
 from arflows.core.bijections.elementwise import Elementwise
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
 
@@ -18,7 +18,7 @@ class Autoregressive(Bijection):
 
     Papamakarios, Pavlakou & Murray, "Masked autoregressive flow", 2017 (arXiv:1705.07057), equations 3–5. Data → latent
     is one pass of the conditioner. Latent → data goes site by site, as the solver in force does it: `Sequential` unless
-    ``with solving(...)`` names another (`arflows.core.inversion`). Its gradients come from the implicit function
+    ``with use_solver(...)`` names another (`arflows.core.inversion`). Its gradients come from the implicit function
     theorem, exactly and at a cost that does not depend on how the solver got there; they can be taken once, not twice.
     `Inverse` of this bijection is inverse autoregressive flow (Kingma et al. 2016, arXiv:1606.04934).
 
@@ -56,7 +56,7 @@ class Autoregressive(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent, in one pass of the conditioner."""
         z, log_derivative = self.transform(_arranged(x, self.order), context)
-        return _arranged(z, self.rank), sum_event(log_derivative)
+        return _arranged(z, self.rank), sum_except_batch(log_derivative)
 
     def transform(
         self, x: Float[Tensor, "batch sites *site"], context: Tensor | None = None
@@ -93,14 +93,14 @@ class Autoregressive(Bijection):
             residual = z - mapped
             x = _ImplicitSolution.apply(residual, solution, mapped, leaf, log_derivative.detach().exp())
             _, log_derivative = self.transform(x, context)
-        return x, -sum_event(log_derivative)
+        return x, -sum_except_batch(log_derivative)
 
     def _unrolled_inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The plain loop, a pass for each site: what a compiler can trace and differentiate as one graph."""
         x = torch.zeros_like(z)
         for _ in range(z.shape[1]):
             x, log_derivative = self.elementwise.inverse(z, self.parameters_given(x, context))
-        return x, sum_event(log_derivative)
+        return x, sum_except_batch(log_derivative)
 
 
 class _ImplicitSolution(torch.autograd.Function):

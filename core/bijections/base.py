@@ -63,7 +63,7 @@ class Chain(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent: log-determinants of the parts add up."""
-        log_det = no_volume(x)
+        log_det = zero_log_det(x)
         if self.recompute and torch.is_grad_enabled():
             x, parts = forward_recomputing(list(self), x, context)
             return x, sum(parts, log_det)
@@ -74,7 +74,7 @@ class Chain(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data: the parts' inverses in the opposite order."""
-        log_det = no_volume(z)
+        log_det = zero_log_det(z)
         for bijection in reversed(list(self)):
             z, part = bijection.inverse(z, context)
             log_det = log_det + part
@@ -106,11 +106,11 @@ class Inverse(Bijection):
         return self.bijection(z, context)
 
 
-def no_volume(x: Tensor) -> Float[Tensor, " batch"]:
+def zero_log_det(x: Tensor) -> Float[Tensor, " batch"]:
     """The log-determinant of a map that keeps volumes: zeros, one for each example of ``x``."""
     return torch.zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
-def sum_event(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
+def sum_except_batch(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
     """Sums a per-element log-determinant over everything but the batch, in float32 or wider."""
     return values.flatten(1).sum(1, dtype=torch.promote_types(values.dtype, torch.float32))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import Bijection, sum_event
+from arflows.core.bijections.base import Bijection, sum_except_batch
 from arflows.core.bijections.elementwise import Elementwise
 from arflows.core.bijections.masks import Mask
 
@@ -34,13 +34,13 @@ class Coupling(Bijection):
         """Data → latent."""
         kept, changed = self.mask.split(x)
         z, log_derivative = self.elementwise(changed, self._elementwise_parameters(kept, context))
-        return self.mask.merge(kept, z), sum_event(self.mask.only_changed(log_derivative))
+        return self.mask.merge(kept, z), sum_except_batch(self.mask.only_changed(log_derivative))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         kept, changed = self.mask.split(z)
         x, log_derivative = self.elementwise.inverse(changed, self._elementwise_parameters(kept, context))
-        return self.mask.merge(kept, x), sum_event(self.mask.only_changed(log_derivative))
+        return self.mask.merge(kept, x), sum_except_batch(self.mask.only_changed(log_derivative))
 
     def _elementwise_parameters(
         self, kept: Tensor, context: Tensor | None

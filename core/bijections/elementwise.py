@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import Bijection, sum_event
+from arflows.core.bijections.base import Bijection, sum_except_batch
 
 
 class Elementwise(nn.Module, ABC):
@@ -162,12 +162,12 @@ class Pointwise(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
         z, log_det = self.elementwise(x, self._parameters_for(x))
-        return z, sum_event(log_det)
+        return z, sum_except_batch(log_det)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         x, log_det = self.elementwise.inverse(z, self._parameters_for(z))
-        return x, sum_event(log_det)
+        return x, sum_except_batch(log_det)
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""

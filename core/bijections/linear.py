@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import Bijection, no_volume
+from arflows.core.bijections.base import Bijection, zero_log_det
 from arflows.core.bijections.normalization import ActNorm, sites
 
 
@@ -33,11 +33,11 @@ class Permutation(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
-        return x.index_select(1, self.order), no_volume(x)
+        return x.index_select(1, self.order), zero_log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
-        return z.index_select(1, self.inverse_order), no_volume(z)
+        return z.index_select(1, self.inverse_order), zero_log_det(z)
 
 
 class Flatten(Bijection):
@@ -53,11 +53,11 @@ class Flatten(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
-        return x.flatten(1), no_volume(x)
+        return x.flatten(1), zero_log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
-        return z.unflatten(1, self.event_shape), no_volume(z)
+        return z.unflatten(1, self.event_shape), zero_log_det(z)
 
     def latent_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """One axis."""
@@ -76,12 +76,12 @@ class Squeeze(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
         blocks = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, i, columns, j)
-        return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3), no_volume(x)
+        return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3), zero_log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         blocks = z.unflatten(1, (-1, 2, 2))  # (batch, channels, i, j, rows, columns)
-        return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3), no_volume(z)
+        return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3), zero_log_det(z)
 
     def latent_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Four times the channels at half the resolution.
@@ -142,12 +142,12 @@ class InvertibleConv1x1(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
         with full_precision(x):
-            return _mix_channels(self.weight(), x), no_volume(x) + sites(x) * self.log_scale.sum()
+            return _mix_channels(self.weight(), x), zero_log_det(x) + sites(x) * self.log_scale.sum()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         with full_precision(z):
-            return _mix_channels(self.inverse_weight(), z), no_volume(z) - sites(z) * self.log_scale.sum()
+            return _mix_channels(self.inverse_weight(), z), zero_log_det(z) - sites(z) * self.log_scale.sum()
 
 
 class NormalizedConv1x1(Bijection):
@@ -185,7 +185,7 @@ class NormalizedConv1x1(Bijection):
             return _mix_channels(weight, z, -scale * self.norm.shift), -self._log_det(z)
 
     def _log_det(self, values: Tensor) -> Tensor:
-        return no_volume(values) + sites(values) * (self.norm.log_scale.sum() + self.conv.log_scale.sum())
+        return zero_log_det(values) + sites(values) * (self.norm.log_scale.sum() + self.conv.log_scale.sum())
 
 
 def full_precision(values: Tensor) -> torch.autocast:

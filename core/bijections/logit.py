@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arflows.core.bijections.base import Bijection, sum_event
+from arflows.core.bijections.base import Bijection, sum_except_batch
 
 
 class Logit(Bijection):
@@ -33,12 +33,12 @@ class Logit(Bijection):
         tiny = torch.finfo(x.dtype).eps
         inner = (self.alpha + (1 - 2 * self.alpha) * x).clamp(tiny, 1 - tiny)
         log_inner, log_rest = inner.log(), torch.log1p(-inner)
-        return log_inner - log_rest, sum_event(math.log(1 - 2 * self.alpha) - log_inner - log_rest)
+        return log_inner - log_rest, sum_except_batch(math.log(1 - 2 * self.alpha) - log_inner - log_rest)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent on the line → data."""
         x = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
-        return x, sum_event(F.logsigmoid(z) + F.logsigmoid(-z) - math.log(1 - 2 * self.alpha))
+        return x, sum_except_batch(F.logsigmoid(z) + F.logsigmoid(-z) - math.log(1 - 2 * self.alpha))
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""

@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import Bijection, no_volume
+from arflows.core.bijections.base import Bijection, zero_log_det
 
 
 class Multiscale(Bijection):
@@ -48,7 +48,7 @@ class Multiscale(Bijection):
         """Data (batch, *event_shape) → latent (batch, variables)."""
         if x.shape[1:] != self.event_shape:
             raise ValueError(f"expected examples of shape {self.event_shape}, got {tuple(x.shape[1:])}")
-        log_det, parts = no_volume(x), []
+        log_det, parts = zero_log_det(x), []
         for number, level in enumerate(self.levels):
             x, part = level(x, context)
             log_det = log_det + part
@@ -60,7 +60,7 @@ class Multiscale(Bijection):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent (batch, variables) → data (batch, *event_shape)."""
         *leaving, last = z.split([prod(shape) for shape in self.part_shapes], 1)
-        x, log_det = last.unflatten(1, self.part_shapes[-1]), no_volume(z)
+        x, log_det = last.unflatten(1, self.part_shapes[-1]), zero_log_det(z)
         for number in reversed(range(len(self.levels))):
             if number < len(self.levels) - 1:
                 x = torch.cat([x, leaving[number].unflatten(1, self.part_shapes[number])], 1)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import Bijection, no_volume
+from arflows.core.bijections.base import Bijection, zero_log_det
 from arflows.core.runtime.processes import batch_statistics
 
 
@@ -47,12 +47,12 @@ class ActNorm(Bijection):
         """Data → latent."""
         scale = along_channels(self.log_scale.exp(), x)
         z = torch.addcmul(along_channels(self.shift, x), x, scale)
-        return z, no_volume(x) + sites(x) * self.log_scale.sum()
+        return z, zero_log_det(x) + sites(x) * self.log_scale.sum()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         scale = along_channels((-self.log_scale).exp(), z)
-        return (z - along_channels(self.shift, z)) * scale, no_volume(z) - sites(z) * self.log_scale.sum()
+        return (z - along_channels(self.shift, z)) * scale, zero_log_det(z) - sites(z) * self.log_scale.sum()
 
 
 class Standardize(Bijection):
@@ -85,12 +85,12 @@ class Standardize(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
         z = (x - along_channels(self.mean, x)) / along_channels(self.scale, x)
-        return z, no_volume(x) - sites(x) * self.scale.log().sum()
+        return z, zero_log_det(x) - sites(x) * self.scale.log().sum()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         x = torch.addcmul(along_channels(self.mean, z), z, along_channels(self.scale, z))
-        return x, no_volume(z) + sites(z) * self.scale.log().sum()
+        return x, zero_log_det(z) + sites(z) * self.scale.log().sum()
 
 
 class BatchNorm(Bijection):
@@ -143,13 +143,13 @@ class BatchNorm(Bijection):
         mean, variance = self._training_statistics(x) if self.training else (self.mean, self.variance)
         log_scale = -0.5 * (variance + self.epsilon).log()
         z = (x - along_channels(mean, x)) * along_channels(log_scale.exp(), x)
-        return z, no_volume(x) + sites(x) * log_scale.sum()
+        return z, zero_log_det(x) + sites(x) * log_scale.sum()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data, with the averages as they stand."""
         log_scale = 0.5 * (self.variance + self.epsilon).log()
         x = z * along_channels(log_scale.exp(), z) + along_channels(self.mean, z)
-        return x, no_volume(z) + sites(z) * log_scale.sum()
+        return x, zero_log_det(z) + sites(z) * log_scale.sum()
 
     def _training_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch_mean, batch_variance = batch_statistics(*channel_statistics(x))

@@ -22,7 +22,7 @@ from arflows.core.commands.domains import all_domains, find_domain
 from arflows.core.commands.exit_codes import MENDABLE, guarded
 from arflows.core.runtime.errors import UserError, unknown_name
 from arflows.core.runtime.options import ShortErrors
-from arflows.core.runtime.processes import is_main, together
+from arflows.core.runtime.processes import distributed_session, is_main
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -133,7 +133,7 @@ def run(function: Callable[..., Result], args: Sequence[str] | None = None, prog
     Returns:
         What ``function`` returns.
     """
-    with guarded(args) as words, together(), nullcontext() if is_main() else redirect_stdout(io.StringIO()):
+    with guarded(args) as words, distributed_session(), nullcontext() if is_main() else redirect_stdout(io.StringIO()):
         import jsonargparse
 
         class Parser(ShortErrors, jsonargparse.ArgumentParser):

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from arflows.core.commands.cli import FAULT, explain, run
+from arflows.core.commands.cli import run
 from arflows.core.commands.domains import Domain, all_domains
+from arflows.core.commands.exit_codes import FAULT, explain
 from arflows.core.commands.report import Chapter, Failure, write_report
 from arflows.core.runtime.errors import UserError
 

@@ -23,10 +23,10 @@ import PIL.Image
 from arflows.core.runtime.files import replacing
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as MatplotlibFigure
+    from matplotlib.figure import Figure
     from torch import Tensor
 
-    Picture: TypeAlias = bytes | Path | PIL.Image.Image | MatplotlibFigure | Tensor
+    PictureSource: TypeAlias = bytes | Path | PIL.Image.Image | Figure | Tensor
     """The bytes of a PNG file, its path, a Pillow image, a matplotlib figure, or uint8 (channels, height, width)."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -42,7 +42,7 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Picture:
     """One picture.
 
     Attributes:
@@ -52,7 +52,7 @@ class Figure:
         pixelated: whether enlarged pixels stay sharp squares, as small images want.
     """
 
-    picture: Picture
+    picture: PictureSource
     caption: str
     alt: str
     pixelated: bool = False
@@ -69,7 +69,7 @@ class ImageGrid:
         alt: what is to be seen; a picture's label is added to it.
     """
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[PictureSource]
     labels: Sequence[str]
     caption: str
     alt: str
@@ -137,7 +137,7 @@ class Failure:
     reason: str
 
 
-Block: TypeAlias = Paragraph | Figure | ImageGrid | Sounds | Table | Protocol | Failure
+Block: TypeAlias = Paragraph | Picture | ImageGrid | Sounds | Table | Protocol | Failure
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
-from arflows.core.runtime.processes import batch_statistics, sharers
+from arflows.core.runtime.processes import batch_statistics, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -15,13 +15,13 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Normalises."""
-        if not self.training or sharers() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         normalized, mean, variance = _normalize(x.float(), self.weight, self.bias, self.eps)
-        values = sharers() * x.numel() / x.shape[1]
+        values = world_size() * x.numel() / x.shape[1]
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum or 0.0)
@@ -47,7 +47,7 @@ class _SharedNormalization(torch.autograd.Function):
         normalized = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, epsilon)[0]
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.epsilon = epsilon
-        ctx.values = sharers() * x.numel() // x.shape[1]
+        ctx.values = world_size() * x.numel() // x.shape[1]
         ctx.mark_non_differentiable(mean, variance)
         return normalized, mean, variance
 
@@ -55,14 +55,14 @@ class _SharedNormalization(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, variance = ctx.saved_tensors
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, mean, variance, None, None, False, ctx.epsilon, [True, True, True]
         )
-        means = torch.stack([of_weight, of_bias])
+        means = torch.stack([grad_weight, grad_bias])
         distributed.all_reduce(means)
         along_normalized, along_one = means / ctx.values
         scale = (variance + ctx.epsilon).rsqrt()
         slope = -weight * scale.square() * along_normalized
         offset = -weight * scale * along_one - slope * mean
-        of_x = torch.addcmul(of_x, x, slope[:, None, None]).add_(offset[:, None, None])
-        return of_x, of_weight, of_bias, None
+        grad_x = torch.addcmul(grad_x, x, slope[:, None, None]).add_(offset[:, None, None])
+        return grad_x, grad_weight, grad_bias, None

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.conditioners.autoregressive import check_context
-from arflows.core.conditioners.made import ACTIVATIONS, Activation
+from arflows.core.conditioners.masked_mlp import ACTIVATIONS, Activation
 
 
 class MLP(nn.Module):

@@ -39,24 +39,24 @@ def gated(
 def gated_backward(
     gates: Float[Tensor, "batch rows columns 2*channels"],
     added: Float[Tensor, "#batch #rows columns 2*channels"],
-    of_passed: Float[Tensor, "batch rows columns channels"],
-    of_summed: Float[Tensor, "batch rows columns 2"],
+    grad_passed: Float[Tensor, "batch rows columns channels"],
+    grad_summed: Float[Tensor, "batch rows columns 2"],
     skip: Float[Tensor, "2 channels"],
     passed: Float[Tensor, "batch rows columns channels"],
-    of_gates: Float[Tensor, "batch rows columns 2*channels"],
-    of_added: Float[Tensor, "#batch #rows columns 2*channels"],
+    grad_gates: Float[Tensor, "batch rows columns 2*channels"],
+    grad_added: Float[Tensor, "#batch #rows columns 2*channels"],
 ) -> Float[Tensor, "2 channels"]:
     """From the gradients of what `gated` wrote, by the residual path, and of its two products with ``skip``.
 
     Writes what `gated` wrote once more and the gradient of the gates, and adds to that of what was added. The
-    gradients of sums, ``of_summed``, ``of_added`` and that of ``skip``, as well as ``skip``, are float32 or wider.
+    gradients of sums, ``grad_summed``, ``grad_added`` and that of ``skip``, as well as ``skip``, are float32 or wider.
 
     Returns:
         The gradient of ``skip``.
     """
-    of_skip = skip.new_zeros(torch.get_num_threads(), *skip.shape)
-    _in_shares(_gate_backward, gates, added, of_passed, of_summed, skip, passed, of_gates, of_added, of_skip)
-    return of_skip.sum(0)
+    grad_skip = skip.new_zeros(torch.get_num_threads(), *skip.shape)
+    _in_shares(_gate_backward, gates, added, grad_passed, grad_summed, skip, passed, grad_gates, grad_added, grad_skip)
+    return grad_skip.sum(0)
 
 
 def carried(
@@ -71,18 +71,18 @@ def carried(
 
 
 def carried_backward(
-    of_seen: Float[Tensor, "batch above+rows left+columns channels"],
+    grad_seen: Float[Tensor, "batch above+rows left+columns channels"],
     valid: Float[Tensor, "batch 1 columns 1"],
-    of_hidden: Float[Tensor, "batch rows columns channels"],
+    grad_hidden: Float[Tensor, "batch rows columns channels"],
 ) -> Float[Tensor, " channels"]:
     """Adds what a convolution's input got to the gradient of hidden states, and masks it.
 
     Returns:
         Its sum over all samples, the gradient of `carried`'s bias.
     """
-    wide = torch.promote_types(of_hidden.dtype, torch.float32)
-    total = of_hidden.new_zeros(torch.get_num_threads(), of_hidden.shape[-1], dtype=wide)
-    _in_shares(_carry_backward, of_hidden, of_seen, valid, total)
+    wide = torch.promote_types(grad_hidden.dtype, torch.float32)
+    total = grad_hidden.new_zeros(torch.get_num_threads(), grad_hidden.shape[-1], dtype=wide)
+    _in_shares(_carry_backward, grad_hidden, grad_seen, valid, total)
     return total.sum(0)
 
 
@@ -119,20 +119,20 @@ def _gate(share: int, start: int, stop: int, one: Any, gates: Any, added: Any, o
 
 @compiled
 def _gate_backward(
-    share: int, start: int, stop: int, one: Any, gates: Any, added: Any, of_passed: Any, of_summed: Any, skip: Any,
-    passed: Any, of_gates: Any, of_added: Any, of_skip: Any,
+    share: int, start: int, stop: int, one: Any, gates: Any, added: Any, grad_passed: Any, grad_summed: Any, skip: Any,
+    passed: Any, grad_gates: Any, grad_added: Any, grad_skip: Any,
 ) -> None:  # fmt: skip
     channels = np.uintp(gates.shape[3] // 2)
     each_example, each_row = added.shape[0] > 1, added.shape[1] > 1
-    first, second, of_first, of_second = skip[0], skip[1], of_skip[share, 0], of_skip[share, 1]
+    first, second, grad_first, grad_second = skip[0], skip[1], grad_skip[share, 0], grad_skip[share, 1]
     for example in range(gates.shape[0]):
         for row in range(gates.shape[1]):
             for column in range(start, stop):
                 of_example, of_row = example if each_example else 0, row if each_row else 0
                 own, more = gates[example, row, column], added[of_example, of_row, column]
-                given, out = of_passed[example, row, column], passed[example, row, column]
-                into, total = of_gates[example, row, column], of_added[of_example, of_row, column]
-                x, y = of_summed[example, row, column, 0], of_summed[example, row, column, 1]
+                given, out = grad_passed[example, row, column], passed[example, row, column]
+                into, total = grad_gates[example, row, column], grad_added[of_example, of_row, column]
+                x, y = grad_summed[example, row, column, 0], grad_summed[example, row, column, 1]
                 for channel in range(channels):
                     signal = _wide(own[channel]) + _wide(more[channel])
                     gate = _wide(own[channels + channel]) + _wide(more[channels + channel])
@@ -140,14 +140,14 @@ def _gate_backward(
                     once = one / ((one + e) * (one + f))
                     tanh, twice = (one - e) * (one + f) * once, (one + one) * (one + e) * once
                     out[channel] = _narrow(tanh * twice, own[channel])
-                    of_first[channel] += x * tanh * twice
-                    of_second[channel] += y * tanh * twice
+                    grad_first[channel] += x * tanh * twice
+                    grad_second[channel] += y * tanh * twice
                     scaled = (_wide(given[channel]) + x * first[channel] + y * second[channel]) * twice
-                    of_signal, of_gate = scaled * (one - tanh * tanh), scaled * tanh * (one + one - twice)
-                    into[channel] = _narrow(of_signal, own[channel])
-                    into[channels + channel] = _narrow(of_gate, own[channel])
-                    total[channel] += of_signal
-                    total[channels + channel] += of_gate
+                    grad_signal, grad_gate = scaled * (one - tanh * tanh), scaled * tanh * (one + one - twice)
+                    into[channel] = _narrow(grad_signal, own[channel])
+                    into[channels + channel] = _narrow(grad_gate, own[channel])
+                    total[channel] += grad_signal
+                    total[channels + channel] += grad_gate
 
 
 @compiled
@@ -167,15 +167,15 @@ def _carry(share: int, start: int, stop: int, one: Any, mixed: Any, seen: Any, b
 
 @compiled
 def _carry_backward(
-    share: int, start: int, stop: int, one: Any, of_hidden: Any, of_seen: Any, valid: Any, total: Any
+    share: int, start: int, stop: int, one: Any, grad_hidden: Any, grad_seen: Any, valid: Any, total: Any
 ) -> None:
-    examples, rows, columns, channels = of_hidden.shape
-    above, left = of_seen.shape[1] - rows, of_seen.shape[2] - columns
+    examples, rows, columns, channels = grad_hidden.shape
+    above, left = grad_seen.shape[1] - rows, grad_seen.shape[2] - columns
     whole = total[share]
     for example in range(examples):
         for row in range(rows):
             for column in range(start, stop):
-                into, more = of_hidden[example, row, column], of_seen[example, above + row, left + column]
+                into, more = grad_hidden[example, row, column], grad_seen[example, above + row, left + column]
                 mask = _wide(valid[example, 0, column, 0])
                 for channel in range(np.uintp(channels)):
                     value = (_wide(into[channel]) + _wide(more[channel])) * mask

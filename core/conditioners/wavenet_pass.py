@@ -150,42 +150,42 @@ def _backward(
     enter, (kernels, residuals, _, skips) = weights[0], _parted(weights[1:], layers)
     batch, rows, columns, _ = entry.shape
     channels, wide = kernels[0].shape[0] // 2, _wide(entry)
-    of_summed, mask = gradient.to(wide).contiguous(), _mask(entry, valid)
-    of_added = torch.zeros_like(added, dtype=wide)
-    of_kernels, of_residuals, of_biases, of_skips = [], [], [], []
-    of_gates = torch.empty_like(kept[1])
-    of_hidden, of_passed = (entry.new_zeros(batch, rows, columns, channels) for _ in range(2))
-    passed = torch.empty_like(of_passed)
-    of_entry, of_enter = torch.zeros_like(entry), torch.zeros_like(enter)
-    flat, flat_hidden, flat_entry = passed.flatten(0, 2), of_hidden.flatten(0, 2), entry.reshape(-1, 2)
+    grad_summed, mask = gradient.to(wide).contiguous(), _mask(entry, valid)
+    grad_added = torch.zeros_like(added, dtype=wide)
+    grad_kernels, grad_residuals, grad_biases, grad_skips = [], [], [], []
+    grad_gates = torch.empty_like(kept[1])
+    grad_hidden, grad_passed = (entry.new_zeros(batch, rows, columns, channels) for _ in range(2))
+    passed = torch.empty_like(grad_passed)
+    grad_entry, grad_enter = torch.zeros_like(entry), torch.zeros_like(enter)
+    flat, flat_hidden, flat_entry = passed.flatten(0, 2), grad_hidden.flatten(0, 2), entry.reshape(-1, 2)
     with torch.autocast("cpu", enabled=False):
         for number in reversed(range(layers)):
             down, along, above, left, supplied = numbers[_NUMBERS * number : _NUMBERS * (number + 1)]
             seen, gates = kept[2 * number : 2 * number + 2]
             if number < layers - 1:
-                torch.mm(flat_hidden, residuals[number].T, out=of_passed.view_as(flat))
-            of_skip = gated_backward(
-                gates, added[number], of_passed, of_summed, skips[number].T.to(wide).contiguous(),
-                passed, of_gates, of_added[number],
+                torch.mm(flat_hidden, residuals[number].T, out=grad_passed.view_as(flat))
+            grad_skip = gated_backward(
+                gates, added[number], grad_passed, grad_summed, skips[number].T.to(wide).contiguous(),
+                passed, grad_gates, grad_added[number],
             )  # fmt: skip
-            of_skips.append(of_skip.T.to(entry.dtype, memory_format=torch.contiguous_format))
+            grad_skips.append(grad_skip.T.to(entry.dtype, memory_format=torch.contiguous_format))
             if number < layers - 1:
-                of_residuals.append(flat.T @ flat_hidden)
+                grad_residuals.append(flat.T @ flat_hidden)
             if number == 0 and layers > 1:
-                torch.addmm(of_entry.view_as(flat_entry), flat_hidden, enter.T, out=of_entry.view_as(flat_entry))
-                of_enter = flat_entry.T @ flat_hidden
-            of_seen, of_kernel, _ = torch.ops.aten.convolution_backward(
-                of_gates.movedim(3, 1), seen.movedim(3, 1), kernels[number], None, [1, 1], [0, supplied],
+                torch.addmm(grad_entry.view_as(flat_entry), flat_hidden, enter.T, out=grad_entry.view_as(flat_entry))
+                grad_enter = flat_entry.T @ flat_hidden
+            grad_seen, grad_kernel, _ = torch.ops.aten.convolution_backward(
+                grad_gates.movedim(3, 1), seen.movedim(3, 1), kernels[number], None, [1, 1], [0, supplied],
                 [down, along], False, [0, 0], 1, [True, True, False],
             )  # fmt: skip
-            of_kernels.append(of_kernel.contiguous())
-            of_seen = of_seen.movedim(1, 3).contiguous()
+            grad_kernels.append(grad_kernel.contiguous())
+            grad_seen = grad_seen.movedim(1, 3).contiguous()
             if number:
-                of_biases.append(carried_backward(of_seen, mask, of_hidden).to(entry.dtype))
+                grad_biases.append(carried_backward(grad_seen, mask, grad_hidden).to(entry.dtype))
             else:
-                of_entry += of_seen[:, above:, left:]
-    of_weights = [*of_kernels[::-1], *of_residuals[::-1], *of_biases[::-1], *of_skips[::-1]]
-    return [of_entry, of_added.to(added.dtype), of_enter, *of_weights]
+                grad_entry += grad_seen[:, above:, left:]
+    grad_weights = [*grad_kernels[::-1], *grad_residuals[::-1], *grad_biases[::-1], *grad_skips[::-1]]
+    return [grad_entry, grad_added.to(added.dtype), grad_enter, *grad_weights]
 
 
 def _room(numbers: list[int], entry: Tensor, width: int) -> Tensor:

@@ -14,8 +14,8 @@ from arflows.core.bijections import (
     Inverse,
     RationalQuadraticSpline,
 )
-from arflows.core.conditioners import MADE as MADENetwork
-from arflows.core.conditioners.made import Activation
+from arflows.core.conditioners import MaskedMLP
+from arflows.core.conditioners.masked_mlp import Activation
 from arflows.core.flows.base import VectorFlow, check_sizes, normalized
 
 
@@ -169,7 +169,7 @@ class IAF(VectorFlow):
     """Inverse autoregressive flow: MAF with its directions exchanged, so it samples in one pass and scores by a solver.
 
     Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling, 2016 (arXiv:1606.04934). `log_prob` of given data inverts
-    each layer, by `Sequential` unless ``with solving(...)`` names another; `sample_with_log_prob` does not.
+    each layer, by `Sequential` unless ``with use_solver(...)`` names another; `sample_with_log_prob` does not.
 
     Args:
         features: size of an example.
@@ -258,6 +258,6 @@ def autoregressive_layers(
         if randperm:
             order = torch.randperm(features)
         mapping = elementwise()
-        network = MADENetwork(features, mapping.parameter_count, hidden_features, context, residual, activation)
+        network = MaskedMLP(features, mapping.parameter_count, hidden_features, context, residual, activation)
         layers.append(Autoregressive(mapping, network, order))
     return layers

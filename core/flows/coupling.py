@@ -15,7 +15,7 @@ from arflows.core.bijections import (
     RationalQuadraticSpline,
 )
 from arflows.core.conditioners import MLP
-from arflows.core.conditioners.made import Activation
+from arflows.core.conditioners.masked_mlp import Activation
 from arflows.core.flows.base import VectorFlow, check_sizes, normalized
 from arflows.core.runtime.errors import UserError
 

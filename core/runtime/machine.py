@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.processes import place
+from arflows.core.runtime.processes import local_rank
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -21,8 +21,8 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         UserError: If there is no such device.
     """
-    if name == "auto" and place() is not None and torch.cuda.is_available():
-        name = f"cuda:{place()}"  # each process at a task has a GPU of its own
+    if name == "auto" and local_rank() is not None and torch.cuda.is_available():
+        name = f"cuda:{local_rank()}"  # each process at a task has a GPU of its own
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

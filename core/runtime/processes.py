@@ -4,8 +4,8 @@ Training is distributed by Lightning. Every other verb becomes distributed by st
 
     torchrun --nproc-per-node 4 -m arflows.vision.sample --model runs/glow --out samples --count 50000
 
-Each process takes batches in turn (`in_turns`), results come back to all of them in order, and the main process alone
-writes (`core.files` asks `is_main`). What is random follows from the seed and the place of an example or batch
+Each process takes batches in turn (`distributed_map`), results come back to all in order, and the main process alone
+writes (`core.runtime.files` asks `is_main`). What is random follows from the seed and the place of an example or batch
 (`seed_of`), so that the number of processes changes nothing but the time.
 """
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Share:
+class Rank:
     """The place of this process among those at one task.
 
     Attributes:
@@ -37,11 +37,11 @@ class Share:
     count: int = 1
 
 
-_verb = Share()
-"""Of the verb that this process runs together with others; see `together`."""
+_verb = Rank()
+"""Of the verb that this process runs together with others; see `distributed_session`."""
 
-_rows = Share()
-"""Of the training batch at hand; see `interleaved`."""
+_rows = Rank()
+"""Of the training batch at hand; see `batch_shard`."""
 
 
 def is_main() -> bool:
@@ -57,7 +57,7 @@ def wait() -> None:
         distributed.barrier()
 
 
-def place() -> int | None:
+def local_rank() -> int | None:
     """The number of this process among those of its machine, which picks its GPU; None where it works alone."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _verb.count > 1 else None
 
@@ -68,7 +68,7 @@ def cores() -> int:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def distributed_session() -> Iterator[None]:
     """Joins the processes that ``torchrun`` started with this one, if it did; until the block ends they work together.
 
     Within an outer block this does nothing.
@@ -81,16 +81,16 @@ def together() -> Iterator[None]:
     from torch import distributed
 
     distributed.init_process_group("gloo")
-    _verb = Share(distributed.get_rank(), count)
+    _verb = Rank(distributed.get_rank(), count)
     try:
         yield
     finally:
-        _verb = Share()
+        _verb = Rank()
         distributed.destroy_process_group()
 
 
 @contextmanager
-def parting() -> Iterator[None]:
+def destroy_process_group_on_exit() -> Iterator[None]:
     """Dissolves the group of processes that was formed within the block when that ends, however it ends.
 
     Lightning leaves this to the end of the interpreter, whose last moments the group's threads may not outlive: they
@@ -106,20 +106,20 @@ def parting() -> Iterator[None]:
             distributed.destroy_process_group()
 
 
-def in_turns(items: Iterable[Item], work: Callable[[int, Item], Result]) -> Iterator[Result]:
+def distributed_map(items: Iterable[Item], work: Callable[[int, Item], Result]) -> Iterator[Result]:
     """Yields ``work(index, item)`` for every item, in order, in every process; each does every ``count``-th of them.
 
     Args:
         items: The same in every process, and read whole by each of them.
         work: Returns values and tensors on the CPU, for they travel between processes.
     """
-    return dealt(enumerate(items), lambda share: (work(index, item) for index, item in share))
+    return distributed_imap(enumerate(items), lambda share: (work(index, item) for index, item in share))
 
 
-def dealt(items: Iterable[Item], work: Callable[[Iterator[Item]], Iterator[Result]]) -> Iterator[Result]:
+def distributed_imap(items: Iterable[Item], work: Callable[[Iterator[Item]], Iterator[Result]]) -> Iterator[Result]:
     """Yields what ``work`` makes of the items, in order, in every process; it gets every ``count``-th of them in each.
 
-    As `in_turns`, for work that begins with items before it is done with those that came earlier.
+    As `distributed_map`, for work that begins with items before it is done with those that came earlier.
 
     Args:
         items: The same in every process, and read whole by each of them.
@@ -146,17 +146,17 @@ def seed_of(seed: int, index: int) -> int:
 
 
 @contextmanager
-def interleaved(rank: int, count: int) -> Iterator[None]:
+def batch_shard(rank: int, count: int) -> Iterator[None]:
     """Says that batches are every ``count``-th row, from ``rank``, of one batch that several processes share."""
     global _rows
-    before, _rows = _rows, Share(rank, count)
+    before, _rows = _rows, Rank(rank, count)
     try:
         yield
     finally:
         _rows = before
 
 
-def sharers() -> int:
+def world_size() -> int:
     """How many processes share the training batch at hand."""
     return _rows.count
 
@@ -169,7 +169,7 @@ def noise_rows(draw: Callable[..., "Tensor"], shape: tuple[int, ...], **options:
         shape: Of this process's batch, (batch, …).
         **options: More arguments of ``draw``.
     """
-    if sharers() == 1:
+    if world_size() == 1:
         return draw(shape, **options)
     return draw((shape[0] * _rows.count, *shape[1:]), **options)[_rows.rank :: _rows.count]
 
@@ -179,7 +179,7 @@ def batch_statistics(mean: "Tensor", variance: "Tensor") -> tuple["Tensor", "Ten
 
     Processes exchange both at once: what takes time of so few numbers is that they wait for each other.
     """
-    if sharers() == 1:
+    if world_size() == 1:
         return mean, variance
     import torch
     from torch.distributed.nn.functional import all_reduce

@@ -30,12 +30,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from arflows.core.likelihood import Batch, Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.likelihood import Batch, Estimate, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.machine import hardware, software
 from arflows.core.runtime.pretrained import FACTS_FILE, write_checksums
-from arflows.core.runtime.processes import parting
+from arflows.core.runtime.processes import destroy_process_group_on_exit
 from arflows.core.training.checkpoints import (
     LAST,
     CheckpointFiles,
@@ -257,7 +257,7 @@ class Experiment(LightningCLI):
             )
         start = newest_sound(self.checkpoints, self._warn) if self.config.resume else None
         try:
-            with parting():
+            with destroy_process_group_on_exit():
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
         except OSError as error:  # Lightning's writers do not say what they were writing
             error.filename = error.filename or str(self.out)
@@ -314,11 +314,11 @@ class Experiment(LightningCLI):
         write_checksums(self.model_folder)
         print(f"{self.model_folder} is the trained model" + (f": {figure} of the validation split." if figure else "."))
 
-    def _validation_figure(self) -> Figure | None:
+    def _validation_figure(self) -> Estimate | None:
         flow = self.model.flow
         scores = log_probs(flow, tqdm(self.datamodule.val_dataloader(), "validating", leave=False, disable=None))
         dims = flow.dims if self.model.unit == "bits_per_dim" else None
-        return Figure.of(scores, dims, flow.likelihood, dequantization(flow)) if len(scores) else None
+        return Estimate.of(scores, dims, flow.likelihood, dequantization(flow)) if len(scores) else None
 
     def _reference(self) -> Reference:
         """Scores of a random sample of the training data."""

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from arflows.core.flow import Flow
 from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.processes import interleaved, seed_of
+from arflows.core.runtime.processes import batch_shard, seed_of
 from arflows.core.training.callbacks import (
     DriftMonitor,
     ExponentialMovingAverage,
@@ -157,7 +157,7 @@ class FlowTraining(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
-        with interleaved(self.global_rank, self.trainer.world_size):
+        with batch_shard(self.global_rank, self.trainer.world_size):
             loss = self._losses(batch).mean()
         return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 

@@ -7,7 +7,7 @@ from arflows.audio import MelSpec, WaveFlow
 from arflows.audio.folding import rows_reversed
 from arflows.audio.presets import height_dilations
 from arflows.audio.representation import Condition
-from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, solving
+from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, use_solver
 from arflows.core.runtime.errors import UserError
 
 SPEC = {"n_fft": 32, "hop": 16, "window": 32, "bands": 5}
@@ -56,7 +56,7 @@ def test_every_solver_returns_to_the_waveform(height, samples, options):
         z = flow.encode(waveform, **conditions)
         columns = flow._columns(waveform, Condition(**conditions), None)
         for solver in (Sequential(), Jacobi(1e-12), GaussSeidelJacobi(5, 1e-12)):
-            with torch.no_grad(), solving(solver):
+            with torch.no_grad(), use_solver(solver):
                 back, log_det = flow.bijection.inverse(z, columns)
             torch.testing.assert_close(back, waveform, atol=1e-9, rtol=1e-9)
             torch.testing.assert_close(log_det, -flow.bijection(waveform, columns)[1], atol=1e-8, rtol=0)

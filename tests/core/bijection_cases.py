@@ -39,11 +39,11 @@ from arflows.core.bijections import (
     TanhAffine,
 )
 from arflows.core.conditioners import (
-    MADE,
     MLP,
     CausalTransformer,
     GatedResidualCNN,
     Guided,
+    MaskedMLP,
     ResidualCNN,
     ShallowCNN,
     ZeroConv,
@@ -117,7 +117,7 @@ def autoregressive(
     features: int, elementwise: nn.Module, hidden_features=(12, 12), order: list[int] | None = None, **options
 ) -> Autoregressive:
     """An autoregressive layer on vectors; smooth, for derivatives of ReLU networks jump."""
-    made = MADE(features, elementwise.parameter_count, hidden_features, activation="tanh", **options)
+    made = MaskedMLP(features, elementwise.parameter_count, hidden_features, activation="tanh", **options)
     return Autoregressive(elementwise, made, None if order is None else torch.tensor(order))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from arflows.core.conditioners.batch_norm import BatchNorm2d
-from arflows.core.runtime.processes import interleaved
+from arflows.core.runtime.processes import batch_shard
 
 
 def layer():
@@ -34,7 +34,7 @@ def pulled(norm, x, pull):
 def share(rank, folder, layout):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     x, pull = batch(layout)
-    with interleaved(rank, 2):
+    with batch_shard(rank, 2):
         torch.save(pulled(layer(), x[rank::2].contiguous(memory_format=layout), pull[rank::2]), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Affine, Chain, ChannelMask, Coupling, LogisticMixture, Logit
 from arflows.core.dequantization import UniformDequantizer, VariationalDequantizer
 from arflows.core.flow import Flow
-from arflows.core.likelihood import Figure, dequantization, log_probs
+from arflows.core.likelihood import Estimate, dequantization, log_probs
 
 from .bijection_cases import vector_coupling
 
@@ -112,7 +112,7 @@ def test_noise_stays_in_its_cell(flow: Flow):
 
 def test_figures_name_it(flow: Flow):
     log_prob = log_probs(flow, [{"x": IMAGES}], draws=3)
-    figure = Figure.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, 3))
+    figure = Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, 3))
     assert "upper bound by variational dequantisation, 3 draws" in str(figure)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arflows.core import flows
-from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, solving
+from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, use_solver
 from arflows.core.runtime.errors import UserError
 
 AUTOREGRESSIVE = ["MADE", "MADEMoG", "MAF", "MAFMoG", "IAF", "NSF"]
@@ -121,7 +121,7 @@ def test_training_raises_the_likelihood(name):
     with torch.no_grad():
         found = []
         for solver in (Sequential(), Jacobi(1e-6), GaussSeidelJacobi(1, 1e-6)):
-            with solving(solver):
+            with use_solver(solver):
                 found.append(flow.decode(z))
     for x in found:
         torch.testing.assert_close(x, data[:100], atol=1e-4, rtol=1e-4)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from arflows.core.bijections import Affine, Autoregressive, LocationScale, LogisticMixture, RationalQuadraticSpline
-from arflows.core.conditioners import MADE, CausalTransformer
+from arflows.core.conditioners import CausalTransformer, MaskedMLP
 from arflows.core.conditioners.autoregressive import RecomputedStream
-from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, solving
+from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, use_solver
 
 SHAPES = {
     "one_site": (1, (8,), {}),
@@ -26,7 +26,7 @@ def layer(features, hidden=(32, 32), scale=0.2, elementwise=None, ordered=True, 
     """An autoregressive layer with random weights, in float64."""
     torch.manual_seed(0)
     elementwise = elementwise or Affine()
-    made = MADE(features, elementwise.parameter_count, hidden, **options)
+    made = MaskedMLP(features, elementwise.parameter_count, hidden, **options)
     order = torch.randperm(features) if ordered else None
     bijection = Autoregressive(elementwise, made, order).double()
     with torch.no_grad():
@@ -47,7 +47,7 @@ def examples(bijection: Autoregressive, batch: int = 5):
 
 def inverse_by(solver: Solver, bijection: Autoregressive, z, context=None):
     """What a solver finds, and its report."""
-    with torch.no_grad(), solving(solver) as reports:
+    with torch.no_grad(), use_solver(solver) as reports:
         x, log_det = bijection.inverse(z, context)
     (report,) = reports
     return x, log_det, report
@@ -231,7 +231,7 @@ def test_gradients_through_the_inverse_are_those_of_the_unrolled_loop(make, elem
     def gradients(x, log_det):
         return torch.autograd.grad((weights * x).sum() + log_det.sum(), inputs)
 
-    with solving(make()):
+    with use_solver(make()):
         implicit = gradients(*bijection.inverse(z, context))
     unrolled = gradients(*bijection._unrolled_inverse(z, context))
     for a, b in zip(implicit, unrolled, strict=True):
@@ -268,17 +268,17 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="block=0"):
         GaussSeidelJacobi(block=0)
     with pytest.raises(ValueError, match=r"order must hold each of 0 … 2 once, got \[0, 0, 2\]"):
-        Autoregressive(Affine(), MADE(3, 2), torch.tensor([0, 0, 2]))
+        Autoregressive(Affine(), MaskedMLP(3, 2), torch.tensor([0, 0, 2]))
     with pytest.raises(ValueError, match="gives 3 parameters an element, Affine takes 2"):
-        Autoregressive(Affine(), MADE(3, 3))
+        Autoregressive(Affine(), MaskedMLP(3, 3))
     with pytest.raises(ValueError, match="one width"):
-        MADE(3, 2, (8, 9), residual=True)
+        MaskedMLP(3, 2, (8, 9), residual=True)
     with pytest.raises(ValueError, match="activation must be one of"):
-        MADE(3, 2, activation="sigmoid")
+        MaskedMLP(3, 2, activation="sigmoid")
     with pytest.raises(ValueError, match="must be positive"):
-        MADE(0, 2)
+        MaskedMLP(0, 2)
     with pytest.raises(ValueError, match="expected examples of 3 features"):
-        MADE(3, 2)(torch.zeros(2, 4))
+        MaskedMLP(3, 2)(torch.zeros(2, 4))
 
 
 def test_batches_of_nothing():
@@ -292,8 +292,8 @@ def test_batches_of_nothing():
 def test_the_solver_in_force_ends_with_its_block():
     bijection = layer(5)
     _, _, z, _ = examples(bijection)
-    with torch.no_grad(), solving(Jacobi()) as outer:
-        with solving(Sequential()) as inner:
+    with torch.no_grad(), use_solver(Jacobi()) as outer:
+        with use_solver(Sequential()) as inner:
             bijection.inverse(z)
         bijection.inverse(z)
     assert [report.solver for report in inner] == ["Sequential"]
@@ -317,14 +317,14 @@ def test_replayed_graphs_follow_shapes_and_weights():
 
 @pytest.mark.parametrize(
     ("conditioner", "graphs"),
-    [(lambda: MADE(6, 2, (12, 12)), 6), (lambda: CausalTransformer(6, 2, 2, 16, 2, 2), 4)],
+    [(lambda: MaskedMLP(6, 2, (12, 12)), 6), (lambda: CausalTransformer(6, 2, 2, 16, 2, 2), 4)],
     ids=["made", "transformer"],
 )
 def test_steps_compile(conditioner, graphs):
-    """Each to whole graphs: of MADE's one for each site, since each reveals its own units; of a transformer's few."""
+    """A step compiles to whole graphs: one a site for a MaskedMLP, whose sites differ; few for a transformer."""
     torch.manual_seed(0)
     conditioner = conditioner()
-    x = torch.randn(3, 6) if isinstance(conditioner, MADE) else torch.randn(3, 6, 2)
+    x = torch.randn(3, 6) if isinstance(conditioner, MaskedMLP) else torch.randn(3, 6, 2)
     with torch.no_grad():
         for parameter in conditioner.parameters():
             parameter.normal_(0, 0.2)

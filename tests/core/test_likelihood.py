@@ -9,7 +9,7 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Logit
 from arflows.core.dequantization import UniformDequantizer
 from arflows.core.flow import Flow
-from arflows.core.likelihood import Figure, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
 from arflows.core.runtime.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_a_uniform_distribution_of_8_bit_pixels_takes_8_bits_per_dim():
 
 def test_figure_is_the_mean_with_its_standard_error():
     log_prob = -math.log(2) * 10 * torch.tensor([1.0, 2.0, 3.0, 4.0])
-    figure = Figure.of(log_prob, 10, "bound", "uniform dequantisation, 1 draw")
+    figure = Estimate.of(log_prob, 10, "bound", "uniform dequantisation, 1 draw")
     assert figure.value == pytest.approx(2.5)
     assert figure.standard_error == pytest.approx(math.sqrt(5 / 3) / 2)
     assert str(figure) == (
@@ -51,7 +51,7 @@ def test_figure_is_the_mean_with_its_standard_error():
 
 
 def test_figure_without_dims_is_in_nats_and_says_what_it_is():
-    figure = Figure.of(torch.tensor([3.0]), None, "density")
+    figure = Estimate.of(torch.tensor([3.0]), None, "density")
     assert figure.value == -3.0
     assert math.isnan(figure.standard_error)
     assert str(figure) == "-3.0000 nats, density of continuous data, over 1 example"
@@ -59,12 +59,12 @@ def test_figure_without_dims_is_in_nats_and_says_what_it_is():
 
 def test_figure_of_nothing_is_refused():
     with pytest.raises(UserError, match="no example"):
-        Figure.of(torch.empty(0), 3, "exact")
+        Estimate.of(torch.empty(0), 3, "exact")
 
 
 def test_figures_are_accumulated_in_double_precision():
     log_prob = torch.full((200_001,), -1e4) - torch.rand(200_001)
-    assert Figure.of(log_prob, None, "exact").value == pytest.approx(-log_prob.double().mean().item(), rel=1e-12)
+    assert Estimate.of(log_prob, None, "exact").value == pytest.approx(-log_prob.double().mean().item(), rel=1e-12)
 
 
 def test_dequantization_is_named(flow):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from arflows.core import flows
-from arflows.core.conditioners.made import MaskedLinear
+from arflows.core.conditioners.masked_mlp import MaskedLinear
 
 FEATURES, WIDTH = 9, 32  # a multiple of 8, so that all libraries have as many hidden units of each degree
 

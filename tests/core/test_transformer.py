@@ -14,7 +14,7 @@ from arflows.core.bijections import (
 from arflows.core.conditioners import CausalTransformer, Guided, transformer_loops
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, RecomputedStream
 from arflows.core.conditioners.transformer import TransformerStream
-from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, solving
+from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, use_solver
 
 SITES, CHANNELS, BATCH = 11, 3, 4
 both_dtypes = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -115,7 +115,7 @@ def test_solvers_return_to_the_data(guided, solver: Solver, dtype, tolerance):
     network = conditioner(guided, dtype=dtype)
     flow = Autoregressive(LocationScale(), network, torch.arange(SITES).flip(0))
     x, context = inputs(network, dtype)
-    with torch.no_grad(), solving(solver) as reports:
+    with torch.no_grad(), use_solver(solver) as reports:
         z, log_det = flow(x, context)
         back, inverse_log_det = flow.inverse(z, context)
     torch.testing.assert_close(back, x, atol=tolerance, rtol=tolerance)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
-from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, solving
+from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, use_solver
 
 CHANNELS, CONTEXT = 4, 3
 HEIGHTS = [2, 7, 8, 16, 32, 64, 128]
@@ -153,7 +153,7 @@ def test_solvers_return_to_the_data(height, dtype, scale, tolerance):
         z, log_det = bijection(x, context)
         tight = 1e-12 if dtype == torch.float64 else 1e-6
         for solver in (Sequential(), Jacobi(tight), GaussSeidelJacobi(5, tight)):
-            with solving(solver) as reports:
+            with use_solver(solver) as reports:
                 back, inverse_log_det = bijection.inverse(z, context)
             assert not reports[0].fell_back
             torch.testing.assert_close(back, x, atol=tolerance, rtol=tolerance)

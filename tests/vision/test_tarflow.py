@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from arflows.core.inversion import GaussSeidelJacobi, Jacobi, solving
+from arflows.core.inversion import GaussSeidelJacobi, Jacobi, use_solver
 from arflows.core.likelihood import dequantization
 from arflows.core.runtime.errors import UserError
 from arflows.vision import ImageFlow, RealNVP, TarFlow, evaluate, sample, train
@@ -63,7 +63,7 @@ def test_blocks_alternate_in_direction():
 def test_every_solver_draws_the_same_images(solver):
     model = conditional()
     expected = model.sample(4, 1, generator=torch.Generator().manual_seed(2))
-    with solving(solver) as reports:
+    with use_solver(solver) as reports:
         assert torch.equal(model.sample(4, 1, generator=torch.Generator().manual_seed(2)), expected)
     assert [report.solver for report in reports] == [type(solver).__name__] * 3
 

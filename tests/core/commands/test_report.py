@@ -15,9 +15,9 @@ from arflows.core.commands import report
 from arflows.core.commands.report import (
     Chapter,
     Failure,
-    Figure,
     ImageGrid,
     Paragraph,
+    Picture,
     Protocol,
     Sounds,
     Table,
@@ -88,7 +88,7 @@ def decoded(source):
 
 
 def test_page_loads_nothing(write, figure):
-    page = write(Figure(figure, "A curve.", "a line that rises"), ImageGrid([png()], ["3.49"], "Samples.", "a sample"))
+    page = write(Picture(figure, "A curve.", "a line that rises"), ImageGrid([png()], ["3.49"], "Samples.", "a sample"))
     for tag, attributes in page.elements:
         assert tag not in ("script", "link", "iframe", "object", "embed")
         for name, value in attributes.items():
@@ -104,7 +104,7 @@ def test_pictures_of_all_kinds_are_embedded(write, figure, tmp_path):
     path.write_bytes(png(9))
     colours = torch.arange(6, dtype=torch.uint8).view(3, 1, 2)
     sources = [figure, picture(8), path, png(7), colours, colours[:1]]
-    page = write(*[Figure(source, "A picture.", "something") for source in sources])
+    page = write(*[Picture(source, "A picture.", "something") for source in sources])
     images = [decoded(image["src"]) for image in page.all("img")]
     assert images[0].width > 200
     assert [image.getpixel((0, 0))[0] for image in images[1:4]] == [8, 9, 7]
@@ -114,12 +114,12 @@ def test_pictures_of_all_kinds_are_embedded(write, figure, tmp_path):
 
 def test_what_is_no_png_is_refused(write):
     with pytest.raises(ValueError, match="not a PNG"):
-        write(Figure(b"\xff\xd8\xff", "A picture.", "something"))
+        write(Picture(b"\xff\xd8\xff", "A picture.", "something"))
 
 
 def test_every_picture_has_a_description(write):
     page = write(
-        Figure(png(), "A picture.", "a dark square"), ImageGrid([png(), png()], ["3.4", "3.5"], "Samples.", "a sample")
+        Picture(png(), "A picture.", "a dark square"), ImageGrid([png(), png()], ["3.4", "3.5"], "Samples.", "a sample")
     )
     assert [image["alt"] for image in page.all("img")] == ["a dark square", "a sample: 3.4", "a sample: 3.5"]
     assert "A picture." in page.text
@@ -133,7 +133,7 @@ def test_text_is_escaped(write):
         Table([hostile], [[hostile]], hostile),
         Protocol({hostile: hostile}),
         Failure(hostile),
-        Figure(png(), hostile, hostile),
+        Picture(png(), hostile, hostile),
         title=hostile,
         intro=hostile,
         facts={hostile: hostile},
@@ -185,7 +185,7 @@ def test_every_kind_of_block_has_its_macro():
 def test_failed_report_leaves_the_older_one(write, tmp_path):
     write(Paragraph("older"))
     with pytest.raises(ValueError, match="not a PNG"):
-        write(Figure(b"", "", ""))
+        write(Picture(b"", "", ""))
     assert "older" in (tmp_path / "report.html").read_text()
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -9,8 +9,7 @@ import yaml
 from arflows.core.commands import cli
 from arflows.tabular import evaluate, train
 from arflows.tabular.prepare import prepare
-
-from ..tabular.conftest import recipe
+from tests.tabular.conftest import recipe
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,14 @@
 import torch
 
 from arflows.core.runtime import processes
-from arflows.core.runtime.processes import Share, in_turns, interleaved, noise_rows, seed_of
+from arflows.core.runtime.processes import Rank, batch_shard, distributed_map, noise_rows, seed_of
 
 
 def test_alone_all_is_one_process():
     assert processes.is_main()
-    assert processes.place() is None
+    assert processes.local_rank() is None
     processes.wait()
-    assert list(in_turns("abc", lambda index, letter: f"{index}{letter}")) == ["0a", "1b", "2c"]
+    assert list(distributed_map("abc", lambda index, letter: f"{index}{letter}")) == ["0a", "1b", "2c"]
 
 
 def test_seeds_of_batches_differ_and_stay():
@@ -23,19 +23,19 @@ def test_seeds_of_batches_differ_and_stay():
 def test_rows_of_noise_are_those_of_the_whole_batch():
     def draw(rank, count):
         torch.manual_seed(3)
-        with interleaved(rank, count):
+        with batch_shard(rank, count):
             return noise_rows(torch.rand, (8 // count, 5))
 
     whole = draw(0, 1)
     for count in (2, 4):
         torch.testing.assert_close(torch.stack([draw(rank, count) for rank in range(count)], 1).flatten(0, 1), whole)
-    assert processes._rows == Share()
+    assert processes._rows == Rank()
 
 
 def test_another_process_writes_nothing(tmp_path, monkeypatch):
     from arflows.core.runtime.files import new_folder, replacing
 
-    monkeypatch.setattr(processes, "_verb", Share(1, 2))
+    monkeypatch.setattr(processes, "_verb", Rank(1, 2))
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     with replacing(tmp_path / "a.csv") as temporary:
         temporary.write_text("text")

@@ -85,7 +85,7 @@ def test_single_bad_batches_do_not_add_up_to_a_stop():
 TWO_PROCESSES = """
 import math, sys, torch
 from lightning.pytorch import Callback, Trainer
-from arflows.core.runtime.processes import parting
+from arflows.core.runtime.processes import destroy_process_group_on_exit
 from arflows.core.training.module import FlowTraining
 from tests.core.training.training_runs import Data, small_flow
 
@@ -99,7 +99,7 @@ x[9] = math.nan  # in the share of one process alone
 module = FlowTraining(small_flow(), ema_decay=0.0, learning_rate=0.1)
 trainer = Trainer(accelerator="cpu", devices=2, max_epochs=1, logger=False, enable_checkpointing=False,
                   callbacks=[Save()], enable_progress_bar=False, enable_model_summary=False)
-with parting():
+with destroy_process_group_on_exit():
     trainer.fit(module, datamodule=Data(x))
 """
 

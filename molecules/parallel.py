@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.runtime.processes import dealt
-from arflows.molecules.sampling import Generated, Targets
+from arflows.core.runtime.processes import distributed_imap
+from arflows.molecules.records import Generated, Targets
 from arflows.molecules.workers import Workers
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def draw_batches(
     def here(share: Iterator[Stretch]) -> Iterator[Result]:
         return workers.map_here(finish, (_grow(stretch, flow, options) for stretch in share), *arguments)
 
-    return dealt(stretches, here)
+    return distributed_imap(stretches, here)
 
 
 def _grow(stretch: Stretch, flow: MoleculeFlow, options: Mapping[str, Any]) -> Generated:

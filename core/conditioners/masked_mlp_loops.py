@@ -1,4 +1,4 @@
-"""Sites of a MADE under an affine map or a spline, inverted by one compiled loop: `MADEStream.invert` on CPUs.
+"""Sites of a MADE under an affine map or a spline, inverted by one compiled loop: `MaskedMLPStream.invert` on CPUs.
 
 A step of a stream is a dozen small calls, and on a fast processor the calls cost several times what they compute. Here
 the steps of a block of sites are one function, which numba compiles at its first use (a second or two, kept on disk).

@@ -110,7 +110,7 @@ class _Rows(nn.Module):
         return rows if self.dense is None else torch.addmm(rows, x[:, : self.shared], self.dense.T)
 
 
-class MADE(AutoregressiveConditioner):
+class MaskedMLP(AutoregressiveConditioner):
     """Masked autoencoder for distribution estimation: parameters of every variable from the ones before it.
 
     Germain, Gregor, Murray & Larochelle, "MADE", 2015 (arXiv:1502.03509), equations 12–13. A hidden unit of degree d
@@ -199,14 +199,14 @@ class MADE(AutoregressiveConditioner):
             x = x.clone()
         return ACTIVATIONS[self.activation](x)
 
-    def stream(self, like: Tensor, context: Tensor | None = None) -> "MADEStream":
+    def stream(self, like: Tensor, context: Tensor | None = None) -> "MaskedMLPStream":
         """Starts a generation, a variable at a time."""
         check_context(context, self.context_features)
-        return MADEStream(self, len(like), context)
+        return MaskedMLPStream(self, len(like), context)
 
 
-class MADEStream(Stream):
-    """A MADE that reveals its units a variable at a time: over all variables, the arithmetic of one pass.
+class MaskedMLPStream(Stream):
+    """A MaskedMLP that reveals its units a variable at a time: over all variables, the arithmetic of one pass.
 
     Units' sums are buffers (units, batch), sorted by degree: a site reveals a slice of each. Sums are completed in
     blocks of sites. Entering a block adds all that the past contributes by one product for each layer; within it only
@@ -214,7 +214,7 @@ class MADEStream(Stream):
     a whole block at once.
     """
 
-    def __init__(self, made: MADE, batch: int, context: Tensor | None) -> None:
+    def __init__(self, made: MaskedMLP, batch: int, context: Tensor | None) -> None:
         super().__init__()
         self.made = made
         self.activate = ACTIVATIONS[made.activation]
@@ -253,11 +253,11 @@ class MADEStream(Stream):
         return parameters.addmm_(weight, inputs).T
 
     def invert(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Latent → data for all sites, on a CPU under a map that the compiled loop knows: see `made_loop`."""
+        """Latent → data for all sites, on a CPU under a map that the compiled loop knows: see `masked_mlp_loops`."""
         if z.device.type != "cpu" or z.dtype != self.values.dtype or z.dtype not in (torch.float32, torch.float64):
             return None
         from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
-        from arflows.core.conditioners import made_loop
+        from arflows.core.conditioners import masked_mlp_loops
 
         if (known := settings_of(elementwise, self.values.numpy().dtype)) is None:
             return None
@@ -271,14 +271,14 @@ class MADEStream(Stream):
             *(arrays(tensors) for tensors in (self.weights, self.sums, self.hidden)),
             np.array(self.made.revealed),
             np.array(self.made.skips),
-            made_loop.ACTIVATION_CODES[self.made.activation],
+            masked_mlp_loops.ACTIVATION_CODES[self.made.activation],
             *known,
         )
         for start in range(0, self.made.features, _LOOP_BLOCK):
             stop = min(start + _LOOP_BLOCK, self.made.features)
             self._add_past(start, stop)
             for left in range(0, len(z), _LOOP_BATCH):
-                made_loop.invert_block(start, stop, left, min(left + _LOOP_BATCH, len(z)), *shared)
+                masked_mlp_loops.invert_block(start, stop, left, min(left + _LOOP_BATCH, len(z)), *shared)
         self.position = self.computed = self.made.features
         return self.values.T, log_derivative.T
 

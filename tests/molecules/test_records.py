@@ -8,8 +8,8 @@ from rdkit import Chem
 from arflows.core.runtime.errors import UserError
 from arflows.molecules.fragments import fragment_of
 from arflows.molecules.graph import permuted
+from arflows.molecules.records import latents, targets_from
 from arflows.molecules.representation import canonical_smiles, mol_of
-from arflows.molecules.sampling import latents, targets_from
 from arflows.molecules.workers import Workers
 from tests.molecules.small_flows import DRUGS, noisy
 
