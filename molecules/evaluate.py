@@ -101,7 +101,7 @@ def evaluate(
         }
     result: dict[str, Any] = {
         "nats_per_molecule": figure.as_dict(),
-        **({"round_trip": round_trip(flow, next(iter(data.loader(split))))} if flow.has_round_trip else {}),
+        **({"round_trip": round_trip(flow, next(iter(data.loader(split))))} if flow.has_latents else {}),
         **measured,
         "samples_per_second": {"value": samples / seconds, "samples": samples, "what": "valid SMILES, with masks"},
         **protocol(flow, model, options, data.store.facts()),
