@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from arflows.core.bijections import LocationScale
 from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.processes import seed_of
 from arflows.molecules.decisions import unpack
 from arflows.molecules.generation import Grown
 from arflows.molecules.graph_flow import Given, GraphFlow
@@ -239,11 +240,11 @@ class GraphAF(GraphFlow):
         parameters = self._predict(atoms, orders, steps)
         kinds = atoms[steps.molecule, steps.atom][typed].long() - 1
         bonds = orders[steps.molecule, steps.atom, steps.earlier.clamp_min(0)][~typed].long()
-        found = parameters[0].new_zeros(len(typed), dtype=torch.float32)
+        found = torch.zeros(len(typed), dtype=self.dtype, device=typed.device)
         for where, values, of in zip((typed, ~typed), (kinds, bonds), parameters, strict=True):
             one_hot = nn.functional.one_hot(values, of.shape[1])
-            y = one_hot + self.noise * torch.rand(one_hot.shape, device=one_hot.device)
-            z, log_derivative = self.map(y, of.float())
+            y = one_hot + self.noise * torch.rand(one_hot.shape, dtype=self.dtype, device=one_hot.device)
+            z, log_derivative = self.map(y, of.to(self.dtype))
             found[where] = (log_derivative - 0.5 * z.square() - 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(1)
         return found
 
@@ -256,7 +257,7 @@ class GraphAF(GraphFlow):
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
             # A generator for each batch is enough here: batches of one size repeat.
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + first + start)
+            generator = torch.Generator().manual_seed(seed_of(seed, first + start))
             with evaluating(self):
                 grown = self._grow(size, limits, masks, temperature, generator)
             unknown = [torch.nan] * size
@@ -272,11 +273,13 @@ class GraphAF(GraphFlow):
         atoms = torch.zeros(batch, size, dtype=torch.uint8, device=device)
 
         def draw(parameters: Tensor) -> Tensor:
-            noise = torch.randn(len(alive), parameters.shape[1], generator=generator).to(device)
+            noise = torch.randn(len(alive), parameters.shape[1], generator=generator).to(device, self.dtype)
             return self.map.inverse(temperature * noise, parameters)[0]
 
         alive = growing.ids
         for atom in range(limits.max_atoms):
+            if not len(alive):
+                break
             growing.atom = atom
             y = draw(self._predict(atoms[alive], growing.orders[alive], _same_step(alive, atom, -1))[0])
             if masks:
