@@ -88,7 +88,7 @@ class SampleClip(Callback):
     def _clip(self, flow: SpeechFlow, data: SpeechDataModule) -> torch.Tensor:
         batch = data.dataset("val").__getitems__([0])
         frames = max(1, min(round(self.seconds * data.spec.sample_rate), batch["x"].shape[1]) // data.spec.hop)
-        conditions = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
+        conditions: dict[str, Any] = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
         if "mel" in conditions:
             conditions["mel"] = conditions["mel"][..., :frames]
         return flow.sample(
