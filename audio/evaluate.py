@@ -163,7 +163,7 @@ def _likelihood(flow: WaveFlow, utterance: Speech, seed: int) -> dict[str, float
     noisy = dequantize(utterance.waveform, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         density, dequantized = (
-            float(flow.log_prob(waveform.to(flow.device), condition).double())
+            float(flow.log_prob(waveform.to(flow.device), condition))
             for waveform in (utterance.waveform, noisy)
         )
     samples = utterance.waveform.shape[1]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from arflows.audio.representation import Condition
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import double
 
 if TYPE_CHECKING:
     from arflows.audio.model import WaveFlow
@@ -165,7 +166,7 @@ class _Chain:
     def _log_target(self, piece: Tensor, columns: Tensor | None) -> Tensor:
         z, log_derivative = self.flow.bijection.transform(piece, columns)
         # In double precision: differences of sums over many samples decide.
-        return (log_derivative.double() - 0.5 * z.double().square()).sum() / self.temperature**2
+        return (double(log_derivative) - 0.5 * double(z).square()).sum() / self.temperature**2
 
     def _piece(self, margin: int) -> tuple[int, int, Tensor | None]:
         """From which to which sample the gap and so many columns to either side lie, and their context."""

@@ -88,7 +88,7 @@ def sample_log_likelihoods(flow: WaveFlow, utterance: Speech) -> np.ndarray:
     """Log-likelihood of each sample of an utterance in nats, float64 (samples,); their sum is the utterance's."""
     assert utterance.waveform is not None
     waveform, condition = utterance.waveform.to(flow.device), utterance.condition.to(flow.device)
-    return flow.log_prob_per_sample(waveform, condition)[0].double().cpu().numpy()
+    return flow.log_prob_per_sample(waveform, condition)[0].cpu().double().numpy()
 
 
 def frame_means(values: np.ndarray, hop: int) -> np.ndarray:

@@ -83,7 +83,7 @@ class Estimate:
         """
         if len(log_prob) == 0:
             raise UserError("no example to average over: the data set or split is empty; prepare one with examples.")
-        values = log_prob.detach().double().cpu()
+        values = log_prob.detach().cpu().double()
         values = -values if dims is None else bits_per_dim(values, dims)
         error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         unit: Literal["bits/dim", "nats"] = "nats" if dims is None else "bits/dim"
@@ -155,10 +155,10 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
         x = batch["x"].to(device, non_blocking=True)
         context = batch["context"].to(device, non_blocking=True) if "context" in batch else None
         with fixed_noise(seed * 1_000_003 + index, device):
-            total = flow.log_prob(x, context).double()
+            total = flow.log_prob(x, context).cpu().double()
             for _ in range(draws - 1):
-                total = torch.logaddexp(total, flow.log_prob(x, context).double())
-        return (total - math.log(draws)).cpu()
+                total = torch.logaddexp(total, flow.log_prob(x, context).cpu().double())
+        return total - math.log(draws)
 
     was_training = flow.training
     flow.eval()
@@ -184,7 +184,7 @@ class Reference:
     @classmethod
     def of(cls, scores: Float[Tensor, " count"]) -> "Reference":
         """Keeps the scores of a sample of training examples."""
-        values = np.sort(scores.double().cpu().numpy())
+        values = np.sort(scores.cpu().double().numpy())
         return cls(values, float(values.mean()))
 
     @classmethod

@@ -19,6 +19,7 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Chain, LocationScale
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import widest_float
 from arflows.molecules.decisions import unpack
 from arflows.molecules.generation import Grown
 from arflows.molecules.molecule_flow import Given, MoleculeFlow
@@ -318,7 +319,7 @@ class GraphAF(MoleculeFlow):
                 atoms[alive[~bound], atom] = 0
                 alive = alive[bound]
             growing.used = growing.orders.sum(2, dtype=torch.uint8)
-        nan = torch.full((batch,), torch.nan, dtype=torch.float64, device=device)
+        nan = torch.full((batch,), torch.nan, dtype=widest_float(device), device=device)
         return Grown(atoms, growing.orders, nan, nan)
 
 

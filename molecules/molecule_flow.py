@@ -323,7 +323,7 @@ class MoleculeFlow(Flow, Pretrained):
         one, other = (self._latents_of(self._packed([each]), context, masks=True) for each in (start, end))
         ends = torch.cat([one.where(~one.isnan(), other), other.where(~other.isnan(), one)]).nan_to_num(0.5)
         first, last = torch.special.ndtri(ends.clamp(1e-12, 1 - 1e-12))
-        weights = torch.linspace(0, 1, steps, dtype=torch.float64, device=ends.device)[:, None, None]
+        weights = torch.linspace(0, 1, steps, dtype=ends.dtype, device=ends.device)[:, None, None]
         way = torch.special.ndtr(first + weights * (last - first))
         way[0], way[-1] = ends  # exactly, where rounding could leave the bin
         return self.decode(way, None if context is None else context.expand(steps, -1), masks=True)

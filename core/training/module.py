@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from arflows.core.bijections import mark_initialized
 from arflows.core.flow import Flow
 from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
 from arflows.core.runtime.errors import UserError
@@ -131,12 +132,17 @@ class FlowTraining(LightningModule):
         return [self._guard, *averaging, self._drift, self._stopwatch, OrderlyInterrupt()]
 
     def setup(self, stage: str) -> None:
-        """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded."""
+        """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded.
+
+        A flow that has been initialised or trained before stays as it is.
+        """
         batch_for = getattr(getattr(self.trainer, "datamodule", None), "initialization_batch", None)
         if stage == "fit" and batch_for is not None:
             device = self.trainer.strategy.root_device
             batch = {name: tensor.to(device) for name, tensor in batch_for().items()}
             self.flow.to(device).initialize(batch["x"], batch.get("context"))
+        if stage == "fit":
+            mark_initialized(self.flow)
         if self.compile_log_prob:
             self._log_prob = torch.compile(self.flow.log_prob)
 
