@@ -31,6 +31,8 @@ from arflows.audio.sample import synthesise
 from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.option_types import NonNegativeInt, PositiveFloat, PositiveInt
+from arflows.core.runtime.options import renamed
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, is_main
 from arflows.data.audio_files import write_wav
@@ -49,16 +51,17 @@ UNITS = {
 }
 
 
+@renamed(unlike="ood", perception="perceptual", pictures="plots")
 def evaluate(
     model: str,
     store: Path,
     out: Path,
     split: str = "test",
-    temperature: float = 0.8,
-    limit: int | None = None,
-    unlike: list[Path] | None = None,
-    perception: bool = True,
-    pictures: int = 1,
+    temperature: PositiveFloat = 0.8,
+    limit: PositiveInt | None = None,
+    ood: list[Path] | None = None,
+    perceptual: bool = True,
+    plots: NonNegativeInt = 1,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -82,28 +85,24 @@ def evaluate(
         split: Which part of the store.
         temperature: Of the synthesis: multiplies the standard deviation of the latents.
         limit: Use at most so many utterances, the first.
-        unlike: Recordings (folders, files) of another kind: measure how well the log-likelihood per sample, given their
-            own mel spectrograms, tells them from those of the split, as area under the ROC curve.
-        perception: Measure PESQ and STOI, which need `pip install arflows[metrics]`.
-        pictures: So many utterances are drawn and kept as WAV.
+        ood: Recordings out of distribution (folders, files): measure how well the log-likelihood per sample, given
+            their own mel spectrograms, tells them from those of the split, as area under the ROC curve.
+        perceptual: Measure PESQ and STOI, which need `pip install arflows[metrics]`.
+        plots: The number of utterances that are plotted and kept as WAV.
         seed: Seed of the noise and of the latents.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
 
     Returns:
         What was written.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}: give a number from 1 up.")
-    if pictures < 0:
-        raise UserError(f"pictures is {pictures}: give 0 or more.")
     options = {"model": model, "store": str(store), "split": split, "temperature": temperature, "limit": limit}
-    options |= {"unlike": [path.name for path in unlike or []], "perception": perception, "seed": seed}
+    options |= {"ood": [path.name for path in ood or []], "perceptual": perceptual, "seed": seed}
     start = time.perf_counter()
     flow = load_model(WaveFlow, model, device)
     names = speaker_names(model)
     facts = Store(store, expect_domain="audio").facts()
     given = SpeechInput(store, flow, split=split, speakers=names, limit=limit)
-    if perception and flow.conditional:
+    if perceptual and flow.conditional:
         for package in ("pesq", "pystoi"):
             optional(package)  # or says what is missing, before the work
     rows: list[dict[str, float]] = []
@@ -115,8 +114,8 @@ def evaluate(
         if not flow.conditional:
             return row, None
         synthesised, seconds = _synthesise(flow, utterance, temperature, seed + index)
-        row |= _compare(flow, utterance, synthesised, perception)
-        return {**row, "seconds": seconds}, synthesised if index < pictures else None
+        row |= _compare(flow, utterance, synthesised, perceptual)
+        return {**row, "seconds": seconds}, synthesised if index < plots else None
 
     utterances, heard = itertools.tee(given.utterances(f"evaluating on {split}"))
     for (row, synthesised), utterance in zip(distributed_map(utterances, measure), heard, strict=False):
@@ -144,9 +143,9 @@ def evaluate(
             "unit": "seconds of speech synthesised in a second, one utterance at a time",
             "height": flow.height,
         }
-    if unlike:
+    if ood:
         own = columns["log_prob"] / columns["samples"]
-        result["separation"] = {path.name: _separation(flow, path, own, seed) for path in unlike}
+        result["separation"] = {path.name: _separation(flow, path, own, seed) for path in ood}
     result |= protocol(flow, model, options, facts)
     for index, (utterance, synthesised) in enumerate(drawn if is_main() else []):
         stem = out.with_suffix("") if index == 0 else out.with_name(f"{out.stem}-{index}")
@@ -179,13 +178,13 @@ def _synthesise(flow: WaveFlow, utterance: Speech, temperature: float, seed: int
     return waveform[0].float().clamp(-1, 1).numpy(), seconds
 
 
-def _compare(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, perception: bool) -> dict[str, float]:
+def _compare(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, perceptual: bool) -> dict[str, float]:
     assert utterance.waveform is not None
     original, spec = utterance.waveform[0].numpy(), flow.spec
     rate = spec.sample_rate
     pitch = compare_pitch(original, synthesised, rate)
-    row = {"pesq": pesq_wideband(original, synthesised, rate)} if perception else {}
-    row |= {"stoi": stoi(original, synthesised, rate)} if perception else {}
+    row = {"pesq": pesq_wideband(original, synthesised, rate)} if perceptual else {}
+    row |= {"stoi": stoi(original, synthesised, rate)} if perceptual else {}
     return row | {
         "mcd": mel_cepstral_distortion(original, synthesised, spec),
         "mel_distance": mel_distance(original, synthesised, spec),
@@ -281,14 +280,3 @@ def _rows(result: Mapping[str, Any]) -> dict[str, str]:
         rows["real-time factor"] = "{value:.3g}, {unit}".format(**result["real_time_factor"])
     rows["utterances"] = f"{result['utterances']:,}; intervals are 95% over utterances"
     return rows
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(evaluate, args, prog="arflows audio evaluate")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.audio_files import SkippedAudio, from_int16, to_int16
 from arflows.data.speech_sources import SpeechSource, Utterance, assign_splits, read_speech, shared
 from arflows.data.store_writer import StoreWriter
@@ -30,11 +31,11 @@ def prepare(
     out: Path,
     mel: MelSpec = MelSpec(),  # noqa: B008
     split_by: Literal["sentence", "speaker"] = "sentence",
-    val_fraction: float = 0.05,
-    test_fraction: float = 0.05,
-    limit: int | None = None,
+    val_fraction: Fraction = 0.05,
+    test_fraction: Fraction = 0.05,
+    limit: PositiveInt | None = None,
     mels: Literal["float16", "float32"] = "float16",
-    workers: int = 1,
+    workers: PositiveInt = 1,
     seed: int = 0,
 ) -> None:
     """Make a store of speech that `train`, `score` and `evaluate` read: 16-bit waveforms and their mel spectrograms.
@@ -56,12 +57,6 @@ def prepare(
         workers: Processes that convert; more than one help from some hours of speech on.
         seed: Decides which utterances are set aside or chosen, and how built-in speech sounds.
     """
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 <= fraction < 1:
-            raise UserError(f"{name} is {fraction}: give a number from 0 up to, not including, 1.")
-    for name, value in (("limit", limit), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     speech = _open(source, seed)
     generator = np.random.default_rng(seed)
     fractions = {"val": val_fraction, "test": test_fraction}
@@ -208,14 +203,3 @@ def _report(
             print(f"        skipped: {tally.reasons()}")
         if split in leaks:
             print(f"        {leaks[split]:>9,} {split_by}s of them occur in train too, as the source has it")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(prepare, args, prog="arflows audio prepare")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from arflows.audio.representation import Condition
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.audio_files import write_wav
@@ -28,12 +29,12 @@ def sample(
     out: Path,
     speech: Path | None = None,
     gap: tuple[float, float] | None = None,
-    count: int = 1,
-    seconds: float = 2.0,
-    temperature: float = 0.8,
+    count: PositiveInt = 1,
+    seconds: PositiveFloat = 2.0,
+    temperature: PositiveFloat = 0.8,
     speaker: str | None = None,
     split: str = "test",
-    limit: int | None = None,
+    limit: PositiveInt | None = None,
     seed: int = 0,
     solver: SolverName = "sequential",
     device: str = "auto",
@@ -63,13 +64,6 @@ def sample(
         solver: How the flow is inverted; all solvers give the same waveforms.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("count", count), ("limit", limit or 1)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
-    if not seconds > 0:
-        raise UserError(f"seconds is {seconds:g}: give a length above 0.")
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature:g}: give a number above 0.")
     flow = load_model(WaveFlow, model, device)
     names = speaker_names(model)
     if speech is None and (flow.conditional or gap is not None):
@@ -283,14 +277,3 @@ def _speak(
 def _write_table(folder: Path, rows: list[list[str]], more: list[str]) -> None:
     with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["file", "source", "seconds", *more], *rows])
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(sample, args, prog="arflows audio sample")
-
-
-if __name__ == "__main__":
-    main()

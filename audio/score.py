@@ -14,6 +14,7 @@ from arflows.audio.render import likelihood_curve, save_figure
 from arflows.core.likelihood import Reference, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.core.runtime.processes import distributed_map, is_main
 
@@ -27,7 +28,7 @@ def score(
     curves: Path | None = None,
     split: str = "test",
     speaker: str | None = None,
-    limit: int | None = None,
+    limit: PositiveInt | None = None,
     device: str = "auto",
 ) -> None:
     """Score speech by a trained flow and write a CSV file, one line an utterance.
@@ -47,8 +48,6 @@ def score(
         limit: Score at most so many utterances, the first.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}: give a number from 1 up.")
     flow = load_model(WaveFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
@@ -110,14 +109,3 @@ def _write_curve(
     save_figure(
         likelihood_curve(values, utterance.mel[0].cpu().numpy(), spec, usual, utterance.name), folder / f"{stem}.png"
     )
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(score, args, prog="arflows audio score")
-
-
-if __name__ == "__main__":
-    main()

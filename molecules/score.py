@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.molecule_files import MoleculeFile
@@ -31,10 +32,10 @@ def score(
     out: Path,
     column: str | None = None,
     values: list[str] | None = None,
-    orders: int = 0,
+    orders: NonNegativeInt = 0,
     seed: int = 0,
-    batch_size: int = 256,
-    workers: int | None = None,
+    batch_size: PositiveInt = 256,
+    workers: PositiveInt | None = None,
     device: str = "auto",
 ) -> None:
     """Score molecules by a trained flow and write a CSV file, the likeliest first.
@@ -59,10 +60,7 @@ def score(
         workers: Processes that read molecules; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
-    if orders < 0 or orders == 1:
+    if orders == 1:
         raise UserError(f"orders is {orders}: give 2 or more for an estimate with its standard error, or 0.")
     flow = load_model(MoleculeFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
@@ -157,14 +155,3 @@ def batches(
                 batch["context"] = torch.tensor(values, dtype=torch.float32)
             yield batch
             bar.update(len(chosen))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(score, args, prog="arflows molecules score")
-
-
-if __name__ == "__main__":
-    main()

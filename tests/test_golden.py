@@ -17,6 +17,7 @@ from arflows.data import store as store_module
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.tabular import train
+from tests.launch import command
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = np.arange(24, dtype=np.float32).reshape(12, 2) / 7
@@ -45,7 +46,7 @@ def test_config_1(tmp_path):
     options |= {"out": str(tmp_path / "run")}
     options["data"]["store"] = str(GOLDEN / "store_v1.h5")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
-    train.main(["--config", str(tmp_path / "config.yaml")])
+    command(train)(["--config", str(tmp_path / "config.yaml")])
     assert json.loads((tmp_path / "run/model/training.json").read_text())["steps"] == 4
 
 
@@ -56,7 +57,7 @@ def test_a_run_of_an_older_version_is_resumed(tmp_path):
     older = yaml.safe_load(saved.read_text())
     del older["model"]["recompute"], older["model"]["round_trip_examples"], older["keep"], older["save_every"]
     saved.write_text(yaml.safe_dump(older))
-    train.main(["--config", str(tmp_path / "config.yaml"), "--resume", "--trainer.max_epochs", "3"])
+    command(train)(["--config", str(tmp_path / "config.yaml"), "--resume", "--trainer.max_epochs", "3"])
     assert json.loads((tmp_path / "run/model/training.json").read_text())["steps"] == 6
 
 

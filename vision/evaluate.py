@@ -13,6 +13,7 @@ from arflows.core.bases import PerExample
 from arflows.core.commands.evaluation import per_second, protocol, write_result
 from arflows.core.likelihood import Estimate, dequantization, fixed_noise, log_probs
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.store import Store
@@ -28,10 +29,10 @@ def evaluate(
     store: Path,
     out: Path,
     split: str = "test",
-    draws: int = 1,
-    fid: int = 0,
+    draws: PositiveInt = 1,
+    fid: NonNegativeInt = 0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a trained flow on a split of a store: bits/dim, speed, and how exactly it is inverted.
@@ -59,9 +60,7 @@ def evaluate(
     Returns:
         What was written.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
-    if fid < 0 or fid == 1:
+    if fid == 1:
         raise UserError(f"fid is {fid}: give the number of samples, thousands for a figure that means something, or 0.")
     options = {
         "model": model,
@@ -140,14 +139,3 @@ def _samples(
         for images in distributed_map(range(0, count, batch_size), draw):
             yield images
             bar.update(len(images))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(evaluate, args, prog="arflows vision evaluate")
-
-
-if __name__ == "__main__":
-    main()

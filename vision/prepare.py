@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data import builtin
 from arflows.data.image_files import read_path
 from arflows.data.image_sources import ImageSource, uniform_batches
@@ -25,10 +26,10 @@ def prepare(
     source: str,
     out: Path,
     test: Path | None = None,
-    image_size: int | None = None,
+    image_size: PositiveInt | None = None,
     channels: Literal[1, 3] | None = None,
-    val_fraction: float = 0.05,
-    limit: int | None = None,
+    val_fraction: Fraction = 0.05,
+    limit: PositiveInt | None = None,
     root: Path | None = None,
     download: bool = False,
     seed: int = 0,
@@ -53,11 +54,6 @@ def prepare(
         download: Fetch a downloadable set that is not there.
         seed: Decides which images are set aside or chosen.
     """
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}: give a number from 0 up to, not including, 1.")
-    for name, value in (("image_size", image_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     images = _open(source, test, root, download)
     spec = _spec(images, image_size, channels)
     chosen = _choose(images, val_fraction, limit, np.random.default_rng(seed))
@@ -149,14 +145,3 @@ def _report(out: Path, images: ImageSource, spec: ImageSpec, tallies: dict[str, 
             print(f"        {count:>9,} of them converted: {step}")
         if tally.skipped:
             print(f"        {sum(map(len, tally.skipped.values())):>9,} skipped: {tally.reasons()}")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(prepare, args, prog="arflows vision prepare")
-
-
-if __name__ == "__main__":
-    main()

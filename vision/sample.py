@@ -14,6 +14,7 @@ from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.likelihood import Estimate, dequantization, fixed_noise
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.option_types import NonNegativeFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, seed_of
 from arflows.vision.inputs import ImageInput, read_image
@@ -24,17 +25,17 @@ from arflows.vision.render import grid, save_png
 def sample(
     model: str,
     out: Path,
-    count: int = 64,
-    temperature: float = 1.0,
+    count: PositiveInt = 64,
+    temperature: NonNegativeFloat = 1.0,
     label: int | None = None,
     seed: int = 0,
     interpolate_from: Path | None = None,
     interpolate_to: Path | None = None,
     reconstruct: Path | None = None,
-    guidance: float = 0.0,
+    guidance: NonNegativeFloat = 0.0,
     denoise: bool = False,
     solver: SolverName = "sequential",
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> None:
     """Draw images with a trained flow; or interpolate between two images; or reconstruct images.
@@ -66,9 +67,6 @@ def sample(
         batch_size: Images computed at a time.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     if (interpolate_from is None) != (interpolate_to is None):
         raise UserError("an interpolation has two ends: give both --interpolate_from and --interpolate_to.")
     if interpolate_from is not None and reconstruct is not None:
@@ -231,14 +229,3 @@ def _save_images(folder: Path, images: UInt8[Tensor, "count channels height widt
     for index, image in enumerate(tqdm(images, "writing", disable=None, leave=False)):
         save_png(image, folder / "images" / f"{index:04d}.png")
     np.savez_compressed(folder / "samples.npz", **{"images": images.cpu().numpy(), **arrays})
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(sample, args, prog="arflows vision sample")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 Training is distributed by Lightning. Every other verb becomes distributed by starting it in several processes::
 
-    torchrun --nproc-per-node 4 -m arflows.vision.sample --model runs/glow --out samples --count 50000
+    torchrun --nproc-per-node 4 --no-python arflows vision sample --model runs/glow --out samples --count 50000
 
 Each process takes batches in turn (`distributed_map`), results come back to all in order, and the main process alone
 writes (`core.runtime.files` asks `is_main`). What is random follows from the seed and the place of an example or batch

@@ -23,6 +23,7 @@ from arflows.core.training.callbacks import (
     OrderlyInterrupt,
     Stopwatch,
 )
+from arflows.core.training.lightning_compat import batches_done
 
 VALIDATION_NOISE = 2017
 """Seed of the dequantisation noise in validation, the same every time, so that epochs can be compared."""
@@ -152,8 +153,7 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        torch.manual_seed(seed_of(self._noise_seed, done))
+        torch.manual_seed(seed_of(self._noise_seed, batches_done(self.trainer)))  # type: ignore[arg-type]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
