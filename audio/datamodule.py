@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from arflows.audio.representation import Condition, MelSpec
+from arflows.audio.representation import MelSpec
 from arflows.data.audio_files import from_int16
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.errors import DataError
@@ -18,7 +18,8 @@ from arflows.data.store import Store
 class SpeechDataset(StoreDataset):
     """The utterances of one split, whole or a random segment of each; see `StoreDataset`.
 
-    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "context": what conditions them}``. A segment begins at a
+    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "mel": log-mel spectrograms, "speaker": numbers}``, the last
+    two where they are wanted. A segment begins at a
     frame, and its mel frames are those of the whole utterance. Whole utterances differ in length, so a batch of them
     holds one.
     """
@@ -40,8 +41,8 @@ class SpeechDataset(StoreDataset):
             split: Which of its splits.
             segment: Samples of a segment, a multiple of the hop; utterances that are shorter are left out. None for
                 whole utterances.
-            mels: Give the mel spectrograms as context.
-            speakers: Give the speakers as context.
+            mels: Give the mel spectrograms.
+            speakers: Give the speakers.
             limit: Keep at most so many utterances, chosen at random.
             seed: Decides which, and where segments begin.
 
@@ -81,14 +82,11 @@ class SpeechDataset(StoreDataset):
         segments = list(zip(rows, firsts, strict=True))
         x = np.stack([waveforms[row][first * self.hop : (first + frames) * self.hop] for row, first in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
-        mel = speaker = None
         if self.mels:
             stacked = np.stack([mels[row][first : first + frames] for row, first in segments])
-            mel = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
+            batch["mel"] = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
         if self.speakers:
-            speaker = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
-        if self.mels or self.speakers:
-            batch["context"] = Condition(mel, speaker)  # type: ignore[assignment]  # it is cut and moved as a tensor
+            batch["speaker"] = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
         return batch
 
     def _chances(

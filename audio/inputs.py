@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataset
-from arflows.audio.model import WaveFlow
+from arflows.audio.model import SpeechFlow
 from arflows.audio.representation import Condition, MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import model_folder
@@ -47,13 +46,6 @@ class Speech:
     condition: Condition
     mel: Float[Tensor, "1 bands frames"]
 
-    @property
-    def batch(self) -> dict[str, Any]:
-        """The utterance as a batch of one."""
-        assert self.waveform is not None
-        bare = self.condition.mel is None and self.condition.speaker is None
-        return {"x": self.waveform} | ({} if bare else {"context": self.condition})
-
 
 class SpeechInput:
     """Speech for a trained model: from a store, a folder of audio files, or one file.
@@ -67,7 +59,7 @@ class SpeechInput:
     def __init__(
         self,
         source: Path,
-        flow: WaveFlow,
+        flow: SpeechFlow,
         *,
         split: str = "test",
         speaker: str | None = None,
@@ -139,9 +131,8 @@ class SpeechInput:
     def _stored(self, index: int) -> Speech:
         assert self._store is not None
         batch = self._store.__getitems__([index])
-        stored: Any = batch["context"]
-        who = None if stored.speaker is None else self._store_speakers[int(stored.speaker[0])]
-        return self._speech(self._names[index], batch["x"], stored.mel, who)
+        who = self._store_speakers[int(batch["speaker"][0])] if "speaker" in batch else None
+        return self._speech(self._names[index], batch["x"], batch["mel"], who)
 
     def _recorded(self, index: int) -> Speech:
         utterance, spec = self._files.utterances[index], self._flow.spec
@@ -264,7 +255,7 @@ def speaker_names(model: str) -> list[str]:
     return [str(name) for name in names]
 
 
-def speaker_number(flow: WaveFlow, speaker: str, names: Sequence[str]) -> int:
+def speaker_number(flow: SpeechFlow, speaker: str, names: Sequence[str]) -> int:
     """The number by which a model knows a speaker.
 
     Args:

@@ -298,7 +298,7 @@ class TestEvaluate:
         result = json.loads(out.read_text())
         nats, samples = [], []
         for utterance in SpeechInput(speech, flow, limit=2).utterances():
-            nats.append(flow.log_prob(utterance.waveform, utterance.condition).item())
+            nats.append(flow.log_prob(utterance.waveform, **utterance.condition.keywords()).item())
             samples.append(utterance.waveform.shape[1])
         mean = sum(nats) / sum(samples)
         assert result["log_likelihood"]["value"] == pytest.approx(mean, abs=1e-4)
