@@ -14,6 +14,7 @@ from tqdm import tqdm
 from arflows.core.bases import Uniform
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import Noise
 from arflows.core.runtime.pretrained import Pretrained
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
@@ -23,7 +24,7 @@ from arflows.molecules.fragments import Fragment, fragment_of
 from arflows.molecules.generation import Begun, FromLatents, Grown, Known, Source, grow, latent_shape
 from arflows.molecules.marginal import order_marginal, packed
 from arflows.molecules.parallel import draw_batches
-from arflows.molecules.records import Generated, Molecule, Targets, latents, molecules, targets_from
+from arflows.molecules.records import Generated, Molecule, Targets, molecules, targets_from
 from arflows.molecules.representation import Graph, MoleculeSpec, Refused, decode, graph_of
 from arflows.molecules.validity import Masks
 from arflows.molecules.workers import Workers
@@ -251,7 +252,7 @@ class MoleculeFlow(Flow, Pretrained):
     ) -> Iterator[Generated]:
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
-            z = latents(seed, first + start, size, latent_shape(self.spec)).to(self.device)
+            z = Noise(seed, "latents").uniform(first + start, size, latent_shape(self.spec)).to(self.device)
             rows = context[start : start + size] if isinstance(context, Tensor) else context
             targets = self._targets(rows, seed, first + start, size)
             source: Source = FromLatents(z)
