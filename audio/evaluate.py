@@ -31,6 +31,7 @@ from arflows.audio.sample import synthesise
 from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.noise import torch_generator
 from arflows.core.runtime.option_types import NonNegativeInt, PositiveFloat, PositiveInt
 from arflows.core.runtime.options import renamed
 from arflows.core.runtime.pretrained import load_model
@@ -110,10 +111,10 @@ def evaluate(
     drawn: list[tuple[Speech, np.ndarray]] = []
 
     def measure(index: int, utterance: Speech) -> tuple[dict[str, float], np.ndarray | None]:
-        row = _likelihood(flow, utterance, seed + index)
+        row = _likelihood(flow, utterance, torch_generator(seed, "dequantization", index))
         if not flow.conditional:
             return row, None
-        synthesised, seconds = _synthesise(flow, utterance, temperature, seed + index)
+        synthesised, seconds = _synthesise(flow, utterance, temperature, torch_generator(seed, "latents", index))
         row |= _compare(flow, utterance, synthesised, perceptual)
         return {**row, "seconds": seconds}, synthesised if index < plots else None
 
@@ -155,11 +156,11 @@ def evaluate(
     return result
 
 
-def _likelihood(flow: SpeechFlow, utterance: Speech, seed: int) -> dict[str, float]:
+def _likelihood(flow: SpeechFlow, utterance: Speech, generator: torch.Generator) -> dict[str, float]:
     """Log-likelihood in nats, as it is and dequantised, and the number of samples."""
     assert utterance.waveform is not None
     conditions = utterance.condition.keywords(flow.device)
-    noisy = dequantize(utterance.waveform, torch.Generator().manual_seed(seed))
+    noisy = dequantize(utterance.waveform, generator)
     with torch.no_grad():
         density, dequantized = (
             float(flow.log_prob(waveform.to(flow.device), **conditions).double())
@@ -170,10 +171,12 @@ def _likelihood(flow: SpeechFlow, utterance: Speech, seed: int) -> dict[str, flo
     return {"log_prob": density, "bits": bits, "samples": samples}
 
 
-def _synthesise(flow: SpeechFlow, utterance: Speech, temperature: float, seed: int) -> tuple[np.ndarray, float]:
+def _synthesise(
+    flow: SpeechFlow, utterance: Speech, temperature: float, generator: torch.Generator
+) -> tuple[np.ndarray, float]:
     """The utterance from its mel spectrogram, and the time it took."""
     start = time.perf_counter()
-    waveform = synthesise(flow, utterance, 1, temperature, torch.Generator().manual_seed(seed))
+    waveform = synthesise(flow, utterance, 1, temperature, generator)
     seconds = time.perf_counter() - start
     return waveform[0].float().clamp(-1, 1).numpy(), seconds
 
@@ -233,7 +236,11 @@ def _separation(flow: SpeechFlow, path: Path, own: np.ndarray, seed: int) -> dic
 
     given = SpeechInput(path, flow)
     utterances = given.utterances(f"scoring {path.name}")
-    rows = list(distributed_map(utterances, lambda _, utterance: _likelihood(flow, utterance, seed)))
+
+    def measure(index: int, utterance: Speech) -> dict[str, float]:
+        return _likelihood(flow, utterance, torch_generator(seed, "dequantization", index))
+
+    rows = list(distributed_map(utterances, measure))
     if not rows:
         raise UserError(f"{path} holds no utterance that can be scored: {given.reasons()}.")
     totals, samples = np.array([[row["log_prob"], row["samples"]] for row in rows]).T

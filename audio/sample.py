@@ -18,6 +18,7 @@ from arflows.audio.representation import Condition
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.noise import torch_generator
 from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
@@ -157,7 +158,7 @@ def _vocode(
     rate = flow.spec.sample_rate
 
     def work(_: int, utterance: Speech) -> _Made:
-        generator = torch.Generator().manual_seed(seed)  # so that the others of a folder do not matter
+        generator = torch_generator(seed, "utterance")  # so that the others of a folder do not matter
         start = time.perf_counter()
         scores: Tensor | None = None
         if gap is None:
@@ -258,7 +259,7 @@ def _speak(
             speaker=None if speaker is None else torch.tensor([speaker], device=flow.device),
             samples=frames * spec.hop,
             temperature=temperature,
-            generator=torch.Generator().manual_seed(seed + index),
+            generator=torch_generator(seed, "waveform", index),
         )[0].cpu()
 
     rows = []

@@ -9,8 +9,7 @@ see `Estimate`.
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -23,6 +22,7 @@ from torch import Tensor
 from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.noise import fixed_noise, seed_of
 from arflows.core.runtime.processes import distributed_map
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -124,19 +124,6 @@ def call_with(method: Callable[..., Result], batch: Batch) -> Result:
     return method(*(batch[name] for name in ("x", "context") if name in batch), **others)
 
 
-@contextmanager
-def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Makes random draws inside follow from a seed; outside, the generators go on as though nothing had been drawn.
-
-    Args:
-        seed: The seed.
-        device: The device drawn on, beside the CPU.
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 @torch.no_grad()
 def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Float[Tensor, " count"]:
     """Log-probability of every example, by one or several draws of dequantisation noise.
@@ -146,7 +133,7 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     expectation never looser than with fewer draws, and tends to the log-probability as K grows. Compare figures only
     at equal K.
 
-    The noise depends on the seed, the batch's place and its size alone, so that a run can be repeated. Processes at one
+    The noise depends on the seed, the batch's index and its size alone, so that a run can be repeated. Processes at one
     task (see `core.processes`) share the batches, and each gets all results.
 
     Args:
@@ -169,7 +156,7 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
 
     def of_batch(index: int, batch: Batch) -> Tensor:
         moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
-        with fixed_noise(seed * 1_000_003 + index, device):
+        with fixed_noise(seed_of(seed, "log_prob", index), device):
             total = call_with(flow.log_prob, moved).double()
             for _ in range(draws - 1):
                 total = torch.logaddexp(total, call_with(flow.log_prob, moved).double())

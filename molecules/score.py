@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import seed_of
 from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.core.runtime.processes import distributed_map
@@ -75,7 +76,7 @@ def score(
     log_prob = log_probs(flow, batches(given.molecules, flow.spec, batch_size, wanted, progress="scoring"))
     ranked = np.argsort(-log_prob.numpy(), kind="stable")
     columns: dict[str, Sequence[str]] = {
-        "rank": [str(place + 1) for place in range(len(ranked))],
+        "rank": [str(rank + 1) for rank in range(len(ranked))],
         "line": [str(given.molecules[at].number) for at in ranked],
         "smiles": [given.molecules[at].smiles for at in ranked],
         "log_prob": [f"{log_prob[at]:.6f}" for at in ranked],
@@ -128,7 +129,7 @@ def marginals(
 
     def estimate(at: int, molecule: Example) -> list[float]:
         context = torch.tensor([[molecule.values[each] for each in properties]]) if properties else None
-        estimates, errors = flow.order_marginal([molecule.graph], orders, seed + at, context)
+        estimates, errors = flow.order_marginal([molecule.graph], orders, seed_of(seed, "orders", at), context)
         return [float(estimates), float(errors)]
 
     found = distributed_map(tqdm(molecules, "orders", unit=" molecules", disable=None), estimate)

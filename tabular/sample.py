@@ -10,11 +10,11 @@ from jaxtyping import Float32
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.bases import PerExample
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.noise import PerExample
 from arflows.core.runtime.option_types import NonNegativeFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from arflows.core.flow import Flow
-from arflows.core.likelihood import Batch, bits_per_dim, call_with, fixed_noise
+from arflows.core.likelihood import Batch, bits_per_dim, call_with
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.processes import batch_shard, seed_of
+from arflows.core.runtime.noise import fixed_noise, seed_of
+from arflows.core.runtime.processes import batch_shard
 from arflows.core.training.callbacks import (
     DriftMonitor,
     ExponentialMovingAverage,
@@ -157,7 +158,7 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        torch.manual_seed(seed_of(self._noise_seed, batches_done(self.trainer)))  # type: ignore[arg-type]
+        torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))  # type: ignore[arg-type]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
@@ -180,7 +181,8 @@ class FlowTraining(LightningModule):
         count = len(batch["x"])
         total = torch.zeros((), device=self.device)
         if count:
-            with fixed_noise(VALIDATION_NOISE + batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            index = batch_idx * self.trainer.world_size + self.global_rank
+            with fixed_noise(seed_of(VALIDATION_NOISE, "validation", index), self.device):
                 total = self._losses(batch).sum()
         self.log(f"val/{self.unit}", total / max(1, count), prog_bar=True, batch_size=count, sync_dist=True)
 
