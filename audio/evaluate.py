@@ -126,7 +126,7 @@ def evaluate(
         who = utterance.condition.speaker
         speakers.append("" if who is None else names[int(who)] if names else str(int(who)))
     if not rows:
-        raise UserError(f"{store} holds no utterance of {split} that can be used: {given.reasons()}.")
+        raise UserError(f"{store} holds no utterance of {split} that can be used: {given.summary()}.")
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     result: dict[str, Any] = {
         **_likelihood_figures(columns),
@@ -242,7 +242,7 @@ def _separation(flow: SpeechFlow, path: Path, own: np.ndarray, seed: int) -> dic
 
     rows = list(distributed_map(utterances, measure))
     if not rows:
-        raise UserError(f"{path} holds no utterance that can be scored: {given.reasons()}.")
+        raise UserError(f"{path} holds no utterance that can be scored: {given.summary()}.")
     totals, samples = np.array([[row["log_prob"], row["samples"]] for row in rows]).T
     likelier = np.concatenate([np.ones(len(own)), np.zeros(len(rows))])
     return {

@@ -23,7 +23,6 @@ from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.audio_files import write_wav
-from arflows.data.errors import DataError
 
 
 def sample(
@@ -79,9 +78,9 @@ def sample(
             source = _Source(speech, flow, names, split, speaker, limit)
             written = _vocode(flow, source, folder, gap, count, temperature, seed)
             if not written:
-                raise UserError(f"{speech} holds nothing that can be synthesised: {source.reasons()}.")
-            if source.reasons():
-                print(f"skipped: {source.reasons()}")
+                raise UserError(f"{speech} holds nothing that can be synthesised: {source.summary()}.")
+            if source.summary():
+                print(f"skipped: {source.summary()}")
     print(f"{out}: {written} waveforms, temperature {temperature:g}, seed {seed}")
 
 
@@ -110,7 +109,7 @@ class _Source:
         for path in tqdm(self._mels, "synthesising", unit=" files", disable=None):
             try:
                 mel = read_mel(path, self._flow.spec)
-            except (UserError, DataError) as error:
+            except UserError as error:
                 if len(self._mels) == 1:
                     raise
                 self.skip(path.name, str(error).removeprefix(f"{path} "))
@@ -121,10 +120,10 @@ class _Source:
         """Notes that something could not be used."""
         self._skipped.setdefault(reason.rstrip("."), []).append(name)
 
-    def reasons(self) -> str:
+    def summary(self) -> str:
         """What was skipped, and why."""
         parts = [f"{', '.join(names)}: {reason}" for reason, names in self._skipped.items()]
-        return ", ".join([*parts, *filter(None, [self._speech.reasons() if self._speech is not None else ""])])
+        return ", ".join([*parts, *filter(None, [self._speech.summary() if self._speech is not None else ""])])
 
 
 class _Made(NamedTuple):

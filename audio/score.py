@@ -61,7 +61,7 @@ def score(
         if curves is not None and is_main():
             _write_curve(curves, utterance, frame_means(values, flow.spec.hop), flow, reference)
     if not names:
-        raise UserError(f"{speech} holds no utterance that can be scored: {given.reasons()}.")
+        raise UserError(f"{speech} holds no utterance that can be scored: {given.summary()}.")
     means = np.array(totals) / np.array(lengths)
     columns = {
         "utterance": names,
@@ -79,7 +79,7 @@ def score(
     for remark, count in sorted(given.converted.items()):
         print(f"{count:,} of them {remark}")
     if given.skipped:
-        print(f"skipped: {given.reasons()}")
+        print(f"skipped: {given.summary()}")
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ def score(
     best = list(zip(columns["smiles"], columns["log_prob"], strict=True))[:LISTED]
     print("likeliest: " + ", ".join(f"{smiles} ({value})" for smiles, value in best))
     if given.rejects:
-        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.told()}")
+        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.summary()}")
 
 
 def covered(source: MoleculeFile, spec: MoleculeSpec, workers: int | None, properties: bool) -> Reading:

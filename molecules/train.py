@@ -44,8 +44,7 @@ class MoleculeExperiment(Experiment):
         """Makes sure that the flow is one of such molecules, and that the store has the properties it is to know.
 
         Raises:
-            UserError: If it is not.
-            DataError: If the store lacks a property.
+            UserError: It is not, or the store lacks a property.
         """
         flow, data = self.model.flow, self.datamodule
         assert isinstance(flow, GraphFlow)

@@ -14,7 +14,6 @@ from arflows.core.flows import NSF, VectorFlow
 from arflows.core.runtime import pretrained
 from arflows.core.runtime.errors import UserError
 from arflows.data import store as store_module
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.tabular import train
 from tests.launch import command
@@ -93,7 +92,7 @@ def test_newer_files_are_refused_with_what_is_needed(newer, tmp_path):
     with h5py.File(tmp_path / "s.h5", "r+") as file:
         file.attrs["format_version"] = version
     with pytest.raises(
-        DataError, match=f"format version {version}, newer than the {known} that this arflows reads: update"
+        UserError, match=f"format version {version}, newer than the {known} that this arflows reads: update"
     ):
         Store(tmp_path / "s.h5")
 
@@ -108,5 +107,5 @@ def test_versions_that_never_were_are_refused(version, tmp_path):
     shutil.copy(GOLDEN / "store_v1.h5", tmp_path / "s.h5")
     with h5py.File(tmp_path / "s.h5", "r+") as file:
         file.attrs["format_version"] = version
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         Store(tmp_path / "s.h5")

@@ -210,7 +210,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         originals.append(batch["x"])
         errors.append(flow.round_trip_error(x, context).cpu())
     if not originals:
-        raise UserError(f"{source} holds no image that can be used: {given.reasons()}.")
+        raise UserError(f"{source} holds no image that can be used: {given.summary()}.")
     before, after, error = torch.cat(originals), torch.cat(decoded), torch.cat(errors)
     pairs = torch.stack([before, after], 1).flatten(0, 1)
     save_png(grid(pairs, columns=2 * min(len(before), 5)), folder / "grid.png")
@@ -221,7 +221,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         f"of its range (8-bit pixels come back exactly below {1 / 512:.2g})"
     )
     if given.skipped:
-        print(f"skipped: {given.reasons()}")
+        print(f"skipped: {given.summary()}")
 
 
 def _save_images(folder: Path, images: UInt8[Tensor, "count channels height width"], **arrays: Any) -> None:
