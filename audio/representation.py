@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.spec import Spec
 
 if TYPE_CHECKING:
+    import torch
     from jaxtyping import Float, Int
     from torch import Tensor
 
@@ -123,7 +123,7 @@ class MelSpec(Spec):
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch of waveforms is conditioned on; it is cut and moved as a tensor is.
+    """Conditions of a batch of waveforms, as audio passes them on within itself.
 
     Attributes:
         mel: Log-mel spectrograms, (batch, bands, frames); None for a model without.
@@ -133,28 +133,10 @@ class Condition:
     mel: Float[Tensor, "batch bands frames"] | None = None
     speaker: Int[Tensor, " batch"] | None = None
 
-    def __len__(self) -> int:
-        """Examples in the batch."""
-        return len(self._parts()[0])
-
-    def __getitem__(self, rows: slice | Tensor) -> Condition:
-        """The condition of some of the examples."""
-        return self._map(lambda part: part[rows])
-
-    def to(self, *args: Any, **options: Any) -> Condition:
-        """Move to a device, as ``Tensor.to`` does."""
-        return self._map(lambda part: part.to(*args, **options))
-
-    def pin_memory(self) -> Condition:
-        """Copy into memory from which a GPU reads at once."""
-        return self._map(lambda part: part.pin_memory())
-
-    def _parts(self) -> list[Tensor]:
-        return [part for part in (self.mel, self.speaker) if part is not None]
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        mel = None if self.mel is None else change(self.mel)
-        return Condition(mel, None if self.speaker is None else change(self.speaker))
+    def keywords(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The parts that are there, on a device: keyword arguments of `SpeechFlow.log_prob`."""
+        parts = {"mel": self.mel, "speaker": self.speaker}
+        return {name: part.to(device) for name, part in parts.items() if part is not None}
 
 
 def log_mel(waveform: Float[Tensor, "batch samples"], spec: MelSpec) -> Float[Tensor, "batch bands frames"]:

@@ -11,6 +11,7 @@ from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
 from arflows.data.store import Store
+from tests.launch import command
 
 RATE = 22_050
 
@@ -76,8 +77,8 @@ def test_all_that_can_go_wrong_in_one_folder(folder, tmp_path, capsys):
     store = Store(out)
     assert store.splits == {"train": 13}
     told = capsys.readouterr().out
-    tally = store.provenance["splits"]["train"]
-    skipped = {name: reason for reason, names in tally["skipped"].items() for name in names}
+    stats = store.provenance["splits"]["train"]
+    skipped = {name: reason for reason, names in stats["skipped"].items() for name in names}
     for name, reason in {
         "h_empty.wav": "empty",
         "i_short.wav": "shorter than 1280 samples",
@@ -100,7 +101,7 @@ def test_all_that_can_go_wrong_in_one_folder(folder, tmp_path, capsys):
         "scaled down from peaks above 1",
         "clipped in places, kept as it is",
     ):
-        assert tally["converted"][remark] >= 1
+        assert stats["converted"][remark] >= 1
         assert f"of them {remark}" in told
 
 
@@ -163,9 +164,9 @@ def test_nothing_of_use_writes_nothing(tmp_path):
 
 def test_on_the_command_line(folder, tmp_path, capsys):
     words = ["--source", str(folder), "--out", str(tmp_path / "s.h5"), "--mel.hop", "512", "--mel.padding", "centre"]
-    module.main(words)
+    command(module)(words)
     assert Store(tmp_path / "s.h5").spec["hop"] == 512
     with pytest.raises(SystemExit) as ending:
-        module.main([*words[:4], "--mel.fmax", "20000"])
+        command(module)([*words[:4], "--mel.fmax", "20000"])
     assert ending.value.code == 2
     assert "half the sample rate" in capsys.readouterr().err

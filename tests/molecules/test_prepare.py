@@ -6,7 +6,7 @@ from rdkit import Chem
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
-from arflows.molecules.prepare import main, prepare
+from arflows.molecules.prepare import prepare
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.representation import MoleculeSpec, canonical_smiles, decode, flat_smiles, mol_of
 

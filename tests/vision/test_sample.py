@@ -6,12 +6,13 @@ from PIL import Image
 from arflows.vision import sample as sampling
 from arflows.vision.model import Glow, ImageFlow
 from arflows.vision.sample import interpolate, spherical
+from tests.launch import command
 
 
 def samples(capsys, *words):
     """Runs the command; returns its exit code, the last line on standard error, and standard output."""
     try:
-        sampling.main([str(word) for word in words])
+        command(sampling)([str(word) for word in words])
     except SystemExit as ending:
         captured = capsys.readouterr()
         return ending.code, captured.err.strip().splitlines()[-1], captured.out
