@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float64, Int64
 
 from arflows.audio.representation import MelSpec
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 
 
@@ -47,7 +47,7 @@ class SpeechDataset(StoreDataset):
             seed: Decides which, and where segments begin.
 
         Raises:
-            DataError: The store has no such split, or knows no speakers.
+            UserError: The store has no such split, or knows no speakers.
         """
         super().__init__(store, split, {}, limit, seed)
         self.seed = seed
@@ -56,7 +56,7 @@ class SpeechDataset(StoreDataset):
         self.mels = mels
         self.speakers = speakers
         if speakers and "speakers" not in store.fields(split):
-            raise DataError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
+            raise UserError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
         lengths = store.ragged(split, "mels").lengths
         kept: Int64[np.ndarray, " examples"] = np.arange(len(lengths)) if self.kept is None else self.kept
         if self.frames is not None:
@@ -132,13 +132,13 @@ class SpeechDataModule(StoreDataModule):
             seed: Decides the order of the utterances, and which are used with a limit.
 
         Raises:
-            DataError: The file is no store of speech or of another version, or a setting is out of range.
+            UserError: The file is no store of speech or of another version, or a setting is out of range.
         """
         super().__init__(store, "audio", batch_size, 1, workers, limit, seed)
         self.spec = MelSpec.from_dict(self.store.spec)
         if segment < 1 or segment % self.spec.hop:
             fitting = max(1, round(segment / self.spec.hop)) * self.spec.hop
-            raise DataError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
+            raise UserError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
         self.segment = segment
         self.speaker_names: list[str] = self.store.categories.get("speakers", [])
         self.mels = True

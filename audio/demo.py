@@ -15,9 +15,8 @@ from arflows.audio.render import likelihood_curve, spectrograms
 from arflows.audio.representation import log_mel
 from arflows.audio.sample import synthesise
 from arflows.audio.score import frame_means, sample_log_likelihoods
-from arflows.audio.train import SpeechExperiment
+from arflows.audio.train import train
 from arflows.core.commands.plots import score_histogram, training_curve
-from arflows.core.commands.recipes import resolve_configs
 from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Sounds, Table
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import write_wav
@@ -40,9 +39,9 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     shutil.rmtree(run, ignore_errors=True)
     prepare("espeak", store, limit=UTTERANCES, seed=seed)
     words = ["--config", "demo", "--data.store", str(store), "--out", str(run), "--seed", str(seed)]
-    SpeechExperiment(resolve_configs(words, "arflows.audio")).fit()
+    train(*words)
     result = evaluate(
-        str(run), store, out / "figures.json", temperature=TEMPERATURE, limit=EVALUATED, perception=False, seed=seed
+        str(run), store, out / "figures.json", temperature=TEMPERATURE, limit=EVALUATED, perceptual=False, seed=seed
     )
     flow = load_model(SpeechFlow, str(run), "cpu")
     utterances = list(SpeechInput(store, flow).utterances())

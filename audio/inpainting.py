@@ -12,6 +12,7 @@ from arflows.audio.representation import Condition
 from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import double
 
 STEPS = 60
 """Steps of the chain for each alternative, the first half of which settle the size of a step."""
@@ -163,7 +164,7 @@ class _Chain:
     def _log_target(self, piece: Tensor, context: Tensor | None) -> Tensor:
         z, log_derivative = self.bijection.transform(piece, context)
         # In double precision: differences of sums over many samples decide.
-        return (log_derivative.double() - 0.5 * z.double().square()).sum() / self.temperature**2
+        return (double(log_derivative) - 0.5 * double(z).square()).sum() / self.temperature**2
 
     def _with(self, waveform: Tensor, gap: Tensor) -> Tensor:
         return torch.cat([waveform[:, : self.start], gap, waveform[:, self.stop :]], 1)

@@ -157,13 +157,16 @@ def log_mel(waveform: Float[Tensor, "batch samples"], spec: MelSpec) -> Float[Te
     import torch
     from torch.nn import functional as F
 
+    from arflows.core.runtime.machine import double
+
     samples = waveform.shape[-1]
     if samples < spec.shortest:
         raise UserError(f"a waveform of {samples} samples is too short: the mel settings need {spec.shortest}.")
     dtype = torch.float64 if waveform.dtype == torch.float64 else torch.float32
-    with torch.autocast(waveform.device.type, enabled=False):
+    device = waveform.device
+    with torch.autocast(device.type, enabled=False):
         # Transforms in float32 round at 1e-7 of the loudest frequency, which shows in the quiet ones.
-        waveform = waveform.double()
+        waveform = double(waveform)
         waveform = F.pad(waveform, (0, spec.frames(samples) * spec.hop - samples))
         waveform = F.pad(waveform[:, None], spec.margin, mode="reflect")[:, 0]
         window = torch.hann_window(spec.window, dtype=waveform.dtype, device=waveform.device)
@@ -173,7 +176,7 @@ def log_mel(waveform: Float[Tensor, "batch samples"], spec: MelSpec) -> Float[Te
         if spec.power != 1:
             spectrum = spectrum**spec.power
         mel = (_filters(spec).to(spectrum) @ spectrum).clamp(min=spec.floor)
-        return (mel.log() if spec.log_base == "e" else mel.log10()).to(dtype)
+        return (mel.log() if spec.log_base == "e" else mel.log10()).to(dtype).to(device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,10 +18,11 @@ from arflows.audio.representation import Condition
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.noise import torch_generator
+from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.audio_files import write_wav
-from arflows.data.errors import DataError
 
 
 def sample(
@@ -29,12 +30,12 @@ def sample(
     out: Path,
     speech: Path | None = None,
     gap: tuple[float, float] | None = None,
-    count: int = 1,
-    seconds: float = 2.0,
-    temperature: float = 0.8,
+    count: PositiveInt = 1,
+    seconds: PositiveFloat = 2.0,
+    temperature: PositiveFloat = 0.8,
     speaker: str | None = None,
     split: str = "test",
-    limit: int | None = None,
+    limit: PositiveInt | None = None,
     seed: int = 0,
     solver: SolverName = "sequential",
     device: str = "auto",
@@ -64,13 +65,6 @@ def sample(
         solver: How the flow is inverted; all solvers give the same waveforms.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("count", count), ("limit", limit or 1)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
-    if not seconds > 0:
-        raise UserError(f"seconds is {seconds:g}: give a length above 0.")
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature:g}: give a number above 0.")
     flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
     if speech is None and (flow.conditional or gap is not None):
@@ -84,9 +78,9 @@ def sample(
             source = _Source(speech, flow, names, split, speaker, limit)
             written = _vocode(flow, source, folder, gap, count, temperature, seed)
             if not written:
-                raise UserError(f"{speech} holds nothing that can be synthesised: {source.reasons()}.")
-            if source.reasons():
-                print(f"skipped: {source.reasons()}")
+                raise UserError(f"{speech} holds nothing that can be synthesised: {source.summary()}.")
+            if source.summary():
+                print(f"skipped: {source.summary()}")
     print(f"{out}: {written} waveforms, temperature {temperature:g}, seed {seed}")
 
 
@@ -115,7 +109,7 @@ class _Source:
         for path in tqdm(self._mels, "synthesising", unit=" files", disable=None):
             try:
                 mel = read_mel(path, self._flow.spec)
-            except (UserError, DataError) as error:
+            except UserError as error:
                 if len(self._mels) == 1:
                     raise
                 self.skip(path.name, str(error).removeprefix(f"{path} "))
@@ -126,10 +120,10 @@ class _Source:
         """Notes that something could not be used."""
         self._skipped.setdefault(reason.rstrip("."), []).append(name)
 
-    def reasons(self) -> str:
+    def summary(self) -> str:
         """What was skipped, and why."""
         parts = [f"{', '.join(names)}: {reason}" for reason, names in self._skipped.items()]
-        return ", ".join([*parts, *filter(None, [self._speech.reasons() if self._speech is not None else ""])])
+        return ", ".join([*parts, *filter(None, [self._speech.summary() if self._speech is not None else ""])])
 
 
 class _Made(NamedTuple):
@@ -163,7 +157,7 @@ def _vocode(
     rate = flow.spec.sample_rate
 
     def work(_: int, utterance: Speech) -> _Made:
-        generator = torch.Generator().manual_seed(seed)  # so that the others of a folder do not matter
+        generator = torch_generator(seed, "utterance")  # so that the others of a folder do not matter
         start = time.perf_counter()
         scores: Tensor | None = None
         if gap is None:
@@ -264,7 +258,7 @@ def _speak(
             speaker=None if speaker is None else torch.tensor([speaker], device=flow.device),
             samples=frames * spec.hop,
             temperature=temperature,
-            generator=torch.Generator().manual_seed(seed + index),
+            generator=torch_generator(seed, "waveform", index),
         )[0].cpu()
 
     rows = []
@@ -279,14 +273,3 @@ def _speak(
 def _write_table(folder: Path, rows: list[list[str]], more: list[str]) -> None:
     with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["file", "source", "seconds", *more], *rows])
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(sample, args, prog="arflows audio sample")
-
-
-if __name__ == "__main__":
-    main()

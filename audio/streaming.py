@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,27 +13,20 @@ from arflows.audio.representation import Condition
 from arflows.audio.speech_flow import Continuation, SpeechFlow
 from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
-
-LATENT_BLOCK = 1024
-"""Samples whose latents are drawn from one generator."""
+from arflows.core.runtime.noise import Noise
 
 
 def latents(batch: int, start: int, stop: int, seed: int) -> Float[Tensor, "batch samples"]:
-    """Standard normal latents of samples ``start`` … ``stop`` − 1: functions of the seed and of where the sample is.
+    """Standard normal latents of samples ``start`` … ``stop`` − 1: functions of the seed, the waveform and the sample.
 
     Args:
-        batch: how many waveforms.
-        start: first sample.
-        stop: the sample after the last.
-        seed: of all latents, 0 or more.
+        batch: The number of waveforms.
+        start: The first sample.
+        stop: The sample after the last.
+        seed: The seed of all latents.
     """
-    first = start // LATENT_BLOCK
-    drawn = [
-        np.random.Generator(np.random.Philox(key=[seed, block])).standard_normal((batch, LATENT_BLOCK))
-        for block in range(first, max(-(-stop // LATENT_BLOCK), first + 1))
-    ]
-    place = first * LATENT_BLOCK
-    return torch.from_numpy(np.concatenate(drawn, 1)[:, start - place : stop - place]).float()
+    waveforms = [Noise(seed, f"waveform {index}") for index in range(batch)]
+    return torch.stack([noise.normal(start, stop - start) for noise in waveforms]).float()
 
 
 def stream(

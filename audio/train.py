@@ -1,6 +1,6 @@
 """Train a flow on a store of speech: ``arflows audio train --config recipe.yaml``.
 
-On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 -m arflows.audio.train …``.
+On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 --no-python arflows audio train …``.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from arflows.audio.datamodule import SpeechDataModule
 from arflows.audio.metrics import Mean
 from arflows.audio.model import SpeechFlow
-from arflows.core.commands.train import train
+from arflows.core.commands.train import run_experiment
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs
 from arflows.core.runtime.errors import UserError
@@ -164,10 +164,14 @@ class SpeechExperiment(Experiment):
         return log_probs(self.model.flow, batches()).numpy(), np.array(lengths)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    train(SpeechExperiment, args, package="arflows.audio")
+def train(*words: str) -> None:
+    """Train a flow on a store of speech by maximum likelihood.
 
+    Args:
+        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+            `arflows audio train --help` lists the options.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        UserError: If the options do not fit together, or training cannot go on.
+    """
+    run_experiment(SpeechExperiment, words)

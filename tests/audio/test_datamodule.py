@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from arflows.audio.datamodule import SpeechDataModule, SpeechDataset
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 
 
@@ -86,7 +86,7 @@ def test_workers_bring_conditions(speech):
     ("options", "sentence"), [({"segment": 2000}, "such as 2048"), ({"segment": 0}, "segment is 0")]
 )
 def test_wrong_options(speech, options, sentence):
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         SpeechDataModule(speech, **options)
 
 
@@ -96,5 +96,5 @@ def test_speakers_must_be_known(tmp_path, speech):
     store = Store(speech)
     fields = {name: [np.array(store.ragged("test", name)[0])] for name in ("waveforms", "mels")}
     write_store(tmp_path / "s.h5", domain="audio", spec=store.spec, splits={"train": fields})
-    with pytest.raises(DataError, match="does not know who speaks"):
+    with pytest.raises(UserError, match="does not know who speaks"):
         SpeechDataset(Store(tmp_path / "s.h5"), "train", speakers=True)
