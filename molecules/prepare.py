@@ -147,7 +147,7 @@ def _covered(molecules: list[Example], spec: MoleculeSpec, reading: Reading) -> 
     keep(reading, (objections.get(molecule.smiles) for molecule in reading.molecules))
     covered = [molecule for molecule in molecules if objections[molecule.smiles] is None]
     if not covered:
-        raise UserError(f"{reading.source.name}: no test molecule is like those trained on: {reading.told()}.")
+        raise UserError(f"{reading.source.name}: no test molecule is like those trained on: {reading.summary()}.")
     return covered
 
 

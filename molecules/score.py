@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import seed_of
 from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import pack
 from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow, MoleculeFlow
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers
@@ -62,7 +63,9 @@ def score(
     """
     if orders == 1:
         raise UserError(f"orders is {orders}: give 2 or more for an estimate with its standard error, or 0.")
-    flow = load_model(MoleculeFlow, model, device)
+    flow = load_model(GraphFlow, model, device)
+    if orders and not isinstance(flow, MoleculeFlow):
+        raise UserError(f"{type(flow).__name__} has no probabilities to sum over orders: leave --orders out.")
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     source = open_molecules(molecules, column, values or [])
     given = covered(source, flow.spec, workers, properties=bool(flow.properties))
@@ -73,12 +76,13 @@ def score(
     log_prob = log_probs(flow, batches(given.molecules, flow.spec, batch_size, wanted, progress="scoring"))
     ranked = np.argsort(-log_prob.numpy(), kind="stable")
     columns: dict[str, Sequence[str]] = {
-        "rank": [str(place + 1) for place in range(len(ranked))],
+        "rank": [str(rank + 1) for rank in range(len(ranked))],
         "line": [str(given.molecules[at].number) for at in ranked],
         "smiles": [given.molecules[at].smiles for at in ranked],
         "log_prob": [f"{log_prob[at]:.6f}" for at in ranked],
     }
     if orders:
+        assert isinstance(flow, MoleculeFlow)
         estimates, errors = marginals(flow, given.molecules, wanted, orders, seed)
         columns["log_prob_all_orders"] = [f"{estimates[at]:.6f}" for at in ranked]
         columns["standard_error"] = [f"{errors[at]:.6f}" for at in ranked]
@@ -89,7 +93,7 @@ def score(
     best = list(zip(columns["smiles"], columns["log_prob"], strict=True))[:LISTED]
     print("likeliest: " + ", ".join(f"{smiles} ({value})" for smiles, value in best))
     if given.rejects:
-        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.told()}")
+        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.summary()}")
 
 
 def covered(source: MoleculeFile, spec: MoleculeSpec, workers: int | None, properties: bool) -> Reading:
@@ -125,7 +129,7 @@ def marginals(
 
     def estimate(at: int, molecule: Example) -> list[float]:
         context = torch.tensor([[molecule.values[each] for each in properties]]) if properties else None
-        estimates, errors = flow.order_marginal([molecule.graph], orders, seed + at, context)
+        estimates, errors = flow.order_marginal([molecule.graph], orders, seed_of(seed, "orders", at), context)
         return [float(estimates), float(errors)]
 
     found = distributed_map(tqdm(molecules, "orders", unit=" molecules", disable=None), estimate)

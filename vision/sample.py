@@ -9,14 +9,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.bases import PerExample
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
-from arflows.core.likelihood import Estimate, dequantization, fixed_noise
+from arflows.core.likelihood import Estimate, dequantization
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.noise import PerExample, fixed_noise, seed_of, torch_generator
 from arflows.core.runtime.option_types import NonNegativeFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
-from arflows.core.runtime.processes import distributed_map, seed_of
+from arflows.core.runtime.processes import distributed_map
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -108,13 +108,13 @@ def draw(
         ``images`` (count, channels, height, width) uint8, ``log_probs`` (count,) in nats and, of a class-conditional
         model, ``labels`` (count,).
     """
-    labels = flow.labels_for(count, label, torch.Generator().manual_seed(seed))
+    labels = flow.labels_for(count, label, torch_generator(seed, "labels"))
 
     def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
         size = min(batch_size, count - start)
         chosen = None if labels is None else labels[start : start + size]
         generator = PerExample(seed, start)
-        with fixed_noise(seed_of(seed, index), flow.device):
+        with fixed_noise(seed_of(seed, "log_prob", index), flow.device):
             batch, log_prob = flow.sample_with_log_prob(
                 size, chosen, temperature=temperature, generator=generator, **options
             )
@@ -210,7 +210,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         originals.append(batch["x"])
         errors.append(flow.round_trip_error(x, context).cpu())
     if not originals:
-        raise UserError(f"{source} holds no image that can be used: {given.reasons()}.")
+        raise UserError(f"{source} holds no image that can be used: {given.summary()}.")
     before, after, error = torch.cat(originals), torch.cat(decoded), torch.cat(errors)
     pairs = torch.stack([before, after], 1).flatten(0, 1)
     save_png(grid(pairs, columns=2 * min(len(before), 5)), folder / "grid.png")
@@ -221,7 +221,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         f"of its range (8-bit pixels come back exactly below {1 / 512:.2g})"
     )
     if given.skipped:
-        print(f"skipped: {given.reasons()}")
+        print(f"skipped: {given.summary()}")
 
 
 def _save_images(folder: Path, images: UInt8[Tensor, "count channels height width"], **arrays: Any) -> None:

@@ -52,7 +52,7 @@ def score(
     given = ImageInput(images, flow, split=split, label=label, convert=convert)
     log_prob = log_probs(flow, given.batches(batch_size, progress="scoring"), draws=draws, seed=seed)
     if not given.names:
-        raise UserError(f"{images} holds no image that can be scored: {given.reasons()}.")
+        raise UserError(f"{images} holds no image that can be scored: {given.summary()}.")
     bits = bits_per_dim(log_prob, flow.dims).numpy()
     columns = {"image": given.names, "bits_per_dim": [f"{value:.6f}" for value in bits]}
     write_scores(out, columns, bits, reference)
@@ -64,7 +64,7 @@ def score(
         Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws)),
     )
     if given.skipped:
-        print(f"skipped: {given.reasons()}")
+        print(f"skipped: {given.summary()}")
 
 
 def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None, figure: Estimate) -> None:

@@ -30,10 +30,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from arflows.core.likelihood import Batch, Estimate, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.likelihood import Batch, Estimate, Reference, bits_per_dim, dequantization, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.machine import hardware, software
+from arflows.core.runtime.noise import fixed_noise
 from arflows.core.runtime.pretrained import FACTS_FILE, write_checksums
 from arflows.core.runtime.processes import destroy_process_group_on_exit
 from arflows.core.training.checkpoints import (

@@ -77,8 +77,8 @@ def test_all_that_can_go_wrong_in_one_folder(folder, tmp_path, capsys):
     store = Store(out)
     assert store.splits == {"train": 13}
     told = capsys.readouterr().out
-    tally = store.provenance["splits"]["train"]
-    skipped = {name: reason for reason, names in tally["skipped"].items() for name in names}
+    stats = store.provenance["splits"]["train"]
+    skipped = {name: reason for reason, names in stats["skipped"].items() for name in names}
     for name, reason in {
         "h_empty.wav": "empty",
         "i_short.wav": "shorter than 1280 samples",
@@ -101,7 +101,7 @@ def test_all_that_can_go_wrong_in_one_folder(folder, tmp_path, capsys):
         "scaled down from peaks above 1",
         "clipped in places, kept as it is",
     ):
-        assert tally["converted"][remark] >= 1
+        assert stats["converted"][remark] >= 1
         assert f"of them {remark}" in told
 
 
