@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, Protocol
 
 import torch

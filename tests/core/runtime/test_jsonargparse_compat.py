@@ -1,0 +1,19 @@
+"""What is assumed of jsonargparse's private API; its messages are held by tests/core/commands/test_cli.py."""
+
+from jsonargparse import ArgumentParser
+
+from arflows.core.runtime.jsonargparse_compat import let_switches_stand_alone, option_names
+
+
+def test_options_have_names():
+    parser = ArgumentParser()
+    parser.add_argument("--count", "-c", type=int)
+    assert {"--count", "-c", "--help"} <= set(option_names(parser))
+
+
+def test_switches_stand_alone_and_take_values():
+    parser = ArgumentParser()
+    parser.add_argument("--again", type=bool, default=False)
+    parser.add_argument("--count", type=int, default=1)
+    let_switches_stand_alone(parser)
+    assert [parser.parse_args(words).again for words in ([], ["--again"], ["--again", "false"])] == [False, True, False]
