@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def score(
         "log_likelihood": [f"{value:.6f}" for value in means],
     }
     write_scores(out, columns, -means, reference)
-    print(f"{out}: {Mean.ratio(np.array(totals), np.array(lengths))} nats/sample (95%) over {len(names)} utterances")
+    mean = Mean.ratio(np.array(totals), np.array(lengths))
+    interval = "" if math.isnan(mean.standard_error) else " (95%)"
+    print(f"{out}: {mean} nats/sample{interval} over {len(names)} utterance{'s' if len(names) > 1 else ''}")
     if reference is None:
         print("the model has no training.json: percentile and typicality are left empty")
     else:

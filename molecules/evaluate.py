@@ -56,7 +56,7 @@ def evaluate(
         out: The JSON file to write; replaced if it exists.
         split: Which part of the store.
         samples: Molecules to draw, with masks and without; published figures mostly take 10,000.
-        fcd: Whether to compute the Fréchet ChemNet distance to the split. Needs `pip install arflows[metrics]`.
+        fcd: Whether to compute the Fréchet ChemNet distance to the split. Needs `pip install fcd`.
         seed: Seed of the samples.
         batch_size: Molecules computed at a time when scoring.
         workers: Processes that work with RDKit; one for each core if not given.

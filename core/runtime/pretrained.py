@@ -242,7 +242,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
-            "upgrade arflows (pip install --upgrade arflows)"
+            "install a newer arflows"
         )
     version = config["format_version"]
     if version < 1:
