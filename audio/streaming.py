@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from arflows.audio.representation import Condition
-from arflows.core.inversion import in_sequence
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import Noise
 
@@ -212,6 +211,6 @@ class _Continued(_Synthesis):
             assert bijection.rank is not None
             arranged = rows.index_select(1, bijection.order)
             at_work = network.stream(arranged, context, memory)
-            rows, _ = in_sequence(at_work, bijection.elementwise, arranged)
+            rows, _ = at_work.generate(bijection.elementwise, arranged)
             rows = rows.index_select(1, bijection.rank)
         return folded.unfold(rows, z.shape[1])
