@@ -1,7 +1,8 @@
 """Invertible maps with tractable log-determinants, one file for each family."""
 
 from arflows.core.bijections.autoregressive import Autoregressive
-from arflows.core.bijections.base import Bijection, Chain, Inverse
+from arflows.core.bijections.base import Bijection
+from arflows.core.bijections.chain import Chain, Inverse, recompute
 from arflows.core.bijections.coupling import Coupling
 from arflows.core.bijections.elementwise import (
     Affine,
@@ -18,7 +19,6 @@ from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, Mi
 from arflows.core.bijections.multiscale import Multiscale
 from arflows.core.bijections.normalization import ActNorm, BatchNorm, Standardize, initialize
 from arflows.core.bijections.piecewise import PiecewiseLinearCDF
-from arflows.core.bijections.recompute import recompute
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
 __all__ = [

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from arflows.core import inversion
 from arflows.core.bijections.base import Bijection, sum_except_batch
@@ -179,13 +178,30 @@ class _ImplicitAdjoint(torch.autograd.Function):
         return solution.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         def multiply(vector: Tensor) -> Tensor:
             """J times a vector: the gradient of ⟨Jᵀ leaf, vector⟩."""
             return torch.autograd.grad(ctx.product, ctx.leaf, vector, retain_graph=True)[0]
 
-        return _solve_triangular(multiply, gradient, ctx.diagonal), None, None, None, None
+        solution = _solve_triangular(multiply, gradient.detach(), ctx.diagonal)
+        if torch.is_grad_enabled():
+            solution = _NoThirdDerivative.apply(solution, ctx.product)
+        return solution, None, None, None, None
+
+
+class _NoThirdDerivative(torch.autograd.Function):
+    """The identity, whose derivative is an error: unlike `once_differentiable` also if the gradient is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "third derivatives through the inverse of an autoregressive bijection are not implemented: take those of "
+            "its forward pass"
+        )
 
 
 def _solve_triangular(
