@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-
 class Bijection(nn.Module, ABC):
     """An invertible map between data and latents that knows the volume it creates.
 

@@ -27,7 +27,9 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
     began = time.monotonic()
     domains = [domain for domain in all_domains() if _has_demo(domain)]
     if not domains:
-        raise UserError("No domain with a demo is installed: install arflows again, by `make install` in its repository.")
+        raise UserError(
+            "No domain with a demo is installed: install arflows again, by `make install` in its repository."
+        )
     if report.is_dir():
         raise UserError(f"{report} is a folder: name a file with --report.")
     report.parent.mkdir(parents=True, exist_ok=True)  # an error now rather than when all is done
