@@ -163,8 +163,7 @@ def _likelihood(flow: SpeechFlow, utterance: Speech, generator: torch.Generator)
     noisy = dequantize(utterance.waveform, generator)
     with torch.no_grad():
         density, dequantized = (
-            float(flow.log_prob(waveform.to(flow.device), **conditions))
-            for waveform in (utterance.waveform, noisy)
+            float(flow.log_prob(waveform.to(flow.device), **conditions)) for waveform in (utterance.waveform, noisy)
         )
     samples = utterance.waveform.shape[1]
     bits = bits_per_sample(dequantized, samples) * samples

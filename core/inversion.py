@@ -26,6 +26,7 @@ from torch import Tensor
 from arflows.core.bijections.base import sum_except_batch
 from arflows.core.runtime.cuda_graphs import replayed
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import double
 
 if TYPE_CHECKING:
     from arflows.core.bijections.autoregressive import Autoregressive
@@ -345,14 +346,15 @@ def relative_residual(mapped: Tensor, z: Tensor) -> float:
 
 def _polished(bijection: Autoregressive, z: Tensor, context: Tensor | None, x: Tensor, report: Report) -> Solution:
     """Newton-like sweeps from x with the model in float64, until they change nothing in the precision of z."""
-    double = copy.deepcopy(bijection).double()
-    target = z.double()
-    context = context.double() if context is not None and context.is_floating_point() else context
-    refined, sweeps, residual = x.double(), 0, float("inf")
+    target, refined = double(z), double(x)
+    wide = copy.deepcopy(bijection).to(target.device).double()
+    if context is not None:
+        context = double(context) if context.is_floating_point() else context.to(target.device)
+    sweeps, residual = 0, float("inf")
     while residual > 1e-12 and sweeps < POLISHING_SWEEPS:
-        parameters = double.parameters_given(refined, context)
-        residual = relative_residual(double.elementwise(refined, parameters)[0], target)
-        refined, log_derivative = double.elementwise.inverse(target, parameters)
+        parameters = wide.parameters_given(refined, context)
+        residual = relative_residual(wide.elementwise(refined, parameters)[0], target)
+        refined, log_derivative = wide.elementwise.inverse(target, parameters)
         sweeps += 1
     refined_report = replace(
         report,
@@ -360,4 +362,4 @@ def _polished(bijection: Autoregressive, z: Tensor, context: Tensor | None, x: T
         network_evaluations=report.network_evaluations + sweeps,
         residual=residual,
     )
-    return refined.to(z.dtype), sum_except_batch(log_derivative).to(z.dtype), refined_report
+    return refined.to(z), sum_except_batch(log_derivative).to(z), refined_report
