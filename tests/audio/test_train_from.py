@@ -7,6 +7,8 @@ import pytest
 
 from arflows.audio import train
 from arflows.audio.datamodule import SpeechDataModule
+from arflows.audio.prepare import prepare
+from arflows.audio.representation import MelSpec
 from arflows.core.runtime.errors import UserError
 from tests.launch import command
 from tests.train_from import starts_where_it_ended
@@ -37,9 +39,7 @@ def test_the_names_of_the_speakers_are_kept(recipe, speaker_run, tmp_path):
 
 
 def test_other_mel_settings_are_refused(recipe, run_folder, tmp_path, capsys):
-    from arflows.audio.prepare import prepare
-
-    prepare("espeak", tmp_path / "other.h5", limit=8, hop=128)
+    prepare("espeak", tmp_path / "other.h5", limit=8, mel=MelSpec(hop=128))
     words = ["--config", recipe, "--from", run_folder, "--out", tmp_path / "on", "--data.store", tmp_path / "other.h5"]
     with pytest.raises(SystemExit):
         command(train)([str(word) for word in words])

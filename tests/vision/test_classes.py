@@ -80,7 +80,7 @@ def test_unknown_names_are_refused(shades, tmp_path, fails):
     write(tmp_path / "more/a", 3, 30)
     write(tmp_path / "more/bb", 3, 120)
     flow = ImageFlow.from_pretrained(shades / "run/model")
-    with pytest.raises(UserError, match="knows no class 'bb'.* It knows a, b, c"):
+    with pytest.raises(UserError, match=r"knows no class 'bb'.* It knows a, b, c"):
         ImageInput(tmp_path / "more", flow)
     np.savez(tmp_path / "some.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.arange(3))
     with pytest.raises(UserError, match="knows no class '0'"):

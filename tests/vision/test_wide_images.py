@@ -68,7 +68,7 @@ def test_values_beyond_the_bits_are_refused():
     flow = RealNVP(8, 1, scales=1, blocks=1, width=4, bits=12)
     with pytest.raises(UserError, match=r"run from 0 to 5000, outside 0…4095 of 12 bits"):
         flow.log_prob(torch.tensor([0, 5000], dtype=torch.int32).repeat(32).reshape(1, 1, 8, 8))
-    with pytest.raises(UserError, match="the model takes 12 bits: give torch.int32 in 0…4095"):
+    with pytest.raises(UserError, match=r"the model takes 12 bits: give torch\.int32 in 0…4095"):
         flow.log_prob(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(UserError, match="bits=17"):
         RealNVP(8, 1, bits=17)
