@@ -157,9 +157,11 @@ class RunCheckpoint(FixedNameCheckpoint):
 
         The best state alone waits for a validation.
         """
-        super().on_train_epoch_end(trainer, pl_module)
+        ended_early = within_epoch(trainer)
+        if not ended_early:
+            super().on_train_epoch_end(trainer, pl_module)
         if self.monitor is None and self.should_save_now(trainer):
-            with epoch_goes_on(trainer) if within_epoch(trainer) else nullcontext():
+            with epoch_goes_on(trainer) if ended_early else nullcontext():
                 self.save_now(trainer)
 
     def write_state(self, trainer: Trainer, path: str, target: str | None = None) -> None:

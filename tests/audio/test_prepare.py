@@ -142,15 +142,17 @@ def test_speakers_apart(tmp_path):
     ("options", "sentence"),
     [
         ({"source": "no/such"}, "there is no source 'no/such'"),
-        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
-        ({"test_fraction": -0.1}, "test_fraction is -0.1"),
-        ({"limit": 0}, "limit is 0"),
-        ({"workers": 0}, "workers is 0"),
+        ({"mels": "float64"}, "--mels takes 'float16' or 'float32', not 'float64'"),
+        ({"val_fraction": 1.0}, "--val_fraction takes a number from 0 up to, not including, 1, not '1.0'"),
+        ({"test_fraction": -0.1}, "--test_fraction takes a number from 0 up to, not including, 1, not '-0.1'"),
+        ({"limit": 0}, "--limit takes a whole number from 1 up or null, not '0'"),
+        ({"workers": 0}, "--workers takes a whole number from 1 up, not '0'"),
     ],
 )
-def test_wrong_options(folder, tmp_path, options, sentence):
-    with pytest.raises(UserError, match=sentence):
-        prepare(**{"source": str(folder), "out": tmp_path / "s.h5", **options})
+def test_wrong_options(folder, tmp_path, fails, options, sentence):
+    given = {"source": str(folder), "out": tmp_path / "s.h5", **options}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    assert sentence in fails(2, command(module), words)
     assert not (tmp_path / "s.h5").exists()
 
 

@@ -170,9 +170,9 @@ class TestSample:
         ("words", "sentence"),
         [
             ([], "the model needs mel spectrograms: give --speech"),
-            (["--count", "0"], "count is 0"),
-            (["--temperature", "0"], "temperature is 0"),
-            (["--seconds", "-1"], "seconds is -1"),
+            (["--count", "0"], "--count takes a whole number from 1 up, not '0'"),
+            (["--temperature", "0"], "--temperature takes a number above 0, not '0'"),
+            (["--seconds", "-1"], "--seconds takes a number above 0, not '-1'"),
             (["--speech", "no/such"], "there is no no/such"),
             (["--gap", "[0.1, 0.2]"], "fills in recordings"),
         ],

@@ -86,7 +86,7 @@ def test_fcd_is_measured_on_request(run, store, tmp_path, ends):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--samples", 0], "samples is 0"),
+        (["--samples", 0], "--samples takes a whole number from 1 up, not '0'"),
         (["--split", "none"], "has no split 'none'"),
     ],
 )

@@ -103,7 +103,7 @@ def test_wanted_properties_are_read():
     ("words", "message"),
     [
         (["--out", "a.txt"], "ends in .csv, .smi, .sdf"),
-        (["--out", "a.csv", "--count", "0"], "n is 0"),
+        (["--out", "a.csv", "--count", "0"], "--count takes a whole number from 1 up, not '0'"),
         (["--out", "a.csv", "--grid", "a.gif"], ".png or .svg"),
         (["--out", "a.csv", "--property", "logP=3"], "not conditional on 'logP'"),
         (["--out", "a.csv", "--fragment", "c1cc"], "no SMILES that RDKit can read"),

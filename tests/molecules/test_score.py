@@ -66,7 +66,7 @@ def test_what_cannot_be_represented_is_flagged(run, library, tmp_path, ends):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--batch_size", "0"], "batch_size is 0"),
+        (["--batch_size", "0"], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--orders", "1"], "orders is 1"),
         (["--molecules", "none.smi"], "there is no source 'none.smi'"),
         (["--column", "smiles"], "is no table"),

@@ -51,7 +51,7 @@ def test_log_likelihood_is_that_of_a_density_known_in_closed_form(tmp_path):
     ("words", "sentence"),
     [
         (["--split", "holdout"], "no split 'holdout'"),
-        (["--batch_size", 0], "batch_size is 0"),
+        (["--batch_size", 0], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--store", "missing.h5"], "no store at missing.h5"),
         (["--solver", "guess"], "guess"),
     ],

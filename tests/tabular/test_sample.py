@@ -77,8 +77,8 @@ def test_rows_of_more_columns_have_no_picture(tmp_path, ends):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--count", 0], "count is 0"),
-        (["--batch_size", 0], "batch_size is 0"),
+        (["--count", 0], "--count takes a whole number from 1 up, not '0'"),
+        (["--batch_size", 0], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--temperature", 0], "temperature must be greater than 0"),
         (["--context", "[1.0]"], "without context"),
         (["--solver", "newton"], "newton"),

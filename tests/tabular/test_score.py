@@ -116,7 +116,10 @@ def test_a_missing_column_split_or_context_is_named(houses_run, houses, moons, m
             "no split 'holdout': it has train, val, test",
         ),
         (["--model", houses_run, "--rows", moons], "model ≠ store: context 1 ≠ 0"),
-        (["--model", moons_run, "--rows", moons, "--batch_size", 0], "batch_size is 0"),
+        (
+            ["--model", moons_run, "--rows", moons, "--batch_size", 0],
+            "--batch_size takes a whole number from 1 up",
+        ),
     ]:
         code, message, _ = ends(command(scoring), *words, *out)
         assert code == 2

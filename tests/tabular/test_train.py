@@ -1,4 +1,5 @@
 import json
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -102,3 +103,28 @@ def test_a_store_of_another_domain_is_refused(moons_recipe, tmp_path, ends):
     code, message, _ = ends(command(train), *words)
     assert code == 2
     assert "'audio', not 'tabular'" in message
+
+
+@pytest.mark.parametrize("data", [{}, {"limit": 200}])
+def test_a_run_that_ends_before_a_validation_leaves_a_model_and_can_go_on(data, moons, tmp_path, ends):
+    """Also within an epoch: the rest of it is trained on after the resumption."""
+    settings = recipe(moons, 2)
+    settings["data"] |= data
+    settings["trainer"] |= {"max_epochs": -1, "check_val_every_n_epoch": 4}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    words = ["--config", tmp_path / "recipe.yaml", "--trainer.max_steps"]
+    code, _, printed = ends(command(train), *words, 3, "--out", tmp_path / "parts")
+    assert code == 0
+    assert "is the trained model" in printed
+    assert (tmp_path / "parts/checkpoints/last.ckpt").is_file()
+    assert ends(command(train), *words, 11, "--out", tmp_path / "parts", "--resume")[0] == 0
+    assert ends(command(train), *words, 11, "--out", tmp_path / "whole")[0] == 0
+    parts, whole = (VectorFlow.from_pretrained(tmp_path / name / "model") for name in ("parts", "whole"))
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_trial_run_says_that_it_writes_no_model(moons_recipe, tmp_path, ends):
+    words = ["--config", moons_recipe, "--out", tmp_path / "run", "--trainer.fast_dev_run", "true"]
+    assert ends(command(train), *words) == (0, "", ANY)
+    assert not (tmp_path / "run/model").exists()

@@ -114,8 +114,8 @@ def test_fid_without_its_network_says_what_to_do(run_folder, digits, tmp_path, m
     ("words", "sentence"),
     [
         (["--split", "holdout"], "no split 'holdout'"),
-        (["--draws", "0"], "draws is 0"),
-        (["--batch_size", "0"], "batch_size is 0"),
+        (["--draws", "0"], "--draws takes a whole number from 1 up, not '0'"),
+        (["--batch_size", "0"], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--fid", "1"], "fid is 1"),
         (["--store", "missing.h5"], "missing.h5"),
         (["--model", "missing"], "no model folder missing"),

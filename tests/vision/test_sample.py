@@ -145,8 +145,8 @@ def test_spherical_interpolation_of_parallel_vectors_is_straight():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--count", "0"], "count is 0"),
-        (["--batch_size", "0"], "batch_size is 0"),
+        (["--count", "0"], "--count takes a whole number from 1 up, not '0'"),
+        (["--batch_size", "0"], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--temperature", "0"], "temperature must be greater than 0"),
         (["--label", "1"], "trained without classes"),
         (["--device", "cuda:77"], "no device 'cuda:77'"),
