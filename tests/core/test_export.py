@@ -38,8 +38,9 @@ def exported(module, *examples):
 
 def _dynamic(module, examples, batch):
     shapes = tuple({0: batch} for _ in examples)
-    variadic = isinstance(module, Decoder) and len(examples) > 1
-    return (shapes[0], shapes[1:]) if variadic else (shapes,) if not isinstance(module, Decoder) else (shapes[0], ())
+    if not isinstance(module, Decoder):
+        return (shapes,)  # which take any arguments
+    return (shapes[0], shapes[1:]) if len(shapes) > 1 else shapes
 
 
 def randomised(flow):
@@ -49,17 +50,18 @@ def randomised(flow):
     return flow.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("context", [0, 2])
-@pytest.mark.parametrize("name", AUTOREGRESSIVE + COUPLINGS)
+@pytest.mark.parametrize(
+    ("name", "context"), [("MAF", 0), ("RealNVP", 0), *((name, 2) for name in AUTOREGRESSIVE + COUPLINGS)]
+)
 def test_flows_over_vectors(name, context):
-    flow = make(name, features=4, context=context, dtype=torch.float32, hidden_features=(8,)).requires_grad_(False)
-    flow.initialize(torch.randn(64, 4), torch.randn(64, context) if context else None)
+    flow = make(name, features=3, context=context, dtype=torch.float32, hidden_features=(8,)).requires_grad_(False)
+    flow.initialize(torch.randn(64, 3), torch.randn(64, context) if context else None)
 
     def given(count):
-        return torch.randn(count, 4), *([torch.randn(count, context)] if context else [])
+        return torch.randn(count, 3), *([torch.randn(count, context)] if context else [])
 
     density, decoder = exported(flow, *given(3)), exported(Decoder(flow), *given(3))
-    for count in (2, 5, 17):
+    for count in (2, 17):
         x = given(count)
         torch.testing.assert_close(density(*x), flow(*x), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(decoder(*x), flow.decode(*x), atol=1e-5, rtol=1e-5)
@@ -73,7 +75,7 @@ def test_flows_of_images(name):
         return torch.randint(256, (count, *flow.spec.shape), dtype=torch.uint8)
 
     density, decoder = exported(flow, given(3)), exported(Decoder(flow), torch.randn(3, flow.dims))
-    for count in (2, 5, 17):
+    for count in (2, 17):
         x, z = given(count), torch.randn(count, flow.dims)
         torch.manual_seed(1)
         found = density(x)
