@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from arflows.audio.representation import MelSpec
-from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.errors import UserError, match_names
 from arflows.data.audio_files import from_int16
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.store import Store
@@ -33,6 +33,7 @@ class SpeechDataset(StoreDataset):
         speakers: bool = False,
         limit: int | None = None,
         seed: int = 0,
+        numbers: Int64[np.ndarray, " speakers"] | None = None,
     ) -> None:
         """Choose the utterances.
 
@@ -45,12 +46,14 @@ class SpeechDataset(StoreDataset):
             speakers: Give the speakers.
             limit: Keep at most so many utterances, chosen at random.
             seed: Decides which, and where segments begin.
+            numbers: Number of each of the store's speakers in a model; None for the store's own.
 
         Raises:
             UserError: The store has no such split, or knows no speakers.
         """
         super().__init__(store, split, {}, limit, seed)
         self.seed = seed
+        self.numbers = numbers
         self.hop = MelSpec.from_dict(store.spec).hop
         self.frames = None if segment is None else segment // self.hop
         self.mels = mels
@@ -86,7 +89,8 @@ class SpeechDataset(StoreDataset):
             stacked = np.stack([mels[row][first : first + frames] for row, first in segments])
             batch["mel"] = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
         if self.speakers:
-            batch["speaker"] = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
+            speakers = self.store.array(self.split, "speakers")[rows]
+            batch["speaker"] = torch.from_numpy(speakers if self.numbers is None else self.numbers[speakers])
         return batch
 
     def _chances(
@@ -143,11 +147,24 @@ class SpeechDataModule(StoreDataModule):
         self.speaker_names: list[str] = self.store.categories.get("speakers", [])
         self.mels = True
         self.speakers = bool(self.speaker_names)
+        self._numbers: Int64[np.ndarray, " speakers"] | None = None
+
+    def number_speakers(self, names: list[str]) -> None:
+        """Give speakers the numbers by which a model knows them.
+
+        Args:
+            names: Names of the model's speakers.
+
+        Raises:
+            UserError: The store has a speaker whom the model does not know.
+        """
+        self._numbers = np.array(match_names("speaker", self.speaker_names, names, self.store.path), np.int64)
+        self.speaker_names = names
 
     def dataset(self, split: str, training: bool = False) -> SpeechDataset:
         """Return the utterances of a split in order, whole, or in training a segment of each."""
         segment = self.segment if training else None
-        return SpeechDataset(self.store, split, segment, self.mels, self.speakers, self.limit, self.seed)
+        return SpeechDataset(self.store, split, segment, self.mels, self.speakers, self.limit, self.seed, self._numbers)
 
     def initialization_batch(self) -> Batch:
         """Return one training batch of segments, the same in every process and run."""

@@ -119,10 +119,13 @@ class SpeechExperiment(Experiment):
         assert isinstance(flow, SpeechFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
-                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set "
-                "model.flow.init_args.spec accordingly, or prepare the store anew with these settings."
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; "
+                f"{self.remedy('model.flow.init_args.spec')}."
             )
-        if flow.speakers and flow.speakers != len(data.speaker_names):
+        known = self.start.data.get("speakers") if self.start is not None else None
+        if flow.speakers and known:
+            data.number_speakers(known)
+        elif flow.speakers and flow.speakers != len(data.speaker_names):
             raise UserError(
                 f"the model has {flow.speakers} speakers, {data.store.path} has {len(data.speaker_names)}: set "
                 f"model.flow.init_args.speakers to {len(data.speaker_names)}, or to 0 for a model without speakers."

@@ -142,7 +142,7 @@ def _rows(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
         percent = "" if value["value"] is None else f"{100 * value['value']:.2f} %, "
         return f"{percent}{value['count']:,} of {value['of']:,} {value['what']}"
 
-    rows = {"nats/molecule": str(figure)}
+    rows = {"a molecule": str(figure)}
     if "round_trip" in result:
         rows["round trip"] = told(result["round_trip"])
     rows |= {f"valid, {name}": told(value) for name, value in result["validity"].items()}

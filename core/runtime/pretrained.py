@@ -104,8 +104,8 @@ class Pretrained(nn.Module):
                 model = model_class(**arguments)
         except TooLarge as error:
             raise UserError(
-                f"{folder / CONFIG_FILE} asks for more than the {header.tensors:,} tensors of {header.numbers:,} numbers "
-                f"that {weights} holds: copy the model folder again"
+                f"{folder / CONFIG_FILE} asks for a larger model than the {header.tensors:,} tensors of "
+                f"{header.numbers:,} numbers in {weights}: copy the model folder again"
             ) from error
         except (UserError, ValueError) as error:
             details = " ".join(str(error).split())
