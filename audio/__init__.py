@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from arflows.audio.model import WaveFlow
+    from arflows.audio.predictive import PredictiveFlow
     from arflows.audio.representation import MelSpec, log_mel
 
-__all__ = ["MelSpec", "WaveFlow", "log_mel"]
+__all__ = ["MelSpec", "PredictiveFlow", "WaveFlow", "log_mel"]
 
 _HOMES = {
     "MelSpec": "arflows.audio.representation",
+    "PredictiveFlow": "arflows.audio.predictive",
     "WaveFlow": "arflows.audio.model",
     "log_mel": "arflows.audio.representation",
 }

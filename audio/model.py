@@ -17,19 +17,18 @@ from arflows.audio.conditions import ConditionEncoder
 from arflows.audio.folding import Folded, rows_reversed
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec
+from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
-from arflows.core.flow import Flow
 from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import Pretrained
 
 WIDTH_CYCLE = 8
 """Dilations along the rows are powers of two that begin anew after so many layers."""
 
 
-class WaveFlow(Flow, Pretrained):
+class WaveFlow(SpeechFlow):
     """A flow over waveforms in [−1, 1] that are folded to rows, autoregressive over these.
 
     Ping, Peng, Zhao & Song, "WaveFlow", 2020 (arXiv:1912.01219). A waveform is folded to columns of ``height``

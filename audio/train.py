@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataModule
 from arflows.audio.metrics import Mean
-from arflows.audio.model import WaveFlow
+from arflows.audio.speech_flow import SpeechFlow
 from arflows.audio.representation import Condition
 from arflows.core.commands.train import train
 from arflows.core.inversion import InversionError
@@ -32,7 +34,7 @@ REFERENCE_UTTERANCES = 100
 """Training utterances whose scores are kept with the model."""
 
 
-class WaveFlowTraining(FlowTraining):
+class SpeechTraining(FlowTraining):
     """Trains a flow of speech in nats per sample; see `FlowTraining`.
 
     Args:
@@ -40,8 +42,15 @@ class WaveFlowTraining(FlowTraining):
         **options: Those of `FlowTraining`.
     """
 
-    def __init__(self, flow: WaveFlow, **options: Any) -> None:
+    def __init__(self, flow: SpeechFlow, **options: Any) -> None:
         super().__init__(flow, unit="nats_per_dim", **options)
+
+    def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """Leaves what comes before a training segment out of the mean."""
+        if not self.training or not self.flow.lead:
+            return super()._losses(batch)
+        log_prob = self.flow.log_prob_per_sample(batch["x"], batch.get("context"))
+        return -log_prob[:, self.flow.lead * self.flow.spec.hop :].mean(1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores a whole utterance, of a length of its own, for which compiling would take longer than it saves."""
@@ -74,7 +83,7 @@ class SampleClip(Callback):
 
     def _synthesise(self, trainer: Trainer, pl_module: LightningModule) -> None:
         flow, data = pl_module.flow, trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(flow, WaveFlow)
+        assert isinstance(flow, SpeechFlow)
         try:
             clip = self._clip(flow, data)
         except InversionError as error:  # an early state of a model is not worth a run
@@ -86,7 +95,7 @@ class SampleClip(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_audio("clip", clip, trainer.global_step, sample_rate=data.spec.sample_rate)
 
-    def _clip(self, flow: WaveFlow, data: SpeechDataModule) -> torch.Tensor:
+    def _clip(self, flow: SpeechFlow, data: SpeechDataModule) -> torch.Tensor:
         batch = data.dataset("val").__getitems__([0])
         frames = max(1, min(round(self.seconds * data.spec.sample_rate), batch["x"].shape[1]) // data.spec.hop)
         condition = batch.get("context", Condition())
@@ -104,11 +113,11 @@ class SampleClip(Callback):
 class SpeechExperiment(Experiment):
     """Trains a flow on a store of speech."""
 
-    model: WaveFlowTraining
+    model: SpeechTraining
     datamodule: SpeechDataModule
 
     def __init__(self, words: Sequence[str]) -> None:
-        super().__init__(WaveFlowTraining, SpeechDataModule, words, "audio", [SampleClip()])
+        super().__init__(SpeechTraining, SpeechDataModule, words, "audio", [SampleClip()])
 
     def check(self) -> None:
         """Makes sure that the flow is one of such mel spectrograms, and of their speakers.
@@ -117,7 +126,7 @@ class SpeechExperiment(Experiment):
             UserError: If it is not.
         """
         flow, data = self.model.flow, self.datamodule
-        assert isinstance(flow, WaveFlow)
+        assert isinstance(flow, SpeechFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
                 f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set "
@@ -129,6 +138,7 @@ class SpeechExperiment(Experiment):
                 f"model.flow.init_args.speakers to {len(data.speaker_names)}, or to 0 for a model without speakers."
             )
         data.mels, data.speakers = flow.conditional, flow.speakers > 0
+        data.lead, data.surroundings = flow.lead, flow.surroundings
         data.train_dataloader()  # refuses a store that has too few utterances for a batch
         if left_out := data.dataset("train", training=True).left_out:
             print(f"{left_out:,} training utterances are shorter than a segment of {data.segment} samples: left out")

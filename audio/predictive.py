@@ -1,0 +1,284 @@
+"""PredictiveFlow: an autoregressive flow over samples of speech that linear prediction has whitened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arflows.audio.linear_prediction import Envelope, Filters, filters, interpolated, natural, predict
+from arflows.audio.pitch import correlations, lags, track
+from arflows.audio.predictive_network import FRAME_REACH, FrameEncoder, Head, Trunk
+from arflows.audio.representation import Condition, MelSpec, log_mel
+from arflows.audio.speech_flow import SpeechFlow
+from arflows.core.bijections.elementwise import Elementwise, LocationScale
+from arflows.core.bijections.johnson import JohnsonSU
+from arflows.core.runtime.errors import UserError
+
+SURROUNDINGS = 16
+"""Frames before and after a stretch of speech that its conditions are computed from."""
+SUBFRAME = 64
+"""Samples that share a filter, at most."""
+RECENT = 32
+"""Samples before its own that a sample's parameters see directly."""
+PERIOD_TAPS = 12
+"""Samples before and after that of one pitch period ago that they see too."""
+DENSITIES: dict[str, type[Elementwise]] = {"normal": LocationScale, "johnson": JohnsonSU}
+
+
+class Conditions(NamedTuple):
+    """What is known of the sub-frames of a stretch of speech, apart from its samples.
+
+    Attributes:
+        filters: linear prediction.
+        lag: of the pitch, of these sub-frames and of one frame more, in samples.
+        features: given to the networks.
+    """
+
+    filters: Filters
+    lag: Int[Tensor, "batch subframes_and_more"]
+    features: Float[Tensor, "batch subframes features"]
+
+
+class PredictiveFlow(SpeechFlow):
+    """A flow over waveforms in [−1, 1], sample by sample, on top of a linear prediction that knows the mel spectrogram.
+
+    Sample t is mapped in two steps. Linear prediction, whose coefficients a and gain g follow from the mel spectrogram
+    without anything learned (see `arflows.audio.linear_prediction`), gives the excitation
+
+        e_t = (x_t − Σ a_k x_{t−k}) / g,
+
+    as in LPCNet (Valin & Skoglund 2019, arXiv:1810.11846). An elementwise map, whose parameters two networks compute
+    from what came before, makes of it the latent z_t. The first network, a stack of gated dilated causal layers (van den
+    Oord et al. 2016, arXiv:1609.03499), takes a step for each chunk of samples; the second takes one for each sample.
+    Both also see the excitation around one pitch period ago, at a lag that is followed in the mel spectrogram. The map
+    is triangular, so `log_prob` is exact, and a generation takes one step a sample.
+
+    `log_prob` is the density in nats of a waveform as a vector of numbers in [−1, 1], in the literature's convention;
+    divide by the number of samples for nats per sample. Waveforms of a batch may differ in length; beyond the ends of
+    each there is silence, and the density of each is that of the waveform alone.
+
+    A model without mel spectrograms is given their mean over training data in every frame.
+
+    Args:
+        spec: settings of the mel spectrograms, those of `MelSpec`; None for its defaults.
+        conditional: whether mel spectrograms are given; otherwise only the sample rate of ``spec`` counts.
+        speakers: number of speakers that are told apart; 0 for none.
+        order: of the linear prediction.
+        chunk: samples of a step of the first network, S; a divisor of the hop. 1 makes it a WaveNet over samples.
+        channels: of its layers.
+        dilations: of its layers, in chunks.
+        width: of the second network.
+        features: of a frame.
+        density: of the excitation given the past: "normal", or "johnson" for Johnson's S_U, with heavier tails and skew.
+        pitch: whether the networks see the excitation one pitch period ago.
+
+    Raises:
+        UserError: for a chunk that does not fit the hop or the shortest pitch period.
+    """
+
+    lead = 2
+    surroundings = SURROUNDINGS
+    mean_mel: Tensor
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any] | None = None,
+        conditional: bool = True,
+        speakers: int = 0,
+        order: int = 48,
+        chunk: int = 8,
+        channels: int = 128,
+        dilations: Sequence[int] = (1, 2, 4, 8, 16, 32, 1, 2, 4, 8, 16, 32),
+        width: int = 64,
+        features: int = 96,
+        density: Literal["normal", "johnson"] = "johnson",
+        pitch: bool = True,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.spec = MelSpec.from_dict(spec or {})
+        self.conditional, self.speakers = conditional, speakers
+        self.order, self.chunk, self.pitch = order, chunk, pitch
+        hop = self.spec.hop
+        fitting = [size for size in range(chunk, SUBFRAME + 1, chunk) if hop % size == 0] if chunk >= 1 else []
+        shortest, _ = lags(self.spec)
+        self.ahead = max(PERIOD_TAPS, 2 * chunk) if chunk > 1 else PERIOD_TAPS
+        if not fitting or self.ahead > shortest:
+            raise UserError(
+                f"chunk={chunk} does not fit: it must divide the hop of {hop} samples and be at most "
+                f"{min(SUBFRAME, shortest // 2)}"
+            )
+        self.subframe = max(fitting)
+        self.per_frame = hop // self.subframe
+        self.elementwise = DENSITIES[density]()
+        self.envelope = Envelope(self.spec)
+        self.encoder = FrameEncoder(self.spec.bands + 4, features, speakers)
+        taps = 3 * chunk if pitch else 0
+        self.trunk = Trunk(4 * chunk + taps, channels, list(dilations), features, chunk, width)
+        taps = 2 * PERIOD_TAPS + 1 if pitch else 0
+        self.head = Head(2 * RECENT + taps + 2, width, self.elementwise.parameter_count)
+        self.register_buffer("mean_mel", torch.full((self.spec.bands,), self.spec.silence))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow computes."""
+        return self.mean_mel.device
+
+    # ------------------------------------------------------------------------------------------------- densities
+
+    def log_prob(  # type: ignore[override]  # conditions are more than a tensor
+        self,
+        waveform: Float[Tensor, "batch samples"],
+        context: Condition | None = None,
+        *,
+        mel: Float[Tensor, "batch bands frames"] | None = None,
+        speaker: Int[Tensor, " batch"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """Log-density of each waveform in nats.
+
+        Args:
+            waveform: samples in [−1, 1]; zeros after the end of those that are shorter.
+            context: mel spectrogram and speaker in one, instead of the next two.
+            mel: log-mel spectrograms with a frame for each hop that has begun; or with `surroundings` more frames
+                before and after them, where the waveform is a part of a longer one.
+            speaker: number of the speaker of each waveform.
+            lengths: samples of each waveform; None if all are full.
+
+        Raises:
+            UserError: for a condition that is missing, superfluous, or does not fit the waveform.
+        """
+        return self.log_prob_per_sample(waveform, context, mel=mel, speaker=speaker, lengths=lengths).sum(1)
+
+    def log_prob_per_sample(
+        self,
+        waveform: Float[Tensor, "batch samples"],
+        context: Condition | None = None,
+        *,
+        mel: Float[Tensor, "batch bands frames"] | None = None,
+        speaker: Int[Tensor, " batch"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch samples"]:
+        """What each sample contributes to `log_prob`: its log-density given those before it."""
+        condition = Condition(mel, speaker) if context is None else context
+        z, log_derivative = self._transform(waveform, condition, lengths)
+        log_density = log_derivative - 0.5 * (z.square() + math.log(2 * math.pi)).to(log_derivative.dtype)
+        return self._within(log_density, lengths)
+
+    def _transform(
+        self, waveform: Tensor, condition: Condition, lengths: Tensor | None
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
+        """Waveform → latents, with the log-derivative sample by sample."""
+        samples = waveform.shape[1]
+        waveform = F.pad(self._within(waveform, lengths), (0, -samples % self.spec.hop))
+        mel = self._surrounded(condition, len(waveform), samples, lengths)
+        conditions = self.conditions(mel, condition.speaker)
+        coefficients, gain, level = conditions.filters
+        log_gain, level = (self._per_sample(part).to(waveform.dtype) for part in (gain.log(), level))
+        predicted = predict(waveform, coefficients)
+        excitation = (waveform - predicted) * (-log_gain).exp()
+        parameters = self._of_samples(excitation, waveform / level, predicted / level, level.log() - log_gain, conditions)
+        z, log_derivative = self.elementwise(excitation, parameters)
+        return z[:, :samples], (log_derivative - log_gain)[:, :samples]
+
+    def _of_samples(
+        self, excitation: Tensor, waveform: Tensor, predicted: Tensor, log_ratio: Tensor, conditions: Conditions
+    ) -> Float[Tensor, "batch samples parameters"]:
+        """The parameters of every sample's map; waveform and its prediction are in units of the level."""
+        samples, size = excitation.shape[1], self.chunk
+        compressed = excitation.asinh()  # what is loud must not drown what is not
+        recent = [F.pad(part, (RECENT, 0))[:, :-1].unfold(1, RECENT, 1) for part in (compressed, waveform)]
+        coarse = [F.pad(part, (2 * size, 0)).unfold(1, 2 * size, size)[:, :-1] for part in (compressed, waveform)]
+        if self.pitch:
+            period = self._one_period_ago(compressed, conditions.lag)
+            place = self.ahead - PERIOD_TAPS
+            recent.append(period[:, place:].unfold(1, 2 * PERIOD_TAPS + 1, 1)[:, :samples])
+            place = self.ahead - size
+            coarse.append(period[:, place:].unfold(1, 3 * size, size)[:, : samples // size])
+        state = self.trunk(torch.cat(coarse, 2), conditions.features)
+        return self.head(torch.cat([*recent, predicted[..., None], log_ratio[..., None]], 2), state)
+
+    def _one_period_ago(
+        self, compressed: Float[Tensor, "batch samples"], lag: Int[Tensor, "batch subframes"]
+    ) -> Float[Tensor, "batch samples_and_more"]:
+        """The excitation one pitch period before each time, from `ahead` samples before the first to after the last."""
+        longest = lags(self.spec)[1]
+        times = torch.arange(-self.ahead, compressed.shape[1] + self.ahead, device=compressed.device)
+        places = times - lag[:, (times // self.subframe).clamp_min(0)]
+        padded = F.pad(compressed, (longest + self.ahead, 0))
+        return padded.gather(1, places + longest + self.ahead)
+
+    # ------------------------------------------------------------------------------------------------ conditions
+
+    def conditions(
+        self, mel: Float[Tensor, "batch bands surrounded_frames"], speaker: Int[Tensor, " batch"] | None
+    ) -> Conditions:
+        """What is known of the sub-frames of all frames but the first and last `SURROUNDINGS`."""
+        known, found, log_lag = self._known(mel)
+        features = self.encoder(known.to(self.mean_mel.dtype), speaker)
+        features = interpolated(features, self.spec, self.per_frame)
+        inner = slice((1 + FRAME_REACH) * self.per_frame, -(1 + FRAME_REACH) * self.per_frame)
+        lag = interpolated(log_lag[..., None], self.spec, self.per_frame)[..., 0].exp().round().long()
+        lag = lag[:, FRAME_REACH * self.per_frame : -(FRAME_REACH - 1) * self.per_frame]
+        return Conditions(Filters(*(part[:, inner] for part in found)), lag, features)
+
+    def _known(self, mel: Tensor) -> tuple[Float[Tensor, "batch frames inputs"], Filters, Tensor]:
+        """What the encoder is given of the inner frames and `FRAME_REACH` + 1 more, their filters, their log-lags."""
+        log_amplitude = self.envelope(mel)
+        reach = 1 + FRAME_REACH
+        inner = slice(SURROUNDINGS - reach, mel.shape[2] - SURROUNDINGS + reach)
+        wider = slice(inner.start - 1, inner.stop + 1)
+        found = filters(log_amplitude[:, wider], self.spec, self.order, self.per_frame)
+        lag, periodicity = track(correlations(log_amplitude, self.spec), self.spec)
+        log_lag = lag.double().log()[:, inner]
+        levels = [part.log().unflatten(1, (-1, self.per_frame)).mean(2) for part in (found.gain, found.level)]
+        known = [natural(mel[..., inner], self.spec).mT]
+        known += [part[..., None] for part in (*levels, log_lag, periodicity[:, inner])]
+        return torch.cat(known, 2), found, log_lag
+
+    def _surrounded(
+        self, condition: Condition, batch: int, samples: int, lengths: Tensor | None
+    ) -> Float[Tensor, "batch bands surrounded_frames"]:
+        """The mel spectrogram with silence, or what was given, around it."""
+        frames = self.spec.frames(samples)
+        mel = condition.mel
+        if not self.conditional:
+            mel = self.mean_mel[None, :, None].expand(1, -1, frames)
+        assert mel is not None
+        if lengths is not None:
+            ends = (lengths.to(mel.device) - 1) // self.spec.hop + 1
+            mel = torch.where(torch.arange(frames, device=mel.device) < ends[:, None, None], mel, self.spec.silence)
+        mel = mel.expand(batch, -1, -1)
+        if mel.shape[2] == frames + 2 * SURROUNDINGS:
+            return mel
+        return F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: object = None) -> None:  # type: ignore[override]
+        """Fits what is not learned to segments of training speech; what was fitted or loaded before stays.
+
+        These are the levels above the highest mel band, the units of the networks' inputs, and the mean spectrum.
+        """
+        if self.envelope.fitted:
+            return
+        mel = log_mel(x, self.spec)
+        self.envelope.fit(mel, x)
+        self.mean_mel.copy_(mel.mean((0, 2)))
+        if not self.conditional:
+            mel = self.mean_mel[None, :, None].expand_as(mel)
+        known, _, _ = self._known(F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence))
+        self.encoder.fit(known[:, 2 * FRAME_REACH : -2 * FRAME_REACH].to(self.mean_mel.dtype))
+
+    def _per_sample(self, values: Float[Tensor, "batch subframes"]) -> Float[Tensor, "batch samples"]:
+        return values.repeat_interleave(self.subframe, 1)
+
+    def _within(self, values: Float[Tensor, "batch samples"], lengths: Tensor | None) -> Float[Tensor, "batch samples"]:
+        """Zeros in place of what lies after a waveform's end."""
+        if lengths is None:
+            return values
+        return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])
