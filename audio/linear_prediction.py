@@ -174,6 +174,12 @@ def levinson_durbin(
         inverse filter is stable.
     """
     order = r.shape[-1] - 1
+    if r.device.type == "cpu":
+        rows = r.detach().reshape(-1, order + 1).contiguous().numpy()
+        arrays = np.zeros((len(rows), order), rows.dtype), np.zeros(len(rows), rows.dtype), np.zeros_like(rows[:, 1:])
+        _levinson_durbin(rows, *arrays)
+        a, error, reflections = (torch.from_numpy(array) for array in arrays)
+        return a.view(*r.shape[:-1], order), error.view(r.shape[:-1]), reflections.view(*r.shape[:-1], order)
     a = r.new_zeros(*r.shape[:-1], order)
     reflections = torch.zeros_like(a)
     error = r[..., 0].clone()
@@ -184,6 +190,27 @@ def levinson_durbin(
         a[..., i] = k
         error = error * (1 - k.square())
     return a, error, reflections
+
+
+@compiled
+def _levinson_durbin(r: Any, a: Any, error: Any, reflections: Any) -> None:
+    order = a.shape[1]
+    before = np.zeros(order, r.dtype)
+    for row in range(len(r)):
+        own, given = a[row], r[row]
+        left = given[0]
+        for i in range(order):
+            k = given[i + 1]
+            for j in range(i):
+                k -= own[j] * given[i - j]
+            k /= left
+            before[:i] = own[:i]
+            for j in range(i):
+                own[j] = before[j] - k * before[i - 1 - j]
+            own[i] = k
+            reflections[row, i] = k
+            left *= 1 - k * k
+        error[row] = left
 
 
 class Filters(NamedTuple):

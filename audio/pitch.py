@@ -44,7 +44,9 @@ def lags(spec: MelSpec) -> tuple[int, int]:
     return int(spec.sample_rate / HIGHEST), int(spec.sample_rate / LOWEST)
 
 
-def correlations(log_amplitude: Float[Tensor, "batch frames frequencies"], spec: MelSpec) -> Float[Tensor, "batch frames lags"]:
+def correlations(
+    log_amplitude: Float[Tensor, "batch frames frequencies"], spec: MelSpec
+) -> Float[Tensor, "batch frames lags"]:
     """Autocorrelation, at every lag of `lags`, of what stands out of the spectrum's envelope; float64."""
     smoothing, weight, cosines = (part.to(log_amplitude.device) for part in _constants(spec))
     count, reach = len(weight), len(smoothing) // 2
@@ -108,8 +110,12 @@ class PitchTracker:
 def track(correlation: Float[Tensor, "batch frames lags"], spec: MelSpec) -> Pitch:
     """Lag and periodicity of all frames of whole spectrograms."""
     lag = PitchTracker(len(correlation), spec).track(correlation, ended=True).to(correlation.device)
-    periodicity = correlation.gather(2, (lag - lags(spec)[0])[..., None])[..., 0]
-    return Pitch(lag, periodicity)
+    return at_lags(correlation, lag, spec)
+
+
+def at_lags(correlation: Float[Tensor, "batch frames lags"], lag: Int[Tensor, "batch frames"], spec: MelSpec) -> Pitch:
+    """The lags with the correlations at them."""
+    return Pitch(lag, correlation.gather(2, (lag - lags(spec)[0])[..., None])[..., 0])
 
 
 @compiled

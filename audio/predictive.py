@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arflows.audio.linear_prediction import Envelope, Filters, filters, interpolated, natural, predict
-from arflows.audio.pitch import correlations, lags, track
+from arflows.audio.pitch import Pitch, correlations, lags, track
 from arflows.audio.predictive_network import FRAME_REACH, FrameEncoder, Head, Trunk
 from arflows.audio.representation import Condition, MelSpec, log_mel
+from arflows.audio.predictive_synthesis import Part, Synthesis
 from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.bijections.elementwise import Elementwise, LocationScale
 from arflows.core.bijections.johnson import JohnsonSU
+from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 
 SURROUNDINGS = 16
 """Frames before and after a stretch of speech that its conditions are computed from."""
+REACH = FRAME_REACH + 2
+"""Of which so many next to a frame decide on all but its pitch."""
 SUBFRAME = 64
 """Samples that share a filter, at most."""
 RECENT = 32
@@ -36,12 +40,14 @@ class Conditions(NamedTuple):
 
     Attributes:
         filters: linear prediction.
-        lag: of the pitch, of these sub-frames and of one frame more, in samples.
+        lag: of the pitch, in samples; of one frame before these sub-frames, of these, and of one frame after them.
+        periodicity: at that lag, up to 1.
         features: given to the networks.
     """
 
     filters: Filters
     lag: Int[Tensor, "batch subframes_and_more"]
+    periodicity: Float[Tensor, "batch subframes"]
     features: Float[Tensor, "batch subframes features"]
 
 
@@ -175,6 +181,7 @@ class PredictiveFlow(SpeechFlow):
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
         """Waveform → latents, with the log-derivative sample by sample."""
         samples = waveform.shape[1]
+        self._check(condition, len(waveform), samples, lengths)
         waveform = F.pad(self._within(waveform, lengths), (0, -samples % self.spec.hop))
         mel = self._surrounded(condition, len(waveform), samples, lengths)
         conditions = self.conditions(mel, condition.speaker)
@@ -209,9 +216,115 @@ class PredictiveFlow(SpeechFlow):
         """The excitation one pitch period before each time, from `ahead` samples before the first to after the last."""
         longest = lags(self.spec)[1]
         times = torch.arange(-self.ahead, compressed.shape[1] + self.ahead, device=compressed.device)
-        places = times - lag[:, (times // self.subframe).clamp_min(0)]
+        places = times - lag[:, times.clamp_min(0) // self.subframe + self.per_frame]
         padded = F.pad(compressed, (longest + self.ahead, 0))
         return padded.gather(1, places + longest + self.ahead)
+
+    def encode(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
+        """Waveform → latents (batch, samples), in evaluation mode; conditions are those of `log_prob`."""
+        condition = Condition(conditions.get("mel"), conditions.get("speaker")) if context is None else context
+        with self._evaluating():
+            return self._transform(waveform, condition, conditions.get("lengths"))[0]
+
+    def decode(self, z: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
+        """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
+        condition = Condition(conditions.get("mel"), conditions.get("speaker")) if context is None else context
+        return self._generate(z, condition, conditions.get("lengths"))[0]
+
+    @torch.no_grad()
+    def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
+        """Largest difference of each waveform from what its latents decode to; conditions are those of `log_prob`."""
+        z = self.encode(waveform, context, **conditions)
+        return (self.decode(z, context, **conditions) - waveform).abs().amax(1)
+
+    # --------------------------------------------------------------------------------------------------- samples
+
+    @torch.no_grad()
+    def sample(  # type: ignore[override]  # conditions are more than a tensor
+        self,
+        count: int | None = None,
+        context: Condition | None = None,
+        *,
+        mel: Float[Tensor, "batch bands frames"] | None = None,
+        speaker: Int[Tensor, " batch"] | None = None,
+        samples: int | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+        temperature: float | tuple[float, float] = 1.0,
+        generator: torch.Generator | None = None,
+        solver: Solver | None = None,
+    ) -> Float[Tensor, "batch samples"]:
+        """Draws waveforms, in evaluation mode and without gradients.
+
+        Args:
+            count: how many; None for one of each condition.
+            context: mel spectrogram and speaker in one, instead of the next two.
+            mel: log-mel spectrograms to vocode; a single one serves all.
+            speaker: number of the speaker of each waveform, or of all.
+            samples: length of the waveforms; None for all frames of the mel spectrogram.
+            lengths: samples of each waveform where they differ; zeros follow.
+            temperature: multiplies the latents' standard deviation; or that of voiced and that of unvoiced speech.
+            generator: source of randomness; a CPU generator gives the same latents on every device.
+            solver: has no effect: the map is inverted sample by sample.
+
+        Raises:
+            UserError: for a condition that is missing, superfluous or does not fit, or no length.
+        """
+        return self._draw(count, context, mel, speaker, samples, lengths, temperature, generator)[0]
+
+    @torch.no_grad()
+    def sample_with_log_prob(  # type: ignore[override]  # conditions are more than a tensor
+        self, count: int | None = None, context: Condition | None = None, **options: Any
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
+        """Draws waveforms and gives the log-density of each, at temperature 1, in nats; takes what `sample` takes."""
+        options.pop("solver", None)
+        return self._draw(count, context, **options)
+
+    def _draw(
+        self,
+        count: int | None,
+        context: Condition | None,
+        mel: Tensor | None = None,
+        speaker: Tensor | None = None,
+        samples: int | None = None,
+        lengths: Tensor | None = None,
+        temperature: float | tuple[float, float] = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        condition = Condition(mel, speaker) if context is None else context
+        given = [part for part in (condition.mel, condition.speaker, lengths) if part is not None]
+        count = count if count is not None else max((len(part) for part in given), default=1)
+        if count < 1:
+            raise UserError(f"the number of samples must be at least 1, got {count}")
+        if samples is None:
+            if condition.mel is None:
+                raise UserError("an unconditional model does not know how long a waveform shall be: give samples")
+            samples = condition.mel.shape[-1] * self.spec.hop
+        device = generator.device if generator is not None else self.device
+        z = torch.randn(count, samples, generator=generator, device=device, dtype=self.mean_mel.dtype).to(self.device)
+        return self._generate(z, condition, lengths, temperature)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        z: Float[Tensor, "batch samples"],
+        condition: Condition,
+        lengths: Tensor | None,
+        temperature: float | tuple[float, float] = 1.0,
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
+        """Latents → waveforms, and the log-density of these."""
+        samples = z.shape[1]
+        self._check(condition, len(z), samples, lengths)
+        mel = self._ended(condition, len(z), samples, lengths)
+        z = F.pad(z, (0, -samples % self.spec.hop))
+
+        def drawn(start: int, stop: int) -> Tensor:
+            return z[:, start:stop]
+
+        synthesis = Synthesis(self, len(z), condition.speaker, temperature, drawn)
+        synthesis.take(mel)
+        parts = list(synthesis.ready(ended=True))
+        waveform, log_density = (torch.cat([getattr(part, name) for part in parts], 1)[:, :samples] for name in Part._fields)
+        return self._within(waveform, lengths), self._within(log_density, lengths).sum(1)
 
     # ------------------------------------------------------------------------------------------------ conditions
 
@@ -219,44 +332,66 @@ class PredictiveFlow(SpeechFlow):
         self, mel: Float[Tensor, "batch bands surrounded_frames"], speaker: Int[Tensor, " batch"] | None
     ) -> Conditions:
         """What is known of the sub-frames of all frames but the first and last `SURROUNDINGS`."""
-        known, found, log_lag = self._known(mel)
-        features = self.encoder(known.to(self.mean_mel.dtype), speaker)
-        features = interpolated(features, self.spec, self.per_frame)
-        inner = slice((1 + FRAME_REACH) * self.per_frame, -(1 + FRAME_REACH) * self.per_frame)
-        lag = interpolated(log_lag[..., None], self.spec, self.per_frame)[..., 0].exp().round().long()
-        lag = lag[:, FRAME_REACH * self.per_frame : -(FRAME_REACH - 1) * self.per_frame]
-        return Conditions(Filters(*(part[:, inner] for part in found)), lag, features)
-
-    def _known(self, mel: Tensor) -> tuple[Float[Tensor, "batch frames inputs"], Filters, Tensor]:
-        """What the encoder is given of the inner frames and `FRAME_REACH` + 1 more, their filters, their log-lags."""
         log_amplitude = self.envelope(mel)
-        reach = 1 + FRAME_REACH
-        inner = slice(SURROUNDINGS - reach, mel.shape[2] - SURROUNDINGS + reach)
-        wider = slice(inner.start - 1, inner.stop + 1)
-        found = filters(log_amplitude[:, wider], self.spec, self.order, self.per_frame)
-        lag, periodicity = track(correlations(log_amplitude, self.spec), self.spec)
-        log_lag = lag.double().log()[:, inner]
-        levels = [part.log().unflatten(1, (-1, self.per_frame)).mean(2) for part in (found.gain, found.level)]
-        known = [natural(mel[..., inner], self.spec).mT]
-        known += [part[..., None] for part in (*levels, log_lag, periodicity[:, inner])]
-        return torch.cat(known, 2), found, log_lag
+        found = track(correlations(log_amplitude, self.spec), self.spec)
+        inner = slice(SURROUNDINGS - REACH, mel.shape[2] - SURROUNDINGS + REACH)
+        return self.inner_conditions(
+            mel[:, :, inner], log_amplitude[:, inner], Pitch(*(part[:, inner] for part in found)), speaker
+        )
+
+    def inner_conditions(
+        self,
+        mel: Float[Tensor, "batch bands frames"],
+        log_amplitude: Float[Tensor, "batch frames frequencies"],
+        found: Pitch,
+        speaker: Int[Tensor, " batch"] | None,
+    ) -> Conditions:
+        """The same of all frames but the first and last `REACH`, whose spectra and pitch are known."""
+        known, all_filters = self._known(mel, log_amplitude, found)
+        features = self.encoder(known.to(self.mean_mel.dtype), speaker)
+        inner = slice((REACH - 1) * self.per_frame, -(REACH - 1) * self.per_frame)
+        around = slice(REACH - 2, -(REACH - 2))
+        lag = interpolated(found.lag[:, around, None].double().log(), self.spec, self.per_frame)
+        periodicity = found.periodicity[:, REACH - 1 : -(REACH - 1), None]
+        return Conditions(
+            Filters(*(part[:, inner] for part in all_filters)),
+            lag[..., 0].exp().round().long(),
+            interpolated(periodicity, self.spec, self.per_frame)[..., 0],
+            interpolated(features, self.spec, self.per_frame),
+        )
+
+    def _known(
+        self, mel: Tensor, log_amplitude: Tensor, found: Pitch
+    ) -> tuple[Float[Tensor, "batch frames inputs"], Filters]:
+        """What the encoder is given of all frames but the first and the last, and their filters."""
+        all_filters = filters(log_amplitude, self.spec, self.order, self.per_frame)
+        levels = [part.log().unflatten(1, (-1, self.per_frame)).mean(2) for part in all_filters[1:]]
+        known = [natural(mel, self.spec).mT[:, 1:-1]]
+        known += [part[..., None] for part in (*levels, found.lag.double().log()[:, 1:-1], found.periodicity[:, 1:-1])]
+        return torch.cat(known, 2), all_filters
 
     def _surrounded(
         self, condition: Condition, batch: int, samples: int, lengths: Tensor | None
     ) -> Float[Tensor, "batch bands surrounded_frames"]:
-        """The mel spectrogram with silence, or what was given, around it."""
-        frames = self.spec.frames(samples)
+        """The mel spectrogram with what is around it: what was given, or silence."""
         mel = condition.mel
+        if mel is not None and mel.shape[2] == self.spec.frames(samples) + 2 * SURROUNDINGS:
+            return mel.expand(batch, -1, -1)
+        mel = self._ended(condition, batch, samples, lengths)
+        return F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence)
+
+    def _ended(
+        self, condition: Condition, batch: int, samples: int, lengths: Tensor | None
+    ) -> Float[Tensor, "batch bands frames"]:
+        """The mel spectrogram with silence after the end of waveforms that are shorter."""
+        frames, mel = self.spec.frames(samples), condition.mel
         if not self.conditional:
             mel = self.mean_mel[None, :, None].expand(1, -1, frames)
         assert mel is not None
         if lengths is not None:
             ends = (lengths.to(mel.device) - 1) // self.spec.hop + 1
             mel = torch.where(torch.arange(frames, device=mel.device) < ends[:, None, None], mel, self.spec.silence)
-        mel = mel.expand(batch, -1, -1)
-        if mel.shape[2] == frames + 2 * SURROUNDINGS:
-            return mel
-        return F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence)
+        return mel.expand(batch, -1, -1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: object = None) -> None:  # type: ignore[override]
@@ -271,14 +406,9 @@ class PredictiveFlow(SpeechFlow):
         self.mean_mel.copy_(mel.mean((0, 2)))
         if not self.conditional:
             mel = self.mean_mel[None, :, None].expand_as(mel)
-        known, _, _ = self._known(F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence))
-        self.encoder.fit(known[:, 2 * FRAME_REACH : -2 * FRAME_REACH].to(self.mean_mel.dtype))
+        log_amplitude = self.envelope(mel)
+        known, _ = self._known(mel, log_amplitude, track(correlations(log_amplitude, self.spec), self.spec))
+        self.encoder.fit(known[:, REACH:-REACH].to(self.mean_mel.dtype))
 
     def _per_sample(self, values: Float[Tensor, "batch subframes"]) -> Float[Tensor, "batch samples"]:
         return values.repeat_interleave(self.subframe, 1)
-
-    def _within(self, values: Float[Tensor, "batch samples"], lengths: Tensor | None) -> Float[Tensor, "batch samples"]:
-        """Zeros in place of what lies after a waveform's end."""
-        if lengths is None:
-            return values
-        return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])
