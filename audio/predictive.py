@@ -3,52 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arflows.audio.linear_prediction import Envelope, Filters, filters, interpolated, natural, predict
-from arflows.audio.pitch import Pitch, correlations, lags, track
-from arflows.audio.predictive_network import FRAME_REACH, FrameEncoder, Head, Trunk
-from arflows.audio.representation import Condition, MelSpec, log_mel
+from arflows.audio import streaming
+from arflows.audio.linear_prediction import Envelope, predict
+from arflows.audio.pitch import correlations, lags, track
+from arflows.audio.predictive_conditions import (
+    REACH,
+    SURROUNDINGS,
+    Conditions,
+    ConditionStream,
+    conditions_of,
+    known_of,
+)
+from arflows.audio.predictive_network import PERIOD_TAPS, RECENT, FrameEncoder, Head, Trunk
 from arflows.audio.predictive_synthesis import Part, Synthesis
+from arflows.audio.representation import Condition, MelSpec, log_mel
 from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.bijections.elementwise import Elementwise, LocationScale
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 
-SURROUNDINGS = 16
-"""Frames before and after a stretch of speech that its conditions are computed from."""
-REACH = FRAME_REACH + 2
-"""Of which so many next to a frame decide on all but its pitch."""
 SUBFRAME = 64
 """Samples that share a filter, at most."""
-RECENT = 32
-"""Samples before its own that a sample's parameters see directly."""
-PERIOD_TAPS = 12
-"""Samples before and after that of one pitch period ago that they see too."""
+WINDOW = 256
+"""Frames of a longer waveform that are looked at together where no gradient is asked for."""
 DENSITIES: dict[str, type[Elementwise]] = {"normal": LocationScale, "johnson": JohnsonSU}
-
-
-class Conditions(NamedTuple):
-    """What is known of the sub-frames of a stretch of speech, apart from its samples.
-
-    Attributes:
-        filters: linear prediction.
-        lag: of the pitch, in samples; of one frame before these sub-frames, of these, and of one frame after them.
-        periodicity: at that lag, up to 1.
-        features: given to the networks.
-    """
-
-    filters: Filters
-    lag: Int[Tensor, "batch subframes_and_more"]
-    periodicity: Float[Tensor, "batch subframes"]
-    features: Float[Tensor, "batch subframes features"]
 
 
 class PredictiveFlow(SpeechFlow):
@@ -184,14 +171,44 @@ class PredictiveFlow(SpeechFlow):
         self._check(condition, len(waveform), samples, lengths)
         waveform = F.pad(self._within(waveform, lengths), (0, -samples % self.spec.hop))
         mel = self._surrounded(condition, len(waveform), samples, lengths)
-        conditions = self.conditions(mel, condition.speaker)
+        if torch.is_grad_enabled() or mel.shape[2] <= WINDOW + 2 * SURROUNDINGS:
+            z, log_derivative = self._map(waveform, conditions_of(self, mel, condition.speaker))
+        else:
+            z, log_derivative = self._map_by_windows(waveform, mel[:, :, SURROUNDINGS:-SURROUNDINGS], condition.speaker)
+        return z[:, :samples], log_derivative[:, :samples]
+
+    def _map_by_windows(
+        self, waveform: Tensor, mel: Tensor, speaker: Tensor | None
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
+        """Maps a long waveform piece by piece, each with as much before it as its networks see."""
+        hop, longest = self.spec.hop, lags(self.spec)[1]
+        seen = self.trunk.stack.reach * self.chunk + max(2 * self.chunk, RECENT) + self.ahead + longest + self.order
+        before = -(-seen // hop)
+        stream = ConditionStream(self, len(waveform), speaker, WINDOW)
+        stream.take(mel)
+        parts, done = [], 0
+        previous: Conditions | None = None
+        for frames, conditions in stream.ready(ended=True):
+            lead = min(before, done)
+            joined = conditions if previous is None else previous.last(lead, self.per_frame).followed(conditions, self.per_frame)
+            piece = waveform[:, (done - lead) * hop : (done + WINDOW) * hop]
+            piece = F.pad(piece, (0, (lead + WINDOW) * hop - piece.shape[1]))
+            parts.append([part[:, lead * hop : (lead + frames) * hop] for part in self._map(piece, joined)])
+            previous, done = joined, done + frames
+        z, log_derivative = (torch.cat(pieces, 1) for pieces in zip(*parts, strict=True))
+        return z, log_derivative
+
+    def _map(
+        self, waveform: Float[Tensor, "batch samples"], conditions: Conditions
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
+        """Whole frames → latents and log-derivatives."""
         coefficients, gain, level = conditions.filters
         log_gain, level = (self._per_sample(part).to(waveform.dtype) for part in (gain.log(), level))
         predicted = predict(waveform, coefficients)
         excitation = (waveform - predicted) * (-log_gain).exp()
         parameters = self._of_samples(excitation, waveform / level, predicted / level, level.log() - log_gain, conditions)
         z, log_derivative = self.elementwise(excitation, parameters)
-        return z[:, :samples], (log_derivative - log_gain)[:, :samples]
+        return z, log_derivative - log_gain
 
     def _of_samples(
         self, excitation: Tensor, waveform: Tensor, predicted: Tensor, log_ratio: Tensor, conditions: Conditions
@@ -279,6 +296,45 @@ class PredictiveFlow(SpeechFlow):
         options.pop("solver", None)
         return self._draw(count, context, **options)
 
+    def stream(
+        self,
+        mel_chunks: Iterable[Float[Tensor, "batch bands frames"]],
+        *,
+        speaker: Int[Tensor, " batch"] | None = None,
+        temperature: float | tuple[float, float] = 1.0,
+        seed: int = 0,
+    ) -> Iterator[Float[Tensor, "batch samples"]]:
+        """Synthesises while mel spectrograms still arrive; what comes out does not depend on how they are cut.
+
+        The waveform is `decode` of `arflows.audio.streaming.latents` times the temperature. Of each block of `BLOCK`
+        frames it comes as soon as `REACH` + `LOOK_AHEAD` frames after it are known.
+
+        Args:
+            mel_chunks: log-mel spectrograms, one after the other, of any numbers of frames.
+            speaker: number of the speaker of each waveform.
+            temperature: multiplies the latents' standard deviation; or that of voiced and that of unvoiced speech.
+            seed: of the latents.
+
+        Yields:
+            The samples that follow; together as many as the frames' hops.
+
+        Raises:
+            UserError: for a model without mel spectrograms, or chunks that do not fit it or each other.
+        """
+        streaming.check(self, speaker, seed)
+        synthesis: Synthesis | None = None
+        for chunk in mel_chunks:
+            streaming.check_chunk(self, chunk, None if synthesis is None else synthesis.batch)
+            if synthesis is None:
+                batch = len(chunk)
+                synthesis = Synthesis(
+                    self, batch, speaker, temperature, lambda start, stop: streaming.latents(batch, start, stop, seed)
+                )
+            synthesis.take(chunk)
+            yield from (part.waveform for part in synthesis.ready(ended=False))
+        if synthesis is not None:
+            yield from (part.waveform for part in synthesis.ready(ended=True))
+
     def _draw(
         self,
         count: int | None,
@@ -327,48 +383,6 @@ class PredictiveFlow(SpeechFlow):
         return self._within(waveform, lengths), self._within(log_density, lengths).sum(1)
 
     # ------------------------------------------------------------------------------------------------ conditions
-
-    def conditions(
-        self, mel: Float[Tensor, "batch bands surrounded_frames"], speaker: Int[Tensor, " batch"] | None
-    ) -> Conditions:
-        """What is known of the sub-frames of all frames but the first and last `SURROUNDINGS`."""
-        log_amplitude = self.envelope(mel)
-        found = track(correlations(log_amplitude, self.spec), self.spec)
-        inner = slice(SURROUNDINGS - REACH, mel.shape[2] - SURROUNDINGS + REACH)
-        return self.inner_conditions(
-            mel[:, :, inner], log_amplitude[:, inner], Pitch(*(part[:, inner] for part in found)), speaker
-        )
-
-    def inner_conditions(
-        self,
-        mel: Float[Tensor, "batch bands frames"],
-        log_amplitude: Float[Tensor, "batch frames frequencies"],
-        found: Pitch,
-        speaker: Int[Tensor, " batch"] | None,
-    ) -> Conditions:
-        """The same of all frames but the first and last `REACH`, whose spectra and pitch are known."""
-        known, all_filters = self._known(mel, log_amplitude, found)
-        features = self.encoder(known.to(self.mean_mel.dtype), speaker)
-        inner = slice((REACH - 1) * self.per_frame, -(REACH - 1) * self.per_frame)
-        around = slice(REACH - 2, -(REACH - 2))
-        lag = interpolated(found.lag[:, around, None].double().log(), self.spec, self.per_frame)
-        periodicity = found.periodicity[:, REACH - 1 : -(REACH - 1), None]
-        return Conditions(
-            Filters(*(part[:, inner] for part in all_filters)),
-            lag[..., 0].exp().round().long(),
-            interpolated(periodicity, self.spec, self.per_frame)[..., 0],
-            interpolated(features, self.spec, self.per_frame),
-        )
-
-    def _known(
-        self, mel: Tensor, log_amplitude: Tensor, found: Pitch
-    ) -> tuple[Float[Tensor, "batch frames inputs"], Filters]:
-        """What the encoder is given of all frames but the first and the last, and their filters."""
-        all_filters = filters(log_amplitude, self.spec, self.order, self.per_frame)
-        levels = [part.log().unflatten(1, (-1, self.per_frame)).mean(2) for part in all_filters[1:]]
-        known = [natural(mel, self.spec).mT[:, 1:-1]]
-        known += [part[..., None] for part in (*levels, found.lag.double().log()[:, 1:-1], found.periodicity[:, 1:-1])]
-        return torch.cat(known, 2), all_filters
 
     def _surrounded(
         self, condition: Condition, batch: int, samples: int, lengths: Tensor | None

@@ -11,6 +11,10 @@ from torch.nn import functional as F
 
 from arflows.core.conditioners.causal_stack import CausalStack
 
+RECENT = 32
+"""Samples before its own that a sample's parameters see directly."""
+PERIOD_TAPS = 12
+"""Samples before and after that of one pitch period ago that they see too."""
 FRAME_REACH = 3
 """Frames to either side of its own that a frame's features depend on."""
 

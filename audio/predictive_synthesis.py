@@ -12,18 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from arflows.audio.pitch import LOOK_AHEAD, Pitch, PitchTracker, at_lags, correlations, lags
+from arflows.audio.pitch import lags
+from arflows.audio.predictive_conditions import Conditions, ConditionStream
 from arflows.audio.predictive_loops import Memory, Settings, Weights, generate
+from arflows.audio.predictive_network import PERIOD_TAPS, RECENT
 from arflows.core.bijections import johnson
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.numba_loops import multiplying
 
 if TYPE_CHECKING:
-    from arflows.audio.predictive import Conditions, PredictiveFlow
+    from arflows.audio.predictive import PredictiveFlow
 
 BLOCK = 4
-"""Frames whose conditions are computed at once, counted from the first frame: so no cut of the stream matters."""
+"""Frames that are generated at once."""
 VOICED = (0.25, 0.5)
 """Up to which periodicity speech counts as unvoiced, and from which as voiced; between, temperatures are mixed."""
 
@@ -43,8 +45,7 @@ class Part(NamedTuple):
 class Synthesis:
     """Speech in the making: what is still needed of the mel spectrogram, and what the next sample depends on.
 
-    Conditions are computed for `BLOCK` frames at a time, always the same frames, by the same operations on arrays of the
-    same sizes. So the waveform is the same, bit by bit, however the mel spectrogram is cut into pieces.
+    The waveform is the same, bit by bit, however the mel spectrogram is cut into pieces; see `ConditionStream`.
 
     Args:
         flow: the model.
@@ -66,80 +67,35 @@ class Synthesis:
         if len(pair) != 2 or not all(value > 0 for value in pair):
             raise UserError(f"temperature must be greater than 0, or two such numbers, got {temperature}")
         self.flow, self.batch, self.latents, self.temperatures = flow, batch, latents, pair
-        self.speaker = None if speaker is None else speaker.expand(batch).to(flow.device)
+        self.conditions = ConditionStream(flow, batch, speaker, BLOCK)
         self.weights, self.settings = _weights(flow), _settings(flow)
-        self.dtype = flow.mean_mel.dtype
-        history = -(-max(lags(flow.spec)[1] + flow.ahead, flow.order, 32) // 64) * 64
+        history = max(lags(flow.spec)[1] + flow.ahead, flow.order, RECENT, 2 * flow.chunk)
         stack = flow.trunk.stack
         shape = history, len(stack.dilations), max(stack.dilations), stack.channels, self.weights.enter.dtype
         self.memories = [Memory.empty(*shape) for _ in range(batch)]
-        self.tracker = PitchTracker(batch, flow.spec)
-        self.count = 0  # frames taken
-        self.done = 0  # frames generated
-        # Of the frames from `first` on: those that came, their spectra and correlations, lags as far as they are known.
-        self.waiting = self._silence(flow.surroundings)
-        self.first = -flow.surroundings
-        self.mel = self.waiting[:, :, :0]
-        self.log_amplitude = torch.zeros(batch, 0, flow.spec.n_fft // 2 + 1, dtype=torch.float64, device=flow.device)
-        self.correlation = self.log_amplitude[:, :, :0]
-        self.lag = torch.zeros(batch, 0, dtype=torch.int64)
+        self.done = 0  # frames
 
     def take(self, mel: Float[Tensor, "batch bands frames"]) -> None:
         """Adds frames."""
-        self.count += mel.shape[2]
-        self.waiting = torch.cat([self.waiting, mel.to(self.flow.device, self.dtype)], 2)
+        self.conditions.take(mel)
 
     @torch.no_grad()
     def ready(self, ended: bool) -> Iterator[Part]:
         """Generates what the frames so far allow; all that is left when they have ended."""
-        reach = 5
-        if ended:
-            after = reach + LOOK_AHEAD + 2 * BLOCK
-            self.waiting = torch.cat([self.waiting, self._silence(after)], 2)
-        while self.waiting.shape[2] >= BLOCK:
-            self._look_at(self.waiting[:, :, :BLOCK].contiguous())
-            self.waiting = self.waiting[:, :, BLOCK:]
-            while self.done < self.count and self.done + BLOCK + reach <= self.first + self.lag.shape[1]:
-                yield self._generate(min(BLOCK, self.count - self.done), reach)
-
-    def _look_at(self, mel: Tensor) -> None:
-        """What is known of a block of frames by itself, and the lags that it decides."""
-        spec = self.flow.spec
-        log_amplitude = self.flow.envelope(mel)
-        correlation = correlations(log_amplitude, spec)
-        lag = self.tracker.track(correlation, ended=False)
-        self.mel = torch.cat([self.mel, mel], 2)
-        self.log_amplitude = torch.cat([self.log_amplitude, log_amplitude], 1)
-        self.correlation = torch.cat([self.correlation.expand(-1, -1, correlation.shape[2]), correlation], 1) if (
-            self.correlation.shape[1]
-        ) else correlation
-        self.lag = torch.cat([self.lag, lag], 1)
-
-    def _generate(self, frames: int, reach: int) -> Part:
-        """Generates the next frames."""
-        start = self.done - reach - self.first
-        window = slice(start, start + BLOCK + 2 * reach)
-        found = at_lags(self.correlation[:, window], self.lag[:, window].to(self.correlation.device), self.flow.spec)
-        conditions = self.flow.inner_conditions(
-            self.mel[:, :, window], self.log_amplitude[:, window], Pitch(*found), self.speaker
-        )
         hop = self.flow.spec.hop
-        z = self.latents(self.done * hop, (self.done + frames) * hop).to(self.dtype)
-        z = F.pad(z * self._temperature(conditions)[:, : z.shape[1]], (0, (BLOCK - frames) * hop))
-        part = self._run(z, conditions)
-        keep = max(start, 0)
-        self.mel, self.lag = self.mel[:, :, keep:], self.lag[:, keep:]
-        self.log_amplitude, self.correlation = self.log_amplitude[:, keep:], self.correlation[:, keep:]
-        self.first += keep
-        self.done += frames
-        return Part(*(values[:, : frames * hop] for values in part))
+        for frames, conditions in self.conditions.ready(ended):
+            z = self.latents(self.done * hop, (self.done + frames) * hop).to(self.flow.mean_mel)
+            z = F.pad(z * self._temperature(conditions)[:, : z.shape[1]], (0, (BLOCK - frames) * hop))
+            part = self._run(z, conditions)
+            self.done += frames
+            yield Part(*(values[:, : frames * hop] for values in part))
 
     def _temperature(self, conditions: Conditions) -> Float[Tensor, "batch samples"]:
         voiced, unvoiced = self.temperatures
         low, high = VOICED
         share = ((conditions.periodicity - low) / (high - low)).clamp(0, 1)
         mixed = unvoiced + (voiced - unvoiced) * share
-        return mixed.to(self.dtype).repeat_interleave(self.flow.subframe, 1)
+        return mixed.to(self.flow.mean_mel.dtype).repeat_interleave(self.flow.subframe, 1)
 
     def _run(self, z: Tensor, conditions: Conditions) -> Part:
         flow, kind = self.flow, self.weights.enter.dtype
@@ -159,12 +115,6 @@ class Synthesis:
         log_density = -0.5 * (latent.astype(np.float64) ** 2 + math.log(2 * math.pi)) - log_derivative
         return Part(torch.from_numpy(x).to(z), torch.from_numpy(log_density).to(z))
 
-    def _silence(self, frames: int) -> Float[Tensor, "batch bands frames"]:
-        spec = self.flow.spec
-        return torch.full(
-            (self.batch, spec.bands, frames), spec.silence, dtype=self.dtype, device=self.flow.device
-        )
-
 
 def _weights(flow: PredictiveFlow) -> Weights:
     """The weights as the loop wants them."""
@@ -182,8 +132,6 @@ def _weights(flow: PredictiveFlow) -> Weights:
 
 
 def _settings(flow: PredictiveFlow) -> Settings:
-    from arflows.audio.predictive import PERIOD_TAPS, RECENT
-
     return Settings(
         flow.chunk, flow.subframe, flow.per_frame, RECENT, PERIOD_TAPS if flow.pitch else 0,
         isinstance(flow.elementwise, JohnsonSU), johnson.LIGHTEST, johnson.HEAVIEST, johnson.MOST_SKEWED,

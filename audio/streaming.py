@@ -18,6 +18,7 @@ from arflows.core.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from arflows.audio.model import WaveFlow
+    from arflows.audio.speech_flow import SpeechFlow
 
 LATENT_BLOCK = 1024
 """Samples whose latents are drawn from one generator."""
@@ -39,6 +40,36 @@ def latents(batch: int, start: int, stop: int, seed: int) -> Float[Tensor, "batc
     ]
     place = first * LATENT_BLOCK
     return torch.from_numpy(np.concatenate(drawn, 1)[:, start - place : stop - place]).float()
+
+
+def check(flow: SpeechFlow, speaker: Tensor | None, seed: int) -> None:
+    """Makes sure that a model streams, and for that speaker.
+
+    Raises:
+        UserError: if not.
+    """
+    if not flow.conditional:
+        raise UserError("this model was trained without mel spectrograms: there is nothing to stream, use sample")
+    if (speaker is not None) != (flow.speakers > 0):
+        which = "is conditional on" if flow.speakers else "was trained without"
+        raise UserError(f"this model {which} speaker: {'give it' if flow.speakers else 'leave it out'}")
+    if seed < 0:
+        raise UserError(f"seed={seed} must be at least 0")
+
+
+def check_chunk(flow: SpeechFlow, chunk: Tensor, batch: int | None) -> None:
+    """Makes sure that a chunk of mel spectrograms fits the model, and those before it, ``batch`` of them.
+
+    Raises:
+        UserError: if not.
+    """
+    if chunk.ndim != 3 or chunk.shape[1] != flow.spec.bands:
+        raise UserError(
+            f"a chunk of the mel spectrogram must be (batch, {flow.spec.bands}, frames), got "
+            f"{tuple(chunk.shape)}: compute it with the model's settings"
+        )
+    if batch is not None and len(chunk) != batch:
+        raise UserError(f"chunks of {batch} mel spectrograms are followed by one of {len(chunk)}")
 
 
 def stream(
@@ -76,15 +107,11 @@ def stream(
     Raises:
         UserError: for a model without mel spectrograms, or chunks that do not fit it or each other.
     """
-    if not flow.conditional:
-        raise UserError("this model was trained without mel spectrograms: there is nothing to stream, use sample")
-    if (speaker is not None) != (flow.speakers > 0):
-        which = "is conditional on" if flow.speakers else "was trained without"
-        raise UserError(f"this model {which} speaker: {'give it' if flow.speakers else 'leave it out'}")
+    check(flow, speaker, seed)
     if not temperature > 0:
         raise UserError(f"temperature must be greater than 0, got {temperature}")
-    if block < 1 or margin < 0 or seed < 0:
-        raise UserError(f"block={block}, margin={margin} and seed={seed} must be at least 1, 0 and 0")
+    if block < 1 or margin < 0:
+        raise UserError(f"block={block} and margin={margin} must be at least 1 and 0")
     synthesis: _Synthesis
     if flow.causal_width:
         synthesis = _Continued(flow, speaker, temperature, seed)
@@ -127,13 +154,7 @@ class _Synthesis(ABC):
 
     def take(self, chunk: Tensor) -> None:
         """Adds frames."""
-        if chunk.ndim != 3 or chunk.shape[1] != self.flow.spec.bands:
-            raise UserError(
-                f"a chunk of the mel spectrogram must be (batch, {self.flow.spec.bands}, frames), got "
-                f"{tuple(chunk.shape)}: compute it with the model's settings"
-            )
-        if self.mel is not None and len(chunk) != len(self.mel):
-            raise UserError(f"chunks of {len(self.mel)} mel spectrograms are followed by one of {len(chunk)}")
+        check_chunk(self.flow, chunk, None if self.mel is None else len(self.mel))
         chunk = chunk.to(self.flow.device)
         self.mel = chunk if self.mel is None else torch.cat([self.mel, chunk], 2)
 
