@@ -14,7 +14,6 @@ from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 
-
 INITIALIZATION = 256
 """Segments that a model is initialised from."""
 
@@ -24,8 +23,8 @@ class SpeechDataset(StoreDataset):
 
     A batch is ``{"x": float32 (batch, samples) in [-1, 1], "context": what conditions them}``. A segment begins at a
     frame, and its mel frames are those of the whole utterance. Whole utterances differ in length, so a batch of them
-    holds one. A segment may come with what is around it: the samples of ``lead`` frames before it, and the mel spectrogram
-    of ``surroundings`` frames more on both sides of all that. Beyond the utterance there is silence.
+    holds one. A segment may come with what is around it: the samples of ``lead`` frames before it, and the mel
+    spectrogram of ``surroundings`` frames more on both sides of all that. Beyond the utterance there is silence.
     """
 
     def __init__(

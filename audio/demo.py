@@ -9,17 +9,16 @@ import torch
 
 from arflows.audio.evaluate import evaluate
 from arflows.audio.inputs import Speech, SpeechInput
-from arflows.audio.model import WaveFlow
 from arflows.audio.prepare import prepare
 from arflows.audio.render import likelihood_curve, spectrograms
 from arflows.audio.representation import Condition, log_mel
 from arflows.audio.sample import synthesise
 from arflows.audio.score import frame_means, sample_log_likelihoods
+from arflows.audio.speech_flow import SpeechFlow, load_speech_flow
 from arflows.audio.train import SpeechExperiment
 from arflows.core.commands.plots import score_histogram, training_curve
 from arflows.core.commands.recipes import resolve_configs
 from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Sounds, Table
-from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import write_wav
 
 UTTERANCES = 64
@@ -44,7 +43,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     result = evaluate(
         str(run), store, out / "figures.json", temperature=TEMPERATURE, limit=EVALUATED, perception=False, seed=seed
     )
-    flow = load_model(WaveFlow, str(run), "cpu")
+    flow = load_speech_flow(str(run), "cpu")
     utterances = list(SpeechInput(store, flow).utterances())
     blocks = [
         *_copy(flow, utterances[0], out, seed),
@@ -83,7 +82,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     )
 
 
-def _copy(flow: WaveFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
+def _copy(flow: SpeechFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
     """A test sentence beside its copy synthesis."""
     assert utterance.waveform is not None
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +109,7 @@ def _copy(flow: WaveFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
     ]
 
 
-def _moments(flow: WaveFlow, utterance: Speech, seed: int) -> Picture:
+def _moments(flow: SpeechFlow, utterance: Speech, seed: int) -> Picture:
     assert utterance.waveform is not None
     waveform = utterance.waveform.clone()
     length, middle = flow.spec.sample_rate // 4, waveform.shape[1] // 2
@@ -124,7 +123,7 @@ def _moments(flow: WaveFlow, utterance: Speech, seed: int) -> Picture:
     )
 
 
-def _histogram(flow: WaveFlow, utterances: list[Speech], seed: int) -> Picture:
+def _histogram(flow: SpeechFlow, utterances: list[Speech], seed: int) -> Picture:
     """Scores of test sentences, and of the same with something wrong."""
     generator = torch.Generator().manual_seed(seed)
 

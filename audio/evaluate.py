@@ -24,14 +24,13 @@ from arflows.audio.metrics import (
     stoi,
     tones,
 )
-from arflows.audio.model import WaveFlow
 from arflows.audio.render import save_figure, spectrograms
 from arflows.audio.representation import log_mel
 from arflows.audio.sample import synthesise
+from arflows.audio.speech_flow import SpeechFlow, load_speech_flow
 from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
-from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, is_main
 from arflows.data.audio_files import write_wav
 from arflows.data.store import Store
@@ -44,8 +43,8 @@ UNITS = {
     "mrstft": "multi-resolution STFT: spectral convergence + log magnitude, lower is better",
     "f0_rmse": "Hz, frames voiced in both (pyin), lower is better",
     "voicing_f1": "F1 of voiced frames (pyin), higher is better",
-    "tones": "dB at multiples of rate/height above their surroundings, synthesised",
-    "tones_original": "dB at multiples of rate/height above their surroundings, original",
+    "tones": "dB at multiples of rate/period above their surroundings, synthesised",
+    "tones_original": "dB at multiples of rate/period above their surroundings, original",
 }
 
 
@@ -69,7 +68,7 @@ def evaluate(
     dequantisation, which is an upper bound; both with 95% confidence intervals over utterances, and for each speaker.
 
     Copy synthesis (original → mel spectrogram → waveform) is compared with the original: PESQ, STOI, mel-cepstral
-    distortion, multi-resolution STFT, pitch and voicing, and tones at multiples of rate/height, an artefact of flows
+    distortion, multi-resolution STFT, pitch and voicing, and tones at multiples of rate/period, an artefact of flows
     that fold the waveform. An unconditional model is measured by its likelihood alone.
 
     Writes a JSON file with the figures and all that is needed to repeat them, and beside it spectrograms as PNG and the
@@ -99,7 +98,7 @@ def evaluate(
     options = {"model": model, "store": str(store), "split": split, "temperature": temperature, "limit": limit}
     options |= {"unlike": [path.name for path in unlike or []], "perception": perception, "seed": seed}
     start = time.perf_counter()
-    flow = load_model(WaveFlow, model, device)
+    flow = load_speech_flow(model, device)
     names = speaker_names(model)
     facts = Store(store, expect_domain="audio").facts()
     given = SpeechInput(store, flow, split=split, speakers=names, limit=limit)
@@ -142,7 +141,7 @@ def evaluate(
         result["real_time_factor"] = {
             "value": float(audio / columns["seconds"].sum()),
             "unit": "seconds of speech synthesised in a second, one utterance at a time",
-            "height": flow.height,
+            "height": flow.period,
         }
     if unlike:
         own = columns["log_prob"] / columns["samples"]
@@ -156,7 +155,7 @@ def evaluate(
     return result
 
 
-def _likelihood(flow: WaveFlow, utterance: Speech, seed: int) -> dict[str, float]:
+def _likelihood(flow: SpeechFlow, utterance: Speech, seed: int) -> dict[str, float]:
     """Log-likelihood in nats, as it is and dequantised, and the number of samples."""
     assert utterance.waveform is not None
     condition = utterance.condition.to(flow.device)
@@ -171,7 +170,7 @@ def _likelihood(flow: WaveFlow, utterance: Speech, seed: int) -> dict[str, float
     return {"log_prob": density, "bits": bits, "samples": samples}
 
 
-def _synthesise(flow: WaveFlow, utterance: Speech, temperature: float, seed: int) -> tuple[np.ndarray, float]:
+def _synthesise(flow: SpeechFlow, utterance: Speech, temperature: float, seed: int) -> tuple[np.ndarray, float]:
     """The utterance from its mel spectrogram, and the time it took."""
     start = time.perf_counter()
     waveform = synthesise(flow, utterance, 1, temperature, torch.Generator().manual_seed(seed))
@@ -179,7 +178,7 @@ def _synthesise(flow: WaveFlow, utterance: Speech, temperature: float, seed: int
     return waveform[0].float().clamp(-1, 1).numpy(), seconds
 
 
-def _compare(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, perception: bool) -> dict[str, float]:
+def _compare(flow: SpeechFlow, utterance: Speech, synthesised: np.ndarray, perception: bool) -> dict[str, float]:
     assert utterance.waveform is not None
     original, spec = utterance.waveform[0].numpy(), flow.spec
     rate = spec.sample_rate
@@ -192,8 +191,8 @@ def _compare(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, percept
         "mrstft": multi_resolution_stft(original, synthesised),
         "f0_rmse": pitch.rmse,
         "voicing_f1": pitch.voicing_f1,
-        "tones": float(tones(synthesised, flow.height, rate).mean()),
-        "tones_original": float(tones(original, flow.height, rate).mean()),
+        "tones": float(tones(synthesised, flow.period, rate).mean()),
+        "tones_original": float(tones(original, flow.period, rate).mean()),
     }
 
 
@@ -223,7 +222,7 @@ def _by_speaker(columns: Mapping[str, np.ndarray], speakers: list[str]) -> dict[
     }
 
 
-def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[str, Any]:
+def _separation(flow: SpeechFlow, path: Path, own: np.ndarray, seed: int) -> dict[str, Any]:
     """How recordings of another kind score, and how well that tells them from those of the split.
 
     Raises:
@@ -245,7 +244,7 @@ def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[
     }
 
 
-def _draw(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
+def _draw(flow: SpeechFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
     assert utterance.waveform is not None
     spec = flow.spec
     mels = {

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataset
-from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition, MelSpec, log_mel
+from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import model_folder
 from arflows.data.arrays import read_hdf5, read_npy
@@ -67,7 +67,7 @@ class SpeechInput:
     def __init__(
         self,
         source: Path,
-        flow: WaveFlow,
+        flow: SpeechFlow,
         *,
         split: str = "test",
         speaker: str | None = None,
@@ -264,7 +264,7 @@ def speaker_names(model: str) -> list[str]:
     return [str(name) for name in names]
 
 
-def speaker_number(flow: WaveFlow, speaker: str, names: Sequence[str]) -> int:
+def speaker_number(flow: SpeechFlow, speaker: str, names: Sequence[str]) -> int:
     """The number by which a model knows a speaker.
 
     Args:

@@ -6,6 +6,7 @@ mel spectrogram → power spectrum → autocorrelation → Levinson–Durbin rec
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def _constants(spec: MelSpec) -> _Constants:
     first = math.ceil(spec.fmax / width)
     groups = math.ceil((count - 1 - first) * width / GROUP_WIDTH) if first < count - 1 else 0
     edges = np.linspace(first, count, groups + 1).astype(int) if groups else np.zeros(0, int)
-    pairs = [(int(low), int(high)) for low, high in zip(edges[:-1], edges[1:], strict=True)] if groups else []
+    pairs = [(int(low), int(high)) for low, high in itertools.pairwise(edges)] if groups else []
     places = np.concatenate([centres, [(low + high - 1) / 2 * width for low, high in pairs]])
     # Bands narrower than a frequency's distance have no filter: nothing is known of them.
     known = np.concatenate([area.numpy() > 0, np.ones(len(pairs), bool)])

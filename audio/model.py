@@ -88,7 +88,7 @@ class WaveFlow(SpeechFlow):
         self.spec = self_spec
         self.conditional = conditional
         self.speakers = speakers
-        self.height = height
+        self.height = self.period = height
         self.causal_width = causal_width
         self.encoder = ConditionEncoder(self_spec, features, conditional, speakers) if features else None
 

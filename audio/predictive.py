@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -20,7 +21,6 @@ from arflows.audio.predictive_conditions import (
     Conditions,
     ConditionStream,
     conditions_of,
-    known_of,
 )
 from arflows.audio.predictive_network import PERIOD_TAPS, RECENT, FrameEncoder, Head, Trunk
 from arflows.audio.predictive_synthesis import Part, Synthesis
@@ -47,10 +47,10 @@ class PredictiveFlow(SpeechFlow):
         e_t = (x_t − Σ a_k x_{t−k}) / g,
 
     as in LPCNet (Valin & Skoglund 2019, arXiv:1810.11846). An elementwise map, whose parameters two networks compute
-    from what came before, makes of it the latent z_t. The first network, a stack of gated dilated causal layers (van den
-    Oord et al. 2016, arXiv:1609.03499), takes a step for each chunk of samples; the second takes one for each sample.
-    Both also see the excitation around one pitch period ago, at a lag that is followed in the mel spectrogram. The map
-    is triangular, so `log_prob` is exact, and a generation takes one step a sample.
+    from what came before, makes of it the latent z_t. The first network, a stack of gated dilated causal layers (van
+    den Oord et al. 2016, arXiv:1609.03499), takes a step for each chunk of samples; the second takes one for each
+    sample. Both also see the excitation around one pitch period ago, at a lag that is followed in the mel spectrogram.
+    The map is triangular, so `log_prob` is exact, and a generation takes one step a sample.
 
     `log_prob` is the density in nats of a waveform as a vector of numbers in [−1, 1], in the literature's convention;
     divide by the number of samples for nats per sample. Waveforms of a batch may differ in length; beyond the ends of
@@ -68,7 +68,7 @@ class PredictiveFlow(SpeechFlow):
         dilations: of its layers, in chunks.
         width: of the second network.
         features: of a frame.
-        density: of the excitation given the past: "normal", or "johnson" for Johnson's S_U, with heavier tails and skew.
+        density: of the excitation given the past: "normal", or "johnson" for `JohnsonSU`, of heavier tails.
         pitch: whether the networks see the excitation one pitch period ago.
 
     Raises:
@@ -96,7 +96,8 @@ class PredictiveFlow(SpeechFlow):
         nn.Module.__init__(self)
         self.spec = MelSpec.from_dict(spec or {})
         self.conditional, self.speakers = conditional, speakers
-        self.order, self.chunk, self.pitch = order, chunk, pitch
+        self.order, self.pitch = order, pitch
+        self.chunk = self.period = chunk
         hop = self.spec.hop
         fitting = [size for size in range(chunk, SUBFRAME + 1, chunk) if hop % size == 0] if chunk >= 1 else []
         shortest, _ = lags(self.spec)
@@ -190,7 +191,11 @@ class PredictiveFlow(SpeechFlow):
         previous: Conditions | None = None
         for frames, conditions in stream.ready(ended=True):
             lead = min(before, done)
-            joined = conditions if previous is None else previous.last(lead, self.per_frame).followed(conditions, self.per_frame)
+            joined = (
+                conditions
+                if previous is None
+                else previous.last(lead, self.per_frame).followed(conditions, self.per_frame)
+            )
             piece = waveform[:, (done - lead) * hop : (done + WINDOW) * hop]
             piece = F.pad(piece, (0, (lead + WINDOW) * hop - piece.shape[1]))
             parts.append([part[:, lead * hop : (lead + frames) * hop] for part in self._map(piece, joined)])
@@ -206,7 +211,9 @@ class PredictiveFlow(SpeechFlow):
         log_gain, level = (self._per_sample(part).to(waveform.dtype) for part in (gain.log(), level))
         predicted = predict(waveform, coefficients)
         excitation = (waveform - predicted) * (-log_gain).exp()
-        parameters = self._of_samples(excitation, waveform / level, predicted / level, level.log() - log_gain, conditions)
+        parameters = self._of_samples(
+            excitation, waveform / level, predicted / level, level.log() - log_gain, conditions
+        )
         z, log_derivative = self.elementwise(excitation, parameters)
         return z, log_derivative - log_gain
 
@@ -326,10 +333,8 @@ class PredictiveFlow(SpeechFlow):
         for chunk in mel_chunks:
             streaming.check_chunk(self, chunk, None if synthesis is None else synthesis.batch)
             if synthesis is None:
-                batch = len(chunk)
-                synthesis = Synthesis(
-                    self, batch, speaker, temperature, lambda start, stop: streaming.latents(batch, start, stop, seed)
-                )
+                latents = functools.partial(streaming.latents, len(chunk), seed=seed)
+                synthesis = Synthesis(self, len(chunk), speaker, temperature, latents)
             synthesis.take(chunk)
             yield from (part.waveform for part in synthesis.ready(ended=False))
         if synthesis is not None:
@@ -379,7 +384,9 @@ class PredictiveFlow(SpeechFlow):
         synthesis = Synthesis(self, len(z), condition.speaker, temperature, drawn)
         synthesis.take(mel)
         parts = list(synthesis.ready(ended=True))
-        waveform, log_density = (torch.cat([getattr(part, name) for part in parts], 1)[:, :samples] for name in Part._fields)
+        waveform, log_density = (
+            torch.cat([getattr(part, name) for part in parts], 1)[:, :samples] for name in Part._fields
+        )
         return self._within(waveform, lengths), self._within(log_density, lengths).sum(1)
 
     # ------------------------------------------------------------------------------------------------ conditions

@@ -9,7 +9,6 @@ import numpy as np
 
 from arflows.core.runtime.numba_loops import add_products, compiled, exp_minus_twice
 
-
 _FEW = 4
 """Fewer rows are multiplied by a matrix one by one."""
 
@@ -80,7 +79,7 @@ def _silu(values: Any) -> None:
 
 @compiled
 def _product(weights: Any, inputs: Any, bias: Any, out: Any) -> None:
-    """out = bias + inputs · weights."""
+    """Out = bias + inputs · weights."""
     for j in range(np.uintp(len(out))):
         out[j] = bias[j]
     add_products(out, inputs, weights, 0, len(inputs), 0, len(out))
@@ -161,8 +160,10 @@ def generate(
     history, count, size, length = len(memory.waveform), len(z), settings.chunk, settings.subframe
     order, recent, taps, before = coefficients.shape[1], settings.recent, settings.taps, settings.per_frame
     dtype = z.dtype
-    wave, excitation, levelled = np.zeros(history + count, dtype), np.zeros(history + count, dtype), np.zeros(
-        history + count, dtype
+    wave, excitation, levelled = (
+        np.zeros(history + count, dtype),
+        np.zeros(history + count, dtype),
+        np.zeros(history + count, dtype),
     )
     wave[:history], excitation[:history], levelled[:history] = memory.waveform, memory.excitation, memory.levelled
     channels, width = len(weights.enter_bias), len(weights.head_hidden_bias)

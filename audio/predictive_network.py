@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -38,7 +39,7 @@ class FrameEncoder(nn.Module):
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         sizes = [inputs, *[features] * FRAME_REACH]
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        pairs = itertools.pairwise(sizes)
         self.convolutions = nn.ModuleList([nn.Conv1d(before, after, 3) for before, after in pairs])
         self.speakers = nn.Embedding(speakers, features) if speakers else None
 
@@ -73,9 +74,7 @@ class Trunk(nn.Module):
         width: size of the state of a sample.
     """
 
-    def __init__(
-        self, inputs: int, channels: int, dilations: list[int], features: int, chunk: int, width: int
-    ) -> None:
+    def __init__(self, inputs: int, channels: int, dilations: list[int], features: int, chunk: int, width: int) -> None:
         super().__init__()
         self.chunk, self.width = chunk, width
         self.enter = nn.Linear(inputs, channels)

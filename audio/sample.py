@@ -12,12 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
-from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition
+from arflows.audio.speech_flow import SpeechFlow, load_speech_flow
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
-from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.audio_files import write_wav
 from arflows.data.errors import DataError
@@ -70,7 +69,7 @@ def sample(
         raise UserError(f"seconds is {seconds:g}: give a length above 0.")
     if not temperature > 0:
         raise UserError(f"temperature is {temperature:g}: give a number above 0.")
-    flow = load_model(WaveFlow, model, device)
+    flow = load_speech_flow(model, device)
     names = speaker_names(model)
     if speech is None and (flow.conditional or gap is not None):
         what = "fills in recordings" if gap is not None else "needs mel spectrograms"
@@ -93,7 +92,7 @@ class _Source:
     """Recordings or mel files."""
 
     def __init__(
-        self, source: Path, flow: WaveFlow, names: list[str], split: str, speaker: str | None, limit: int | None
+        self, source: Path, flow: SpeechFlow, names: list[str], split: str, speaker: str | None, limit: int | None
     ) -> None:
         self._flow, self._skipped = flow, dict[str, list[str]]()
         self._mels = mel_files(source)[:limit]
@@ -150,7 +149,7 @@ class _Made(NamedTuple):
 
 
 def _vocode(
-    flow: WaveFlow,
+    flow: SpeechFlow,
     source: _Source,
     folder: Path,
     gap: tuple[float, float] | None,
@@ -195,7 +194,7 @@ def _vocode(
 
 
 def synthesise(
-    flow: WaveFlow, utterance: Speech, count: int, temperature: float, generator: torch.Generator
+    flow: SpeechFlow, utterance: Speech, count: int, temperature: float, generator: torch.Generator
 ) -> Float[Tensor, "count samples"]:
     """Waveforms in [-1, 1] from an utterance's mel spectrogram, on the CPU; from its length alone if the model is free.
 
@@ -220,7 +219,7 @@ def synthesise(
 
 
 def fill(
-    flow: WaveFlow,
+    flow: SpeechFlow,
     utterance: Speech,
     gap: tuple[float, float],
     count: int,
@@ -256,7 +255,7 @@ def fill(
 
 
 def _speak(
-    flow: WaveFlow, folder: Path, count: int, seconds: float, temperature: float, speaker: int | None, seed: int
+    flow: SpeechFlow, folder: Path, count: int, seconds: float, temperature: float, speaker: int | None, seed: int
 ) -> int:
     """Draws waveforms from a model without mel spectrograms."""
     spec = flow.spec

@@ -9,12 +9,12 @@ import torch
 
 from arflows.audio.inputs import Speech, SpeechInput, speaker_names
 from arflows.audio.metrics import Mean
-from arflows.audio.model import WaveFlow
 from arflows.audio.render import likelihood_curve, save_figure
+from arflows.audio.speech_flow import SpeechFlow, load_speech_flow
 from arflows.core.likelihood import Reference, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
-from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.core.runtime.pretrained import model_folder
 from arflows.core.runtime.processes import distributed_map, is_main
 
 LISTED = 5
@@ -49,7 +49,7 @@ def score(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: give a number from 1 up.")
-    flow = load_model(WaveFlow, model, device)
+    flow = load_speech_flow(model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
@@ -84,7 +84,7 @@ def score(
 
 
 @torch.no_grad()
-def sample_log_likelihoods(flow: WaveFlow, utterance: Speech) -> np.ndarray:
+def sample_log_likelihoods(flow: SpeechFlow, utterance: Speech) -> np.ndarray:
     """Log-likelihood of each sample of an utterance in nats, float64 (samples,); their sum is the utterance's."""
     assert utterance.waveform is not None
     waveform, condition = utterance.waveform.to(flow.device), utterance.condition.to(flow.device)
@@ -97,7 +97,7 @@ def frame_means(values: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _write_curve(
-    folder: Path, utterance: Speech, values: np.ndarray, flow: WaveFlow, reference: Reference | None
+    folder: Path, utterance: Speech, values: np.ndarray, flow: SpeechFlow, reference: Reference | None
 ) -> None:
     spec = flow.spec
     stem = utterance.name.replace("/", "_")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from arflows.audio.representation import Condition, MelSpec
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import Pretrained
+from arflows.core.runtime.pretrained import Pretrained, load_model
 
 
 class SpeechFlow(Flow, Pretrained):
@@ -19,6 +21,8 @@ class SpeechFlow(Flow, Pretrained):
         spec: settings of the mel spectrograms.
         conditional: whether mel spectrograms are given.
         speakers: number of speakers that are told apart; 0 for none.
+        period: samples after which a sample's role in the model comes again: tones at multiples of rate / period are
+            its artefact.
         lead: frames before a training segment that are context alone.
         surroundings: frames of the mel spectrogram beyond both ends that a training segment comes with.
     """
@@ -26,6 +30,7 @@ class SpeechFlow(Flow, Pretrained):
     spec: MelSpec
     conditional: bool
     speakers: int
+    period: int
     lead: int = 0
     surroundings: int = 0
 
@@ -62,8 +67,14 @@ class SpeechFlow(Flow, Pretrained):
             return values
         return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])
 
-
     def _frame_counts(self, samples: int) -> tuple[int, ...]:
         """How many frames of a mel spectrogram may come with so many samples."""
         frames = self.spec.frames(samples)
         return frames, frames + 2 * self.surroundings
+
+
+def load_speech_flow(model: str, device: str = "auto") -> SpeechFlow:
+    """Loads a trained flow of speech of any class, ready to use; see `load_model`."""
+    importlib.import_module("arflows.audio.model")  # by which the classes are known
+    importlib.import_module("arflows.audio.predictive")
+    return load_model(SpeechFlow, model, device)  # type: ignore[type-abstract]

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataModule
 from arflows.audio.metrics import Mean
-from arflows.audio.speech_flow import SpeechFlow
 from arflows.audio.representation import Condition
+from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.commands.train import train
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs

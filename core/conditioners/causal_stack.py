@@ -84,7 +84,9 @@ class CausalStack(nn.Module):
         for layer, dilation in enumerate(self.dilations):
             shift = dilation * batch
             gates = h @ self.present[layer]
-            gates = torch.cat([gates[:shift], gates[shift:] + h[:-shift] @ self.past[layer]]) if shift < len(h) else gates
+            gates = (
+                torch.cat([gates[:shift], gates[shift:] + h[:-shift] @ self.past[layer]]) if shift < len(h) else gates
+            )
             gates = gates + added[layer].repeat_interleave(repeat, 0).flatten(0, 1)
             signal, open_ = gates.chunk(2, 1)
             h = h + 2 * signal.tanh() * (2 * open_).sigmoid() @ self.residual[layer] + self.residual_bias[layer]
