@@ -8,23 +8,24 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from arflows.audio.representation import Condition, MelSpec
+from arflows.audio.representation import MelSpec
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 
 INITIALIZATION = 256
-"""Segments that a model is initialised from."""
+"""Segments that a model is initialised from, if there are so many."""
 
 
 class SpeechDataset(StoreDataset):
     """The utterances of one split, whole or a random segment of each; see `StoreDataset`.
 
-    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "context": what conditions them}``. A segment begins at a
-    frame, and its mel frames are those of the whole utterance. Whole utterances differ in length, so a batch of them
-    holds one. A segment may come with what is around it: the samples of ``lead`` frames before it, and the mel
-    spectrogram of ``surroundings`` frames more on both sides of all that. Beyond the utterance there is silence.
+    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "mel": log-mel spectrograms, "speaker": numbers}``, the last
+    two where they are wanted. A segment begins at a frame, and its mel frames are those of the whole utterance. Whole
+    utterances differ in length, so a batch of them holds one. A segment may come with what is around it: the samples of
+    ``lead`` frames before it, and the mel spectrogram of ``surroundings`` frames more before and after all that. Beyond
+    the utterance there is silence.
     """
 
     def __init__(
@@ -46,15 +47,15 @@ class SpeechDataset(StoreDataset):
             split: Which of its splits.
             segment: Samples of a segment, a multiple of the hop; utterances that are shorter are left out. None for
                 whole utterances.
-            mels: Give the mel spectrograms as context.
-            speakers: Give the speakers as context.
+            mels: Give the mel spectrograms.
+            speakers: Give the speakers.
             limit: Keep at most so many utterances, chosen at random.
             seed: Decides which, and where segments begin.
             lead: Frames before a segment whose samples come with it.
             surroundings: Frames of the mel spectrogram that come with it, before its lead and after its end.
 
         Raises:
-            DataError: The store has no such split, or knows no speakers.
+            UserError: The store has no such split, or knows no speakers.
         """
         super().__init__(store, split, {}, limit, seed)
         self.seed = seed
@@ -65,7 +66,7 @@ class SpeechDataset(StoreDataset):
         self.mels = mels
         self.speakers = speakers
         if speakers and "speakers" not in store.fields(split):
-            raise DataError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
+            raise UserError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
         lengths = store.ragged(split, "mels").lengths
         kept: Int64[np.ndarray, " examples"] = np.arange(len(lengths)) if self.kept is None else self.kept
         if self.frames is not None:
@@ -91,15 +92,12 @@ class SpeechDataset(StoreDataset):
         segments = [(row, first - self.lead, first + frames) for row, first in zip(rows, firsts, strict=True)]
         x = np.stack([_part(waveforms[row], first * self.hop, last * self.hop, 0) for row, first, last in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
-        mel = speaker = None
         if self.mels:
             more, silence = self.surroundings, self.spec.silence
             stacked = np.stack([_part(mels[row], first - more, last + more, silence) for row, first, last in segments])
-            mel = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
+            batch["mel"] = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
         if self.speakers:
-            speaker = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
-        if self.mels or self.speakers:
-            batch["context"] = Condition(mel, speaker)  # type: ignore[assignment]  # it is cut and moved as a tensor
+            batch["speaker"] = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
         return batch
 
     def _chances(
@@ -156,13 +154,13 @@ class SpeechDataModule(StoreDataModule):
             seed: Decides the order of the utterances, and which are used with a limit.
 
         Raises:
-            DataError: The file is no store of speech or of another version, or a setting is out of range.
+            UserError: The file is no store of speech or of another version, or a setting is out of range.
         """
         super().__init__(store, "audio", batch_size, 1, workers, limit, seed)
         self.spec = MelSpec.from_dict(self.store.spec)
         if segment < 1 or segment % self.spec.hop:
             fitting = max(1, round(segment / self.spec.hop)) * self.spec.hop
-            raise DataError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
+            raise UserError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
         self.segment = segment
         self.speaker_names: list[str] = self.store.categories.get("speakers", [])
         self.mels = True

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from arflows.audio.representation import MelSpec, _filters
-from arflows.core.bijections import Bijection
+from arflows.audio.representation import MelSpec, _filters, log_mel
+from arflows.core.bijections import Bijection, InitializedFromData
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.numba_loops import compiled
 
@@ -35,19 +35,18 @@ LOG_RANGE = (-20.0, 12.0)
 """Log-amplitudes of a spectrum are held within, so that every mel spectrogram has a finite filter."""
 
 
-class Envelope(nn.Module):
+class Envelope(InitializedFromData):
     """Mel spectrogram → log-amplitude at every frequency of the Fourier transform.
 
     A band's mean amplitude stands at its centre; between centres log-amplitudes are interpolated. Levels above the
-    highest band are a linear function of the log-mel values, by ridge regression on training data (`fit`); before that
-    they continue the highest band.
+    highest band are a linear function of the log-mel values, by ridge regression on the waveforms that initialise it;
+    before that they continue the highest band.
 
     Args:
         spec: settings of the mel spectrograms.
     """
 
     high: Tensor
-    fitted: Tensor
 
     def __init__(self, spec: MelSpec) -> None:
         super().__init__()
@@ -57,7 +56,6 @@ class Envelope(nn.Module):
         high[:, -2] = 1.0
         high[:, -1] = -float(_constants(spec).log_area[-1])
         self.register_buffer("high", high)
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, mel: Float[Tensor, "*batch bands frames"]) -> Float[Tensor, "*batch frames frequencies"]:
         """Log-mel spectrogram, as of `MelSpec` → natural log-amplitudes, float64."""
@@ -69,19 +67,14 @@ class Envelope(nn.Module):
             levels = torch.cat([levels, bands @ high[:, :-1].mT + high[:, -1]], -1)
         return (levels @ constants.interpolation).clamp(*LOG_RANGE)
 
-    @torch.no_grad()
-    def fit(self, mel: Float[Tensor, "batch bands frames"], waveform: Float[Tensor, "batch samples"]) -> None:
-        """Fits the levels above the highest band to recordings.
-
-        Args:
-            mel: their log-mel spectrograms; frames whose transform reaches beyond the waveforms are left out.
-            waveform: of frames · hop samples.
-        """
+    def _set_from(self, x: Float[Tensor, "batch samples"]) -> None:
+        """Fits the levels above the highest band to waveforms; frames that reach beyond these are left out."""
         spec, constants = self.spec, _constants(self.spec)
         if constants.groups:
+            mel = log_mel(x, spec)
             before = -(-spec.margin[0] // spec.hop)
-            inner = waveform.double()[:, before * spec.hop - spec.margin[0] :]
-            window = torch.hann_window(spec.window, dtype=torch.float64, device=waveform.device)
+            inner = x.double()[:, before * spec.hop - spec.margin[0] :]
+            window = torch.hann_window(spec.window, dtype=torch.float64, device=x.device)
             spectrum = torch.stft(inner, spec.n_fft, spec.hop, spec.window, window, center=False, return_complex=True)
             power = spectrum.abs().square()
             levels = [(power[:, first:last].mean(1) + 1e-10).log() / 2 for first, last in constants.groups]
@@ -91,7 +84,6 @@ class Envelope(nn.Module):
             inputs = F.pad(known, (0, 1), value=1.0).flatten(0, 1)
             penalty = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
             self.high.copy_(torch.linalg.solve(inputs.mT @ inputs + penalty, inputs.mT @ target).mT)
-        self.fitted.fill_(True)
 
 
 def natural(mel: Tensor, spec: MelSpec) -> Tensor:

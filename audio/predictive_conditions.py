@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,6 +21,9 @@ REACH = FRAME_REACH + 2
 SURROUNDINGS = 16
 """Frames before and after a stretch of speech that its conditions are computed from; before these the pitch is free."""
 
+AHEAD = REACH + LOOK_AHEAD
+"""Frames after a frame that decide on its conditions."""
+
 
 class Conditions(NamedTuple):
     """What is known of the sub-frames of a stretch of speech, apart from its samples.
@@ -37,27 +40,26 @@ class Conditions(NamedTuple):
     periodicity: Float[Tensor, "batch subframes"]
     features: Float[Tensor, "batch subframes features"]
 
-    def last(self, frames: int, per_frame: int) -> Conditions:
-        """Those of the last frames."""
-        start = self.features.shape[1] - frames * per_frame
-        return Conditions(
-            Filters(*(part[:, start:] for part in self.filters)),
-            self.lag[:, start:],
-            self.periodicity[:, start:],
-            self.features[:, start:],
-        )
+    def part(self, first: int, last: int, per_frame: int) -> Conditions:
+        """Those of the frames from ``first`` to before ``last``."""
+        inner, wider = slice(first * per_frame, last * per_frame), slice(first * per_frame, (last + 2) * per_frame)
+        filters = Filters(*(part[:, inner] for part in self.filters))
+        return Conditions(filters, self.lag[:, wider], self.periodicity[:, inner], self.features[:, inner])
 
-    def followed(self, more: Conditions, per_frame: int) -> Conditions:
-        """Those of two stretches of speech, one after the other."""
-
-        def joined(first: Tensor, second: Tensor) -> Tensor:
-            return torch.cat([first, second], 1)
-
-        return Conditions(
-            Filters(*(joined(*pair) for pair in zip(self.filters, more.filters, strict=True))),
-            joined(self.lag[:, :-per_frame], more.lag[:, per_frame:]),
-            joined(self.periodicity, more.periodicity),
-            joined(self.features, more.features),
+    @classmethod
+    def joined(cls, parts: Sequence[Conditions], per_frame: int) -> Conditions:
+        """Those of several stretches of speech, one after the other."""
+        first, *_, last = parts if len(parts) > 1 else (parts[0], parts[0])
+        lag = [
+            first.lag[:, :per_frame],
+            *(part.lag[:, per_frame:-per_frame] for part in parts),
+            last.lag[:, -per_frame:],
+        ]
+        return cls(
+            Filters(*(torch.cat(pieces, 1) for pieces in zip(*(part.filters for part in parts), strict=True))),
+            torch.cat(lag, 1),
+            torch.cat([part.periodicity for part in parts], 1),
+            torch.cat([part.features for part in parts], 1),
         )
 
 
@@ -110,7 +112,7 @@ class ConditionStream:
 
     They are computed for blocks of frames counted from the first, always by the same operations on arrays of the same
     sizes, so that they are the same, bit by bit, however the spectrogram is cut into pieces. A block is complete when
-    `REACH` + `LOOK_AHEAD` more frames are known.
+    `AHEAD` more frames are known.
 
     Args:
         flow: the model.
@@ -142,7 +144,7 @@ class ConditionStream:
             How many frames of the block there are, and the conditions of the whole block.
         """
         if ended:
-            self.waiting = torch.cat([self.waiting, self._silence(REACH + LOOK_AHEAD + 2 * self.block)], 2)
+            self.waiting = torch.cat([self.waiting, self._silence(AHEAD + 2 * self.block)], 2)
         while True:
             known = self.first + sum(part.shape[1] for part in self.lag)
             if self.done < self.taken and self.done + self.block + REACH <= known:

@@ -1,6 +1,6 @@
 """Train a flow on a store of speech: ``arflows audio train --config recipe.yaml``.
 
-On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 -m arflows.audio.train …``.
+On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 --no-python arflows audio train …``.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataModule
 from arflows.audio.metrics import Mean
-from arflows.audio.representation import Condition
-from arflows.audio.speech_flow import SpeechFlow
-from arflows.core.commands.train import train
+from arflows.audio.model import SpeechFlow
+from arflows.core.commands.train import run_experiment
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs
 from arflows.core.runtime.errors import UserError
@@ -34,7 +33,7 @@ REFERENCE_UTTERANCES = 100
 """Training utterances whose scores are kept with the model."""
 
 
-class SpeechTraining(FlowTraining):
+class SpeechFlowTraining(FlowTraining):
     """Trains a flow of speech in nats per sample; see `FlowTraining`.
 
     Args:
@@ -47,9 +46,11 @@ class SpeechTraining(FlowTraining):
 
     def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
         """Leaves what comes before a training segment out of the mean."""
+        assert isinstance(self.flow, SpeechFlow)
         if not self.training or not self.flow.lead:
             return super()._losses(batch)
-        log_prob = self.flow.log_prob_per_sample(batch["x"], batch.get("context"))
+        conditions = {name: field for name, field in batch.items() if name != "x"}
+        log_prob = self.flow.log_prob_per_sample(batch["x"], **conditions)
         return -log_prob[:, self.flow.lead * self.flow.spec.hop :].mean(1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -98,12 +99,12 @@ class SampleClip(Callback):
     def _clip(self, flow: SpeechFlow, data: SpeechDataModule) -> torch.Tensor:
         batch = data.dataset("val").__getitems__([0])
         frames = max(1, min(round(self.seconds * data.spec.sample_rate), batch["x"].shape[1]) // data.spec.hop)
-        condition = batch.get("context", Condition())
-        assert isinstance(condition, Condition)
+        conditions = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
+        if "mel" in conditions:
+            conditions["mel"] = conditions["mel"][..., :frames]
         return flow.sample(
             1,
-            mel=None if condition.mel is None else condition.mel[..., :frames].to(flow.device),
-            speaker=None if condition.speaker is None else condition.speaker.to(flow.device),
+            **conditions,
             samples=frames * data.spec.hop,
             temperature=self.temperature,
             generator=torch.Generator().manual_seed(0),
@@ -113,11 +114,11 @@ class SampleClip(Callback):
 class SpeechExperiment(Experiment):
     """Trains a flow on a store of speech."""
 
-    model: SpeechTraining
+    model: SpeechFlowTraining
     datamodule: SpeechDataModule
 
     def __init__(self, words: Sequence[str]) -> None:
-        super().__init__(SpeechTraining, SpeechDataModule, words, "audio", [SampleClip()])
+        super().__init__(SpeechFlowTraining, SpeechDataModule, words, "audio", [SampleClip()])
 
     def check(self) -> None:
         """Makes sure that the flow is one of such mel spectrograms, and of their speakers.
@@ -175,10 +176,14 @@ class SpeechExperiment(Experiment):
         return log_probs(self.model.flow, batches()).numpy(), np.array(lengths)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    train(SpeechExperiment, args, package="arflows.audio")
+def train(*words: str) -> None:
+    """Train a flow on a store of speech by maximum likelihood.
 
+    Args:
+        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+            `arflows audio train --help` lists the options.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        UserError: If the options do not fit together, or training cannot go on.
+    """
+    run_experiment(SpeechExperiment, words)

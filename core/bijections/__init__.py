@@ -17,7 +17,14 @@ from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
 from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, MixtureCDF
 from arflows.core.bijections.multiscale import Multiscale
-from arflows.core.bijections.normalization import ActNorm, BatchNorm, Standardize, initialize
+from arflows.core.bijections.normalization import (
+    ActNorm,
+    BatchNorm,
+    InitializedFromData,
+    Standardize,
+    initialize,
+    mark_initialized,
+)
 from arflows.core.bijections.piecewise import PiecewiseLinearCDF
 from arflows.core.bijections.recompute import recompute
 from arflows.core.bijections.spline import RationalQuadraticSpline
@@ -37,6 +44,7 @@ __all__ = [
     "ElementwiseChain",
     "Flatten",
     "GaussianMixture",
+    "InitializedFromData",
     "Inverse",
     "InvertibleConv1x1",
     "JohnsonSU",
@@ -55,5 +63,6 @@ __all__ = [
     "Standardize",
     "TanhAffine",
     "initialize",
+    "mark_initialized",
     "recompute",
 ]
