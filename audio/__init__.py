@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from arflows.audio.model import SpeechFlow, WaveFlow
     from arflows.audio.predictive import PredictiveFlow
     from arflows.audio.representation import MelSpec, log_mel
-    from arflows.audio.streaming import stream
 
-__all__ = ["MelSpec", "PredictiveFlow", "SpeechFlow", "WaveFlow", "inpaint", "log_mel", "stream"]
+__all__ = ["MelSpec", "PredictiveFlow", "SpeechFlow", "WaveFlow", "inpaint", "log_mel"]
 
 _HOMES = {
     "MelSpec": "arflows.audio.representation",
@@ -25,7 +24,6 @@ _HOMES = {
     "WaveFlow": "arflows.audio.model",
     "inpaint": "arflows.audio.inpainting",
     "log_mel": "arflows.audio.representation",
-    "stream": "arflows.audio.streaming",
 }
 
 

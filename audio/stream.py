@@ -98,14 +98,3 @@ def _arrays(source: BinaryIO, kind: str, group: int, name: str) -> Iterator[np.n
             left = left[whole:]
     if left:
         raise UserError(f"the {name} on standard input end in the midst of one: {len(left)} of {size} bytes.")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(stream, args, prog="arflows audio stream")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from arflows.audio import MelSpec, PredictiveFlow, inpaint, log_mel, stream
+from arflows.audio import MelSpec, PredictiveFlow, inpaint, log_mel
 from arflows.audio.predictive_conditions import AHEAD, SURROUNDINGS
 from arflows.audio.predictive_synthesis import BLOCK
 from arflows.audio.stream import analysed, mel_frames
-from arflows.audio.streaming import latents
+from arflows.audio.streaming import latents, stream
 from arflows.core.runtime.errors import UserError
 
 SMALL = {"order": 6, "channels": 6, "dilations": (1, 2, 4, 1), "width": 5, "features": 4}
