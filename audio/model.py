@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from arflows.audio.conditions import ConditionEncoder
 from arflows.audio.folding import Folded, rows_reversed
+from arflows.audio.predictive import PredictiveFlow
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec
 from arflows.audio.speech_flow import Continuation, SpeechFlow, Window
@@ -20,7 +21,7 @@ from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
 from arflows.core.runtime.errors import UserError
 
-__all__ = ["SpeechFlow", "WaveFlow"]
+__all__ = ["PredictiveFlow", "SpeechFlow", "WaveFlow"]  # all classes that a saved model may be of
 
 WIDTH_CYCLE = 8
 """Period, in layers, of the dilations along the rows, which are powers of two."""
@@ -123,7 +124,7 @@ class WaveFlow(SpeechFlow):
             mel = F.pad(mel, (0, self.spec.frames(wide) - mel.shape[2]))
         return F.pad(z, (0, wide - samples)), Condition(mel, condition.speaker), lengths
 
-    def windows(self, start: int, stop: int, samples: int, context: Tensor | None) -> tuple[Window, Window]:
+    def windows(self, start: int, stop: int, samples: int, context: Any) -> tuple[Window, Window]:
         """Parts of a waveform around a gap, of whole columns; see `SpeechFlow.windows`."""
         # Latents that depend on the gap lie within the receptive field around it, and depend on twice as much.
         reach = sum(layer.margins[0] for network in self.bijection.networks for layer in network.stack)

@@ -81,6 +81,13 @@ class MelSpec(Spec):
         """The fewest samples that have a mel spectrogram: one window, and more than is reflected."""
         return max(self.window, max(self.margin) + 1)
 
+    @property
+    def silence(self) -> float:
+        """The log-mel value of silence."""
+        import math
+
+        return math.log(self.floor, math.e if self.log_base == "e" else 10)
+
     def frames(self, samples: int) -> int:
         """Frames of a waveform: one for each hop that has begun."""
         return -(-samples // self.hop)

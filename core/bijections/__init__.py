@@ -12,6 +12,7 @@ from arflows.core.bijections.elementwise import (
     Pointwise,
     TanhAffine,
 )
+from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.bijections.linear import Flatten, InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
@@ -46,6 +47,7 @@ __all__ = [
     "InitializedFromData",
     "Inverse",
     "InvertibleConv1x1",
+    "JohnsonSU",
     "LocationScale",
     "LogisticMixture",
     "Logit",
