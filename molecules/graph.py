@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -65,53 +64,50 @@ def reorder(graph: Graph, order: Order, rng: np.random.Generator | None = None) 
         rng: Chooses the first atom and all turns; without it the first atom stays the first, and of several neighbours
             the earlier comes first: the canonical order, if the atoms are in the canonical order of either kind.
     """
-    return permuted(graph, walk(graph, order, rng)[0])
+    return permuted(graph, walk(graph, order, rng))
 
 
-def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> tuple[list[int], float]:
-    """Return a breadth- or depth-first order of a graph's atoms, and the log-probability with which it was chosen.
+def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> list[int]:
+    """Return a breadth- or depth-first order of a graph's atoms.
 
-    The first atom is drawn uniformly, and so is each next one among those that the order allows; see `reorder` for what
-    happens without ``rng``, where the log-probability is 0. Every order has one way of being chosen, so that the
-    probabilities of all orders sum to 1.
+    With ``rng`` the first atom is drawn uniformly, and so is each next one among those that the order allows; see
+    `reorder` for the order without it.
     """
     neighbours = graph.neighbours()
-    log_prob = 0.0
-
-    def choose(options: Sequence[int]) -> int:
-        nonlocal log_prob
-        if rng is None or len(options) == 1:
-            return min(options)
-        log_prob -= math.log(len(options))
-        return options[int(rng.integers(len(options)))]
-
-    places = [choose(range(len(graph.atoms)))]
-    seen = set(places)
-    frontier = list(places)  # a queue for breadth first, a stack for depth first
-    while frontier:
-        at = frontier[0 if order == "bfs" else -1]
-        if options := [n for n in neighbours[at] if n not in seen]:
-            chosen = choose(options)
-            seen.add(chosen)
-            places.append(chosen)
-            frontier.append(chosen)
-        else:
-            frontier.pop(0 if order == "bfs" else -1)
-    return places, log_prob
+    places: list[int] = []
+    while options := continuations(neighbours, places, order):
+        places.append(min(options) if rng is None else options[int(rng.integers(len(options)))])
+    return places
 
 
 def walks(graph: Graph, order: Order) -> list[list[int]]:
     """Return every breadth- or depth-first order of a graph's atoms; for small graphs, since there are many."""
     neighbours = graph.neighbours()
 
-    def extend(places: list[int], frontier: list[int]) -> Iterable[list[int]]:
-        while frontier:
-            at = frontier[0 if order == "bfs" else -1]
-            if options := [n for n in neighbours[at] if n not in places]:
-                for chosen in options:
-                    yield from extend([*places, chosen], [*frontier, chosen])
-                return
-            frontier = frontier[1:] if order == "bfs" else frontier[:-1]
-        yield places
+    def extend(places: list[int]) -> Iterable[list[int]]:
+        if not (options := continuations(neighbours, places, order)):
+            yield places
+        for chosen in options:
+            yield from extend([*places, chosen])
 
-    return [places for first in range(len(graph.atoms)) for places in extend([first], [first])]
+    return list(extend([]))
+
+
+def continuations(neighbours: Sequence[Sequence[int]], places: Sequence[int], order: Order) -> list[int]:
+    """Return the atoms that may come next in a breadth- or depth-first order.
+
+    They are the unvisited neighbours of the first atom (breadth first) or the last atom (depth first) that has any.
+
+    Args:
+        neighbours: The neighbours of each atom.
+        places: The atoms visited so far, in their order; none yet for all atoms as continuations.
+        order: Breadth or depth first.
+    """
+    if not places:
+        return list(range(len(neighbours)))
+    if order == "all":
+        return sorted({n for at in places for n in neighbours[at] if n not in places})
+    for at in places if order == "bfs" else reversed(places):
+        if options := [n for n in neighbours[at] if n not in places]:
+            return options
+    return []

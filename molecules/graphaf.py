@@ -164,6 +164,7 @@ class GraphAF(MoleculeFlow):
         min_atoms: int = 1,
         max_atoms: int | None = None,
         fragment: str | None = None,
+        fill_attachments: bool = False,
         temperature: float = 0.7,
         seed: int = 0,
         first: int = 0,
@@ -178,12 +179,13 @@ class GraphAF(MoleculeFlow):
             min_atoms: 1: generation ends when it ends.
             max_atoms: The most atoms.
             fragment: None.
+            fill_attachments: False.
             temperature: Multiplies the deviation of the latents; the publication has 0.7.
             seed: Seed of the latents.
             first: Number of the first molecule.
             batch_size: Molecules computed at a time.
         """
-        if context is not None or fragment is not None or min_atoms != 1:
+        if context is not None or fragment is not None or fill_attachments or min_atoms != 1:
             raise UserError("GraphAF as published has no conditions, fragments or least size: leave them out.")
         if count < 1 or batch_size < 1 or not temperature > 0:
             raise UserError(

@@ -18,10 +18,10 @@ from arflows.core.runtime.pretrained import Pretrained
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.conditions import KnownProperties
-from arflows.molecules.decisions import unpack
+from arflows.molecules.decisions import packed, unpack
 from arflows.molecules.fragments import Fragment, fragment_of
 from arflows.molecules.generation import Begun, FromLatents, Grown, Known, Source, grow, latent_shape
-from arflows.molecules.marginal import order_marginal, packed
+from arflows.molecules.marginal import OrderEstimate, order_marginal
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.records import Generated, Molecule, Targets, latents, molecules, targets_from
 from arflows.molecules.representation import Graph, MoleculeSpec, Refused, decode, graph_of
@@ -133,23 +133,30 @@ class MoleculeFlow(Flow, Pretrained):
         Returns:
             Estimates in nats, and their standard errors.
         """
-        if orders < 2:
-            raise UserError(f"orders is {orders}: give 2 or more, for an estimate with its standard error.")
-        graphs = self._graphs(x)
-        self._encoded(context, len(graphs))  # or says what is missing
-        rng = np.random.default_rng(seed)
-        found = []
-        for row, graph in enumerate(graphs):
-            own = None if context is None else context[row : row + 1]
-
-            def score(several: Sequence[Graph], own: Tensor | None = own) -> Tensor:
-                return self.log_prob(
-                    packed(several, self.spec).to(self.device), None if own is None else own.expand(len(several), -1)
-                )
-
-            found.append(order_marginal(graph, self.spec, orders, rng, score))
-        estimates, errors = torch.tensor(found, dtype=torch.float64).reshape(-1, 2).unbind(1)
+        found = self.order_estimates(x, orders, seed, context)
+        estimates = torch.tensor([each.log_prob for each in found], dtype=torch.float64)
+        errors = torch.tensor([each.standard_error for each in found], dtype=torch.float64)
         return estimates, errors
+
+    @torch.no_grad()
+    def order_estimates(
+        self,
+        x: Given,
+        orders: int = 64,
+        seed: int = 0,
+        context: Float[Tensor, "batch properties"] | None = None,
+    ) -> list[OrderEstimate]:
+        """`order_marginal` as records, which also hold what is proven and how many orders the estimate rests on."""
+        if orders < 2:
+            raise UserError(f"orders is {orders}: give 2 or more.")
+        graphs = self._graphs(x)
+        encoded = self._encoded(context, len(graphs))
+        found = []
+        with self._evaluating():
+            for row, graph in enumerate(graphs):
+                stream = self.bijection.stream(1, None if encoded is None else encoded[row : row + 1])
+                found.append(order_marginal(graph, stream, orders, np.random.default_rng((seed, row))))
+        return found
 
     def sample(  # type: ignore[override]
         self,
@@ -197,6 +204,7 @@ class MoleculeFlow(Flow, Pretrained):
         min_atoms: int = 1,
         max_atoms: int | None = None,
         fragment: str | None = None,
+        fill_attachments: bool = False,
         temperature: float = 1.0,
         seed: int = 0,
         first: int = 0,
@@ -214,7 +222,8 @@ class MoleculeFlow(Flow, Pretrained):
                 decision that can be represented.
             min_atoms: The least number of heavy atoms; needs masks.
             max_atoms: The most; needs masks.
-            fragment: What all molecules begin with, see `fragment_of`; needs masks.
+            fragment: SMILES of the part that all molecules begin with, see `fragment_of`; needs masks.
+            fill_attachments: Require a bond at every attachment point ``*`` of the fragment.
             temperature: Divides the logits of all decisions; below 1 for likelier molecules.
             seed: Seed of the latents.
             first: Number of the first molecule, to go on where an earlier call ended.
@@ -227,14 +236,16 @@ class MoleculeFlow(Flow, Pretrained):
             raise UserError(
                 f"count={count}, batch_size={batch_size} and temperature={temperature} must be positive numbers."
             )
-        limited = min_atoms > 1 or max_atoms is not None or fragment is not None
+        limited = min_atoms > 1 or max_atoms is not None or fragment is not None or fill_attachments
         if limited and not masks:
             raise UserError("limits of size and fragments are held by masks: leave masks on, or leave the limits out.")
         begun = None if fragment is None else self._likeliest_order(fragment_of(fragment, self.spec))
         if begun is not None:
             min_atoms = max(min_atoms, len(begun.graph.atoms) + 1)
-        most_used = () if begun is None else tuple(map(sum, zip(begun.graph.valences(), begun.free, strict=True)))
-        rules = Masks(self.spec, min_atoms, max_atoms, most_used) if masks else None
+        attachments = None if begun is None else begun.attachments
+        if fill_attachments and attachments is None:
+            raise UserError("fill_attachments needs a fragment with attachment points: mark them by *.")
+        rules = Masks(self.spec, min_atoms, max_atoms, attachments, fill_attachments) if masks else None
         self._targets(context, seed, first, 1)  # or says what does not fit, before anything is drawn
         return self._batches(count, context, rules, begun, temperature, seed, first, batch_size)
 

@@ -36,6 +36,9 @@ hours, while molecules of 255 atoms need fewer than two thousand."""
 LONGEST_BLOCK = 200_000
 """Characters of a mol block, of which an atom or a bond takes up to seventy."""
 
+MOST_AUTOMORPHISMS = 1_000_000
+"""The most symmetries of a molecule over whose orders probabilities are summed."""
+
 ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Te", "I"})
 """Elements with the valences that hydrogens are counted by; metals and noble gases have none."""
 
@@ -346,12 +349,19 @@ def unsanitized(graph: Graph) -> Chem.RWMol:
     return molecule
 
 
-def automorphisms(graph: Graph) -> int:
-    """Count the permutations of atoms that leave a graph as it is: how many orders give the same sequence."""
+def automorphisms(graph: Graph) -> np.ndarray:
+    """Return the permutations of atoms that leave a graph as it is, (permutations, atoms).
+
+    Raises:
+        UserError: There are more than `MOST_AUTOMORPHISMS`.
+    """
     molecule = unsanitized(graph)
     for atom in molecule.GetAtoms():  # so that types are told apart exactly, charges included
         atom.SetIsotope(1 + (atom.GetFormalCharge() + 8))
-    return len(molecule.GetSubstructMatches(molecule, uniquify=False, maxMatches=10_000_000))
+    found = molecule.GetSubstructMatches(molecule, uniquify=False, maxMatches=MOST_AUTOMORPHISMS + 1)
+    if len(found) > MOST_AUTOMORPHISMS:
+        raise UserError(f"a molecule has more than {MOST_AUTOMORPHISMS:,} symmetries: leave it out of --orders.")
+    return np.array(found, np.int16)
 
 
 def encode(

@@ -40,6 +40,7 @@ def sample(
     n: int = 1000,
     masks: bool = True,
     scaffold: str | None = None,
+    fill_attachments: bool = False,
     property: str | None = None,
     min_atoms: int = 1,
     max_atoms: int | None = None,
@@ -69,6 +70,7 @@ def sample(
         masks: Allow only what keeps valences; without masks one sees what the model itself has learned.
         scaffold: SMILES of a fragment that is kept in every molecule, with * at the atoms that may get more bonds, such
             as '*c1ccncc1'; without any * all of its atoms may.
+        fill_attachments: Require that every * of the scaffold gets a bond.
         property: What a conditional model is asked for: values or ranges, such as 'logP=2..3,QED=0.9'.
         min_atoms: The least number of heavy atoms.
         max_atoms: The most.
@@ -93,6 +95,7 @@ def sample(
     options: dict[str, Any] = {
         "masks": masks,
         "fragment": scaffold,
+        "fill_attachments": fill_attachments,
         "min_atoms": min_atoms,
         "max_atoms": max_atoms,
         "temperature": temperature,
