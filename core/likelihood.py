@@ -9,24 +9,26 @@ see `Estimate`.
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.processes import distributed_map
 
 Batch: TypeAlias = dict[str, Tensor]
-"""What a datamodule yields: ``{"x": examples, "context": what they are conditioned on}``; "context" may be absent."""
+"""Fields of a batch: "x", the examples, and what they are conditioned on, see `call_with`."""
+
+Result = TypeVar("Result")
 
 Kind: TypeAlias = Literal["exact", "density", "bound"]
 """The log-probability itself, a density of continuous data, or a lower bound on the log-probability."""
@@ -103,9 +105,23 @@ class Estimate:
 
 def dequantization(flow: Flow, draws: int = 1) -> str:
     """How a flow's integers were made continuous, as `Estimate.protocol` has it; empty for continuous data."""
-    if flow.dequantizer is None:
+    if not isinstance(flow, BijectiveFlow) or flow.dequantizer is None:
         return ""
     return f"{flow.dequantizer.protocol}, {draws} {'draw' if draws == 1 else 'draws'}"
+
+
+def call_with(method: Callable[..., Result], batch: Batch) -> Result:
+    """Calls a method of a flow with the fields of a batch: ``method(x, context, **others)``.
+
+    A field named "context" is the second positional argument, whatever the flow calls it; the other fields are keyword
+    arguments, such as ``mel`` and ``speaker`` of speech.
+
+    Args:
+        method: `Flow.log_prob` or another method with the same arguments.
+        batch: the fields.
+    """
+    others = {name: field for name, field in batch.items() if name not in ("x", "context")}
+    return method(*(batch[name] for name in ("x", "context") if name in batch), **others)
 
 
 @contextmanager
@@ -134,7 +150,7 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     task (see `core.processes`) share the batches, and each gets all results.
 
     Args:
-        flow: The flow, on the device to compute on. It is put into evaluation mode, and back.
+        flow: The flow, on the device to compute on. It computes in evaluation mode.
         batches: Batches of examples, on any device.
         draws: K, the number of dequantisation draws; more than one only makes sense for a bound.
         seed: Seed of the dequantisation noise.
@@ -152,20 +168,15 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     device = flow.device
 
     def of_batch(index: int, batch: Batch) -> Tensor:
-        x = batch["x"].to(device, non_blocking=True)
-        context = batch["context"].to(device, non_blocking=True) if "context" in batch else None
+        moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
         with fixed_noise(seed * 1_000_003 + index, device):
-            total = flow.log_prob(x, context).double()
+            total = call_with(flow.log_prob, moved).double()
             for _ in range(draws - 1):
-                total = torch.logaddexp(total, flow.log_prob(x, context).double())
+                total = torch.logaddexp(total, call_with(flow.log_prob, moved).double())
         return (total - math.log(draws)).cpu()
 
-    was_training = flow.training
-    flow.eval()
-    try:
+    with evaluating(flow):
         results = list(distributed_map(batches, of_batch))
-    finally:
-        flow.train(was_training)
     return torch.cat(results) if results else torch.empty(0, dtype=torch.float64)
 
 

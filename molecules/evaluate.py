@@ -17,7 +17,7 @@ from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.metrics import chemnet, quality, share
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow
 from arflows.molecules.postprocess import validities
 from arflows.molecules.representation import MoleculeSpec, decode, smiles_of_all
 from arflows.molecules.workers import Workers
@@ -77,7 +77,7 @@ def evaluate(
         "batch_size": batch_size,
     }
     start = time.perf_counter()
-    flow = load_model(MoleculeFlow, model, device)
+    flow = load_model(GraphFlow, model, device)
     data = MoleculeDataModule(store, eval_batch_size=batch_size)
     if differences := flow.spec.differences(data.spec):
         raise UserError(f"{store} does not fit the model, model ≠ store: {', '.join(differences)}; give its own store.")
@@ -101,7 +101,7 @@ def evaluate(
         }
     result: dict[str, Any] = {
         "nats_per_molecule": figure.as_dict(),
-        **({"round_trip": round_trip(flow, next(iter(data.loader(split))))} if flow.has_round_trip else {}),
+        **({"round_trip": round_trip(flow, next(iter(data.loader(split))))} if flow.has_latents else {}),
         **measured,
         "samples_per_second": {"value": samples / seconds, "samples": samples, "what": "valid SMILES, with masks"},
         **protocol(flow, model, options, data.store.facts()),
@@ -111,7 +111,7 @@ def evaluate(
     return result
 
 
-def round_trip(flow: MoleculeFlow, batch: Batch) -> dict[str, Any]:
+def round_trip(flow: GraphFlow, batch: Batch) -> dict[str, Any]:
     """Say how many molecules come back from their latents as they were.
 
     Args:

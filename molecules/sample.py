@@ -22,7 +22,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import is_main, wait
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.records import Generated, Targets
@@ -91,7 +91,7 @@ def sample(
         raise UserError(f"{grid} is no picture that can be drawn: give a name that ends in .png or .svg.")
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out, or remove it.")
-    flow = load_model(MoleculeFlow, model, device)
+    flow = load_model(GraphFlow, model, device)
     options: dict[str, Any] = {
         "masks": masks,
         "fragment": scaffold,

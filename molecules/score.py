@@ -16,7 +16,7 @@ from arflows.core.runtime.processes import distributed_map
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import pack
 from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow, MoleculeFlow
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers
@@ -64,7 +64,9 @@ def score(
             raise UserError(f"{name} is {value}: give a number from 1 up.")
     if orders < 0 or orders == 1:
         raise UserError(f"orders is {orders}: give 2 or more for an estimate with its standard error, or 0.")
-    flow = load_model(MoleculeFlow, model, device)
+    flow = load_model(GraphFlow, model, device)
+    if orders and not isinstance(flow, MoleculeFlow):
+        raise UserError(f"{type(flow).__name__} has no probabilities to sum over orders: leave --orders out.")
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     source = open_molecules(molecules, column, values or [])
     given = covered(source, flow.spec, workers, properties=bool(flow.properties))
@@ -81,6 +83,7 @@ def score(
         "log_prob": [f"{log_prob[at]:.6f}" for at in ranked],
     }
     if orders:
+        assert isinstance(flow, MoleculeFlow)
         estimates, errors = marginals(flow, given.molecules, wanted, orders, seed)
         columns["log_prob_all_orders"] = [f"{estimates[at]:.6f}" for at in ranked]
         columns["standard_error"] = [f"{errors[at]:.6f}" for at in ranked]

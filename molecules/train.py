@@ -9,7 +9,7 @@ from arflows.core.training.experiment import Experiment
 from arflows.core.training.module import FlowTraining
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow
 
 
 class MoleculeFlowTraining(FlowTraining):
@@ -20,7 +20,7 @@ class MoleculeFlowTraining(FlowTraining):
         **options: Those of `FlowTraining`.
     """
 
-    def __init__(self, flow: MoleculeFlow, **options: Any) -> None:
+    def __init__(self, flow: GraphFlow, **options: Any) -> None:
         super().__init__(flow, unit="nats", **options)
 
 
@@ -48,7 +48,7 @@ class MoleculeExperiment(Experiment):
             DataError: If the store lacks a property.
         """
         flow, data = self.model.flow, self.datamodule
-        assert isinstance(flow, MoleculeFlow)
+        assert isinstance(flow, GraphFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
                 f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; leave out spec in "

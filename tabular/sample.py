@@ -70,7 +70,7 @@ def sample(
         _write_csv(folder / "samples.csv", columns, arrays)
         if flow.dims == 2:
             extent = extent_of(arrays["x"])
-            row = torch.from_numpy(arrays["context"][:1]).to(flow.base.origin) if "context" in arrays else None
+            row = torch.from_numpy(arrays["context"][:1]).to(flow.device, flow.dtype) if "context" in arrays else None
             points = [("samples", arrays["x"][:SHOWN])]
             density_figure(density_map(flow, extent, row), points, extent, columns.features).savefig(
                 folder / "density.png", dpi=150
@@ -103,8 +103,7 @@ def draw(
         ``x`` (count, features), ``log_density`` (count,) in nats and, of a conditional model, ``context`` (count,
         context).
     """
-    origin = flow.base.origin
-    row = None if context is None else torch.tensor([context], dtype=origin.dtype, device=origin.device)
+    row = None if context is None else torch.tensor([context], dtype=flow.dtype, device=flow.device)
 
     def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
         x, log_prob = flow.sample_with_log_prob(

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from arflows.core.bijections import recompute
-from arflows.core.flow import Flow
+from arflows.core.dequantization import Dequantizer
+from arflows.core.flow import BijectiveFlow, Flow
 from arflows.core.inversion import InversionError
+from arflows.core.likelihood import Batch, call_with
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.sharding import total_norm, whole_weights
 
@@ -134,7 +136,8 @@ class DriftMonitor(Callback):
 
     def exceeds(self, flow: Flow) -> bool:
         """Whether the last error is one to warn of."""
-        bound = self.tolerance if flow.dequantizer is None else 0.5 / flow.dequantizer.levels
+        dequantizer = _dequantizer(flow)
+        bound = self.tolerance if dequantizer is None else 0.5 / dequantizer.levels
         return not self.error <= bound
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,6 +152,8 @@ class DriftMonitor(Callback):
             return
         flow = pl_module.flow
         assert isinstance(flow, Flow)
+        if not flow.has_latents:
+            return
         self._measure(trainer, flow, batch, max(1, self.examples), trainer.precision_plugin.train_step_context())
         if self.exceeds(flow):
             self.recomputes = False
@@ -171,7 +176,7 @@ class DriftMonitor(Callback):
         """Measures on the first batch."""
         flow = pl_module.flow
         assert isinstance(flow, Flow)
-        if batch_idx or not self.examples or trainer.sanity_checking or not flow.has_round_trip:
+        if batch_idx or not self.examples or trainer.sanity_checking or not flow.has_latents:
             return
         self._measure(trainer, flow, batch, self.examples, trainer.precision_plugin.val_step_context())
         pl_module.log("val/round_trip_error", self.error, batch_size=1)
@@ -191,7 +196,7 @@ class DriftMonitor(Callback):
         error = 0.0
         with precision, whole_weights(trainer):
             if len(some["x"]):
-                error = _round_trip_error(flow, some["x"], some.get("context"))
+                error = _round_trip_error(flow, some)
         if trainer.world_size > 1:
             error = float(trainer.strategy.reduce(torch.tensor(error, device=flow.device), reduce_op="max"))
         self.error = error
@@ -205,12 +210,17 @@ class DriftMonitor(Callback):
         self.recomputes = self.recomputes and state_dict["recomputes"]
 
 
-def _round_trip_error(flow: Flow, x: Tensor, context: Tensor | None) -> float:
+def _dequantizer(flow: Flow) -> Dequantizer | None:
+    return flow.dequantizer if isinstance(flow, BijectiveFlow) else None
+
+
+def _round_trip_error(flow: Flow, batch: Batch) -> float:
     try:
-        error = flow.round_trip_error(x, context)
+        error = call_with(flow.round_trip_error, batch)
     except InversionError:
         return math.inf
-    discrete = flow.dequantizer is not None or not x.is_floating_point()
+    x = batch["x"]
+    discrete = _dequantizer(flow) is not None or not x.is_floating_point()
     scale = 1.0 if discrete else x.abs().flatten(1).amax(1).clamp_min(1)
     return float((error / scale).amax().nan_to_num(math.inf))
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from arflows.core.flow import Flow
-from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
+from arflows.core.likelihood import Batch, bits_per_dim, call_with, fixed_noise
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.processes import batch_shard, seed_of
 from arflows.core.training.callbacks import (
@@ -33,7 +33,7 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": t
 class FlowTraining(LightningModule):
     """Minimises the negative log-likelihood of a flow, in bits per dimension or nats.
 
-    Batches are ``{"x": examples, "context": conditions}``; "context" may be absent. The datamodule may offer
+    Batches hold "x", the examples, and what they are conditioned on (`call_with`). The datamodule may offer
     ``initialization_batch() -> Batch``, by which layers such as ActNorm are initialised once, before the first step.
 
     Logged: ``train/bits_per_dim`` and ``val/bits_per_dim`` (or in another unit), ``train/gradient_norm`` (before
@@ -96,6 +96,10 @@ class FlowTraining(LightningModule):
             )
         if not 0 < final_fraction <= 1:
             raise UserError(f"model.final_fraction is {final_fraction}: give a number above 0 and at most 1.")
+        if unit == "bits_per_dim" and flow.dims is None:
+            raise UserError(
+                f"model.unit is bits_per_dim, but examples of {type(flow).__name__} differ in size: use nats."
+            )
         self.flow = flow
         self.unit = unit
         self.optimizer = optimizer
@@ -110,7 +114,7 @@ class FlowTraining(LightningModule):
         self.compile_log_prob = compile
         self._guard = NonFiniteGuard(patience)
         self._stopwatch = Stopwatch()
-        self._log_prob: Callable[[Tensor, Tensor | None], Tensor] = flow.log_prob
+        self._log_prob: Callable[..., Tensor] = flow.log_prob
         self._drift = DriftMonitor(round_trip_examples, recompute)
         self._noise_seed: int | None = None
         self._random_state: dict[str, Tensor] | None = None
@@ -136,7 +140,7 @@ class FlowTraining(LightningModule):
         if stage == "fit" and batch_for is not None:
             device = self.trainer.strategy.root_device
             batch = {name: tensor.to(device) for name, tensor in batch_for().items()}
-            self.flow.to(device).initialize(batch["x"], batch.get("context"))
+            call_with(self.flow.to(device).initialize, batch)
         if self.compile_log_prob:
             self._log_prob = torch.compile(self.flow.log_prob)
 
@@ -181,12 +185,13 @@ class FlowTraining(LightningModule):
         self.log(f"val/{self.unit}", total / max(1, count), prog_bar=True, batch_size=count, sync_dist=True)
 
     def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
-        log_prob = self._log_prob(batch["x"], batch.get("context"))
+        log_prob = call_with(self._log_prob, batch)
         match self.unit:
             case "nats":
                 return -log_prob
             case "nats_per_dim":
                 return -log_prob / batch["x"][0].numel()
+        assert self.flow.dims is not None
         return bits_per_dim(log_prob, self.flow.dims)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.bases import DiagonalNormal
 from arflows.core.bijections import ActNorm
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.module import FlowTraining
 from tests.core.training.training_runs import Data, InitializingData, assert_same, small_flow, trainer
@@ -75,7 +75,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
 def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path):
     x = 5 + 3 * torch.randn(64, 4)
     data = InitializingData(x)
-    module = FlowTraining(Flow(DiagonalNormal((4,)), ActNorm(4)), learning_rate=0.0)
+    module = FlowTraining(BijectiveFlow(DiagonalNormal((4,)), ActNorm(4)), learning_rate=0.0)
     trainer(tmp_path).fit(module, datamodule=data)
     assert data.asked == 1
     z = module.flow.bijection(x[:16])[0]
@@ -90,7 +90,7 @@ def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path
 
 def test_fine_tuning_keeps_what_was_trained_before():
     def flow():
-        return Flow(DiagonalNormal((4,)), ActNorm(4))
+        return BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
 
     trained, x = flow(), 5 + 3 * torch.randn(64, 4)
     trained.initialize(x)
@@ -102,7 +102,7 @@ def test_fine_tuning_keeps_what_was_trained_before():
 
 def test_loss_is_in_bits_per_dim_or_nats():
     x = torch.randn(8, 4)
-    flow = Flow(DiagonalNormal((4,)), ActNorm(4))
+    flow = BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
     nats = -flow.log_prob(x).mean()
     for unit, expected in {"nats": nats, "bits_per_dim": nats / (4 * math.log(2))}.items():
         module = FlowTraining(flow, unit=unit, learning_rate=0.0)
@@ -126,7 +126,7 @@ def test_logs_what_a_person_watches():
 
 def test_clipping_bounds_the_gradient_that_counts():
     x = torch.randn(8, 4) + 3
-    flow = Flow(DiagonalNormal((4,)), ActNorm(4))
+    flow = BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
     norms = []
 
     class Look(Callback):
@@ -227,7 +227,7 @@ def test_compiled_training_is_training(tmp_path):
     def losses(**options):
         torch.manual_seed(0)
         t = trainer(tmp_path / str(options), max_epochs=2)
-        flow = Flow(DiagonalNormal((4,)), ActNorm(4))
+        flow = BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
         t.fit(FlowTraining(flow, learning_rate=0.05, **options), datamodule=Data(x))
         assert all(
             "_orig_mod" not in name for name in torch.load(t.checkpoint_callbacks[1].best_model_path)["state_dict"]
