@@ -12,7 +12,6 @@ Decisions are integers. Of a type it is the index of the type, the number of typ
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,9 +88,9 @@ def packed(graphs: Sequence[Graph], spec: MoleculeSpec) -> UInt8[Tensor, "batch 
     """Graphs in any order of their atoms, packed.
 
     Raises:
-        UserError: The settings do not cover a graph; the reach of its bonds does not matter.
+        UserError: A graph has no decisions: an unknown atom type, too many atoms, or too many bonds of an atom.
     """
-    atoms, bonds = encode(graphs, dataclasses.replace(spec, look_back=spec.max_atoms))
+    atoms, bonds = encode(graphs, spec.relaxed())
     return pack(torch.from_numpy(atoms), torch.from_numpy(bonds))
 
 

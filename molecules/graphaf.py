@@ -6,6 +6,7 @@ Shi, Xu, Zhu, Zhang, Zhang & Tang, "GraphAF: a flow-based autoregressive model f
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
 from arflows.molecules.decisions import unpack
 from arflows.molecules.generation import Grown
+from arflows.molecules.graph import Graph
 from arflows.molecules.graph_flow import Given, GraphFlow
 from arflows.molecules.records import Generated, Targets
 from arflows.molecules.representation import MoleculeSpec
@@ -189,6 +191,10 @@ class GraphAF(GraphFlow):
             )
         limits = Masks(self.spec, 1, max_atoms)
         return self._drawn(count, limits, masks, temperature, seed, first, batch_size)
+
+    def objection(self, graph: Graph) -> str | None:
+        """Return the reason why the flow cannot score a graph in its order; None if it can."""
+        return dataclasses.replace(self.spec.relaxed(), look_back=self.look_back).objection(graph)
 
     # ------------------------------------------------------------------------------------------ steps
 

@@ -97,7 +97,7 @@ class MoleculeFlow(GraphFlow):
             rows = by_size[start : start + max(1, TOKENS // (largest_first[start] + 1))]
             parts.append(self.bijection.log_det(x[rows], None if encoded is None else encoded[rows]))
             start += len(rows)
-        return torch.cat(parts)[by_size.argsort()]
+        return torch.cat(parts)[by_size.argsort()] if parts else torch.zeros(0, dtype=self.dtype, device=self.device)
 
     @torch.no_grad()
     def order_marginal(
@@ -294,7 +294,9 @@ class MoleculeFlow(GraphFlow):
         known = Known(x, self.spec)
         with evaluating(self):
             stream = self.bijection.stream(len(x), self._encoded(context, len(x)))
-            grow(stream, known, Masks(self.spec) if masks else None)
+            grown = grow(stream, known, Masks(self.spec) if masks else None)
+        if not grown.log_prob_policy.isfinite().all():
+            raise UserError("a molecule has an atom of a valence that the training data lack: leave out masks.")
         return known.latents
 
     # ------------------------------------------------------------------------------------------ conditions
@@ -322,8 +324,11 @@ class MoleculeFlow(GraphFlow):
             return context.to(self.device)
         if not self.properties and not context:
             return None
-        rows = torch.zeros(0, 0) if self.context_encoder is None else self.context_encoder.rows
-        return targets_from(rows.cpu(), self.properties, context or {}, seed, first, count).to(self.device)
+        known = self.context_encoder or KnownProperties(0)
+        chosen = targets_from(
+            known.rows.cpu(), self.properties, context or {}, seed, first, count, extremes=known.extremes.cpu()
+        )
+        return chosen.to(self.device)
 
     @torch.no_grad()
     def _likeliest_order(self, fragment: Fragment) -> Fragment:

@@ -8,6 +8,7 @@ with the reason.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -99,8 +100,12 @@ class MoleculeSpec(Spec):
         limits = [min(valences[kind], largest_valence(kind)) for kind in types]
         return cls(tuple(types), tuple(limits), atoms, back, look_back, order)
 
+    def relaxed(self) -> Self:
+        """Return the settings without the limits that a flow's decisions do not have: valences and reach of bonds."""
+        return dataclasses.replace(self, valences=(255,) * len(self.valences), look_back=self.max_atoms)
+
     def objection(self, graph: Graph) -> str | None:
-        """Say why the settings do not cover a molecule; None if they do."""
+        """Return the reason why the settings do not cover a molecule; None if they do."""
         if unseen := sorted(set(graph.atoms) - set(self.atom_types)):
             return f"the atom type {unseen[0]} does not occur in the training data"
         if len(graph.atoms) > self.max_atoms:
@@ -163,6 +168,15 @@ def parse(smiles: str) -> Chem.Mol:
         Refused: They cannot be read, or mean no molecule.
     """
     return _sane(_quietly(Chem.MolFromSmiles, smiles, LONGEST_SMILES), "SMILES", mapped=":" in smiles)
+
+
+def cleaned(molecule: Chem.Mol) -> Chem.Mol:
+    """Return a copy of a molecule, sanitised and without explicit hydrogens and atom-map numbers.
+
+    Raises:
+        Refused: It is no molecule.
+    """
+    return _sane(Chem.Mol(molecule), "a molecule")
 
 
 def parse_block(block: str) -> Chem.Mol:

@@ -77,7 +77,7 @@ def sample(
         temperature: Divides the logits of all decisions; below 1 for likelier molecules.
         seed: Seed of the latents.
         grid: A picture of the first molecules, .png or .svg.
-        resume: Go on with a run of the same options that was interrupted.
+        resume: Go on with a run of the same model and options that was interrupted.
         batch_size: Molecules computed at a time.
         workers: Processes that work with RDKit; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
@@ -102,7 +102,7 @@ def sample(
         "seed": seed,
     }
     wanted = read_targets(property)
-    part = Part(out, {"model": model, "n": n, "property": property, **options}, resume)
+    part = Part(out, {"model": flow.checksum(), "n": n, "property": property, **options}, resume)
     columns = ["smiles", "log_prob", "log_prob_policy", *PROPERTIES, *(f"wanted_{name}" for name in flow.properties)]
     wait()  # until all processes know where they begin
     if part.drawn < n:
@@ -216,6 +216,8 @@ class Part:
             raise UserError(f"{self.progress} is damaged ({error}): remove it and {self.part}.") from error
         if different := [name for name, value in self.options.items() if then.get(name) != value]:
             name = different[0]
+            if name == "model":
+                raise UserError(f"{self.part} was begun with another model: give the same, or another --out.")
             raise UserError(
                 f"{self.part} was begun with {name}={then.get(name)}, not {self.options[name]}: give the same, or "
                 "another --out."
