@@ -80,6 +80,20 @@ def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> 
     return places
 
 
+def random_orders(graph: Graph, order: Order, count: int, seed: int = 0) -> list[Graph]:
+    """Return the graph in different breadth- or depth-first orders, at most ``count`` of them, drawn at random.
+
+    Args:
+        graph: The graph.
+        order: Breadth or depth first.
+        count: Number of draws.
+        seed: Seed of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = dict.fromkeys(tuple(walk(graph, order, rng)) for _ in range(count))
+    return [permuted(graph, places) for places in drawn]
+
+
 def walks(graph: Graph, order: Order) -> list[list[int]]:
     """Return every breadth- or depth-first order of a graph's atoms; for small graphs, since there are many."""
     neighbours = graph.neighbours()

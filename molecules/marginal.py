@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from arflows.molecules.generation import bind_atom
@@ -40,10 +39,9 @@ class _Prefix(NamedTuple):
 ALPHA = 1.0
 MODE = None
 
+
 @torch.no_grad()
-def order_marginal(
-    graph: Graph, stream: MoleculeStream, orders: int, rng: np.random.Generator
-) -> OrderEstimate:
+def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.random.Generator) -> OrderEstimate:
     neighbours = graph.neighbours()
     order = MODE or stream.spec.order
     types = [stream.spec.atom_types.index(kind) for kind in graph.atoms]

@@ -12,7 +12,6 @@ from torch import Tensor
 from arflows.core.runtime.errors import UserError
 from arflows.molecules.representation import MoleculeSpec
 
-
 ORDERS = (1, 2, 3)
 """Orders of bonds."""
 NO_ORDER = 99
