@@ -37,23 +37,33 @@ class _Prefix(NamedTuple):
 
 
 ALPHA = 1.0
-MODE = None
-
+PASSES = 1
+PENALTY = 5.0
 
 @torch.no_grad()
-def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.random.Generator) -> OrderEstimate:
+def order_marginal(
+    graph: Graph, stream: Callable[[], MoleculeStream], orders: int, rng: np.random.Generator
+) -> OrderEstimate:
+    group = automorphisms(graph)
+    costs = np.zeros(len(graph.atoms))
+    _, costs = search(graph, group, stream(), 1, costs, rng)
+    for k in range(PASSES):
+        result, costs = search(graph, group, stream(), orders, costs, rng)
+    return result
+
+
+def search(graph, group, stream, width, costs, rng):
     neighbours = graph.neighbours()
-    order = MODE or stream.spec.order
     types = [stream.spec.atom_types.index(kind) for kind in graph.atoms]
     bonds = {(i, j): o for a, b, o in graph.bonds for i, j in ((a, b), (b, a))}
-    group = automorphisms(graph)
     prefixes = [_Prefix((), group, ())]
-    log_p, log_w = np.zeros(1), np.zeros(1)
+    log_p, log_w, left = np.zeros(1), np.zeros(1), np.zeros(1)
+    gains = np.zeros((1, len(graph.atoms)))
     chances: list[float] = []
-    for size in range(len(graph.atoms)):
+    for _ in graph.atoms:
         children, parents = [], []
         for row, prefix in enumerate(prefixes):
-            for atom in continuations(neighbours, prefix.places, order):
+            for atom in continuations(neighbours, prefix.places, "all"):
                 if prefix.stabilizer[:, atom].min() == atom:  # one of each set of equivalent continuations
                     kept = prefix.stabilizer[prefix.stabilizer[:, atom] == atom]
                     children.append(_Prefix((*prefix.places, atom), kept, prefix.draws))
@@ -61,9 +71,14 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
         stream.keep(torch.tensor(parents))
         gained = _extend(stream, [each.places for each in children], types, bonds)
         log_p, log_w = log_p[parents] + gained, log_w[parents] + gained
-        rows, log_inclusion = select(log_w, orders, rng)
+        last = np.array([each.places[-1] for each in children])
+        left = left[parents] - costs[last]
+        gains = gains[parents]
+        gains[np.arange(len(last)), last] = gained
+        lost = np.array([abandoned(neighbours, each.places, stream.spec.order) for each in children])
+        rows, log_inclusion = select(log_w, ALPHA * (log_w + left - PENALTY * lost), width, rng)
         prefixes = [children[row] for row in rows]
-        log_p, log_w = log_p[rows], log_w[rows] - log_inclusion
+        log_p, log_w, left, gains = log_p[rows], log_w[rows] - log_inclusion, left[rows], gains[rows]
         for at, value in enumerate(log_inclusion):
             if value < 0:
                 prefixes[at] = prefixes[at]._replace(draws=(*prefixes[at].draws, len(chances)))
@@ -80,7 +95,8 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
     variance = float((under**2 * (1 - np.array(chances))).sum())
     sampled = weights[[bool(p.draws) for p in prefixes]]
     ess = float(sampled.sum() ** 2 / (sampled**2).sum()) if len(sampled) else np.inf
-    return OrderEstimate(float(total), variance**0.5, ess, float(np.logaddexp.reduce(log_p)))
+    share = np.exp(log_p - np.logaddexp.reduce(log_p))
+    return OrderEstimate(float(total), variance**0.5, ess, float(np.logaddexp.reduce(log_p))), share @ gains
 
 
 def _extend(
@@ -106,14 +122,33 @@ def _extend(
     return total.numpy()
 
 
-def select(log_w, count, rng):
+def abandoned(neighbours, places, order):
+    new = {atom: k for k, atom in enumerate(places)}
+    open_ = [any(n not in new for n in neighbours[atom]) for atom in places]
+    parents = [[new[n] for n in neighbours[atom] if n in new and new[n] < k] for k, atom in enumerate(places)]
+    count = 0
+    latest = len(places)
+    for k in range(len(places) - 1, 0, -1):
+        parent = max(parents[k]) if order == "dfs" else min(parents[k])
+        latest = min(latest, parent) if k else latest
+        # atoms between a later atom's parent and that atom are left behind
+        if order == "dfs" and open_[k - 1] and k - 1 > min(max(parents[i]) for i in range(k, len(places))):
+            count += 1
+        if order == "bfs" and open_[k - 1] and k - 1 < max(min(parents[i]) for i in range(k, len(places))):
+            count += 1
+    return count
+
+
+def select(log_w, score, count, rng):
     """Fearnhead and Clifford; the first is always kept."""
     possible = np.flatnonzero(log_w > -np.inf)
     if len(possible) <= count:
         return possible, np.zeros(len(possible))
     first, others = possible[0], possible[1:]  # the given order
-    w = np.exp(ALPHA * (log_w[others] - log_w[others].max()))
+    w = np.exp(score[others] - score[others].max())
     size = count - 1
+    if not size:
+        return possible[:1], np.zeros(1)
     largest = np.argsort(-w, kind="stable")
     tail = w[largest][::-1].cumsum()[::-1]
     sure = int(np.argmax(w[largest][:size] * (size - np.arange(size)) <= tail[:size]))

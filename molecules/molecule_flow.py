@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from arflows.molecules.graph_flow import Given, GraphFlow
 from arflows.molecules.marginal import OrderEstimate, order_marginal
 from arflows.molecules.records import Generated, Molecule, Targets, latents, targets_from
 from arflows.molecules.representation import Graph, MoleculeSpec, decode
+from arflows.molecules.stream import MoleculeStream
 from arflows.molecules.validity import Masks
 
 TOKENS = 1536
@@ -141,8 +144,10 @@ class MoleculeFlow(GraphFlow):
         found = []
         with evaluating(self):
             for row, graph in enumerate(graphs):
-                stream = self.bijection.stream(1, None if encoded is None else encoded[row : row + 1])
-                found.append(order_marginal(graph, stream, orders, np.random.default_rng((seed, row))))
+                own = None if encoded is None else encoded[row : row + 1]
+                small = dataclasses.replace(self.spec, max_atoms=min(self.spec.max_atoms, len(graph.atoms) + 1))
+                begin = functools.partial(MoleculeStream, self.bijection.conditioner, small, 1, own)
+                found.append(order_marginal(graph, begin, orders, np.random.default_rng((seed, row))))
         return found
 
     def sample_with_log_prob(
