@@ -9,8 +9,7 @@ see `Estimate`.
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -23,6 +22,7 @@ from torch import Tensor
 from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.noise import fixed_noise, seed_of
 from arflows.core.runtime.processes import distributed_map
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -85,7 +85,7 @@ class Estimate:
         """
         if len(log_prob) == 0:
             raise UserError("no example to average over: the data set or split is empty; prepare one with examples.")
-        values = log_prob.detach().double().cpu()
+        values = log_prob.detach().cpu().double()
         values = -values if dims is None else bits_per_dim(values, dims)
         error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         unit: Literal["bits/dim", "nats"] = "nats" if dims is None else "bits/dim"
@@ -124,19 +124,6 @@ def call_with(method: Callable[..., Result], batch: Batch) -> Result:
     return method(*(batch[name] for name in ("x", "context") if name in batch), **others)
 
 
-@contextmanager
-def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Makes random draws inside follow from a seed; outside, the generators go on as though nothing had been drawn.
-
-    Args:
-        seed: The seed.
-        device: The device drawn on, beside the CPU.
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 @torch.no_grad()
 def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Float[Tensor, " count"]:
     """Log-probability of every example, by one or several draws of dequantisation noise.
@@ -146,7 +133,7 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     expectation never looser than with fewer draws, and tends to the log-probability as K grows. Compare figures only
     at equal K.
 
-    The noise depends on the seed, the batch's place and its size alone, so that a run can be repeated. Processes at one
+    The noise depends on the seed, the batch's index and its size alone, so that a run can be repeated. Processes at one
     task (see `core.processes`) share the batches, and each gets all results.
 
     Args:
@@ -169,11 +156,11 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
 
     def of_batch(index: int, batch: Batch) -> Tensor:
         moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
-        with fixed_noise(seed * 1_000_003 + index, device):
-            total = call_with(flow.log_prob, moved).double()
+        with fixed_noise(seed_of(seed, "log_prob", index), device):
+            total = call_with(flow.log_prob, moved).cpu().double()
             for _ in range(draws - 1):
-                total = torch.logaddexp(total, call_with(flow.log_prob, moved).double())
-        return (total - math.log(draws)).cpu()
+                total = torch.logaddexp(total, call_with(flow.log_prob, moved).cpu().double())
+        return total - math.log(draws)
 
     with evaluating(flow):
         results = list(distributed_map(batches, of_batch))
@@ -195,7 +182,7 @@ class Reference:
     @classmethod
     def of(cls, scores: Float[Tensor, " count"]) -> "Reference":
         """Keeps the scores of a sample of training examples."""
-        values = np.sort(scores.double().cpu().numpy())
+        values = np.sort(scores.cpu().double().numpy())
         return cls(values, float(values.mean()))
 
     @classmethod

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from arflows.core.bijections import Standardize
+from arflows.core.bijections import InitializedFromData, Standardize
 
 KNOWN_ROWS = 1024
 """Number of training molecules whose properties a conditional model keeps."""
 
 
-class KnownProperties(nn.Module):
+class KnownProperties(InitializedFromData):
     """Standardisation of properties to zero mean and unit variance over the training data.
 
     Args:
@@ -35,11 +35,10 @@ class KnownProperties(nn.Module):
         self.register_buffer("rows", torch.zeros(KNOWN_ROWS, count))
         self.register_buffer("extremes", torch.full((2, count), torch.nan))
 
-    def initialize_from(self, properties: Float[Tensor, "batch properties"]) -> None:
-        """Keep rows and extremes of training data; those that were kept before stay."""
-        if not self.rows.any():
-            places = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
-            self.rows.copy_(properties[places])
+    def _set_from(self, properties: Float[Tensor, "batch properties"]) -> None:
+        """Keep rows of training data, and their extremes if those of all training data are not known."""
+        places = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
+        self.rows.copy_(properties[places])
         self.set_extremes(properties.amin(0), properties.amax(0))
 
     @torch.no_grad()
@@ -53,5 +52,5 @@ class KnownProperties(nn.Module):
         return self.standardize(properties)[0]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        state_dict.setdefault(prefix + "extremes", self.extremes)  # older files lack it
+        state_dict.setdefault(f"{prefix}extremes", self.extremes)  # older files lack them
         super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -13,6 +13,7 @@ from torch import Tensor
 from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.likelihood import Batch, Estimate, log_probs
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
@@ -30,11 +31,11 @@ def evaluate(
     store: Path,
     out: Path,
     split: str = "test",
-    samples: int = 10_000,
+    samples: PositiveInt = 10_000,
     fcd: bool = True,
     seed: int = 0,
-    batch_size: int = 1024,
-    workers: int | None = None,
+    batch_size: PositiveInt = 1024,
+    workers: PositiveInt | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a trained flow on a split of a store: exact likelihood, three validities, and the metrics of MOSES.
@@ -64,9 +65,6 @@ def evaluate(
     Returns:
         What was written.
     """
-    for name, value in (("samples", samples), ("batch_size", batch_size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     options = {
         "model": model,
         "store": str(store),
@@ -163,14 +161,3 @@ def _rows(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
         rows[name] = f"Wasserstein-1 {value['wasserstein']:.4f}, {means}"
     rows["samples"] = f"{result['samples_per_second']['value']:,.0f} a second"
     return rows
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(evaluate, args, prog="arflows molecules evaluate")
-
-
-if __name__ == "__main__":
-    main()

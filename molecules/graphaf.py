@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from arflows.core.bijections import LocationScale
 from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import widest_float
+from arflows.core.runtime.noise import Noise
 from arflows.molecules.decisions import unpack
 from arflows.molecules.generation import Grown
 from arflows.molecules.graph import Graph
@@ -263,30 +265,31 @@ class GraphAF(GraphFlow):
     ) -> Iterator[Generated]:
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
-            # A generator for each batch is enough here: batches of one size repeat.
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + first + start)
+            shape = (self.spec.max_atoms, len(self.spec.atom_types) + self.look_back * (RELATIONS + 1))
+            z = Noise(seed, "latents").normal(first + start, size, shape).float().to(self.device)
             with evaluating(self):
-                grown = self._grow(size, limits, masks, temperature, generator)
+                grown = self._grow(temperature * z, limits, masks)
             unknown = [torch.nan] * size
             yield Generated(self._decoded(grown), unknown, unknown, None)
 
-    def _grow(self, batch: int, limits: Masks, masks: bool, temperature: float, generator: torch.Generator) -> Grown:
-        size, device = self.spec.max_atoms, self.device
+    def _grow(self, z: Float[Tensor, "batch atoms latents"], limits: Masks, masks: bool) -> Grown:
+        batch, size, device = len(z), self.spec.max_atoms, z.device
+        kinds = len(self.spec.atom_types)
+        bond_latents = z[:, :, kinds:].unflatten(2, (self.look_back, RELATIONS + 1))  # the nearest atom comes first
         growing = _Growing(
-            torch.full((batch, size), len(self.spec.atom_types), device=device),
+            torch.full((batch, size), kinds, device=device),
             torch.zeros(batch, size, size, dtype=torch.uint8, device=device),
             torch.arange(batch, device=device),
         )
         atoms = torch.zeros(batch, size, dtype=torch.uint8, device=device)
 
-        def draw(parameters: Tensor) -> Tensor:
-            noise = torch.randn(len(alive), parameters.shape[1], generator=generator).to(device)
-            return self.map.inverse(temperature * noise, parameters)[0]
-
         alive = growing.ids
         for atom in range(limits.max_atoms):
+            if not len(alive):
+                break
             growing.atom = atom
-            y = draw(self._predict(atoms[alive], growing.orders[alive], _same_step(alive, atom, -1))[0])
+            parameters = self._predict(atoms[alive], growing.orders[alive], _same_step(alive, atom, -1))[0]
+            y = self.map.inverse(z[alive, atom, :kinds], parameters)[0]
             if masks:
                 possible = limits.types(growing, alive)[:, :-1]
                 y = y.masked_fill(~possible, -torch.inf)
@@ -300,7 +303,8 @@ class GraphAF(GraphFlow):
                 if not len(alive):
                     break
                 step = _same_step(alive, atom, earlier)
-                y = draw(self._predict(atoms[alive], growing.orders[alive], step)[1])
+                parameters = self._predict(atoms[alive], growing.orders[alive], step)[1]
+                y = self.map.inverse(bond_latents[alive, atom, atom - 1 - earlier], parameters)[0]
                 if masks:
                     fits = limits.bonds(growing, alive)[:, 1:].unflatten(1, (-1, 3))[:, earlier]
                     y[:, 1:] = y[:, 1:].masked_fill(~fits, -torch.inf)
@@ -312,7 +316,7 @@ class GraphAF(GraphFlow):
                 atoms[alive[~bound], atom] = 0
                 alive = alive[bound]
             growing.used = growing.orders.sum(2, dtype=torch.uint8)
-        nan = torch.full((batch,), torch.nan, dtype=torch.float64, device=device)
+        nan = torch.full((batch,), torch.nan, dtype=widest_float(device), device=device)
         return Grown(atoms, growing.orders, nan, nan)
 
 

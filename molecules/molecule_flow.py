@@ -14,6 +14,7 @@ from torch import Tensor
 
 from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import Noise
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.conditions import KnownProperties
@@ -22,7 +23,7 @@ from arflows.molecules.fragments import Fragment, fragment_of
 from arflows.molecules.generation import Begun, FromLatents, Known, Source, grow, latent_shape
 from arflows.molecules.graph_flow import Given, GraphFlow
 from arflows.molecules.marginal import OrderEstimate, order_marginal
-from arflows.molecules.records import Generated, Molecule, Targets, latents, targets_from
+from arflows.molecules.records import Generated, Molecule, Targets, targets_from
 from arflows.molecules.representation import Graph, MoleculeSpec, decode
 from arflows.molecules.stream import MoleculeStream
 from arflows.molecules.validity import Masks
@@ -214,7 +215,7 @@ class MoleculeFlow(GraphFlow):
     ) -> Iterator[Generated]:
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
-            z = latents(seed, first + start, size, latent_shape(self.spec)).to(self.device)
+            z = Noise(seed, "latents").uniform(first + start, size, latent_shape(self.spec)).to(self.device)
             rows = context[start : start + size] if isinstance(context, Tensor) else context
             targets = self._targets(rows, seed, first + start, size)
             source: Source = FromLatents(z)
@@ -286,7 +287,7 @@ class MoleculeFlow(GraphFlow):
         one, other = (self._latents_of(self._packed([each]), context, masks=True) for each in (start, end))
         ends = torch.cat([one.where(~one.isnan(), other), other.where(~other.isnan(), one)]).nan_to_num(0.5)
         first, last = torch.special.ndtri(ends.clamp(1e-12, 1 - 1e-12))
-        weights = torch.linspace(0, 1, steps, dtype=torch.float64, device=ends.device)[:, None, None]
+        weights = torch.linspace(0, 1, steps, dtype=ends.dtype, device=ends.device)[:, None, None]
         way = torch.special.ndtr(first + weights * (last - first))
         way[0], way[-1] = ends  # exactly, where rounding could leave the bin
         return self.decode(way, None if context is None else context.expand(steps, -1), masks=True)

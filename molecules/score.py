@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import seed_of
+from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.molecule_files import MoleculeFile
@@ -36,11 +38,11 @@ def score(
     out: Path,
     column: str | None = None,
     values: list[str] | None = None,
-    orders: int = 0,
+    orders: NonNegativeInt = 0,
     ranked: bool = False,
     seed: int = 0,
-    batch_size: int = 256,
-    workers: int | None = None,
+    batch_size: PositiveInt = 256,
+    workers: PositiveInt | None = None,
     device: str = "auto",
 ) -> None:
     """Score molecules by a trained flow and write a CSV file, in the order of the input.
@@ -69,10 +71,7 @@ def score(
         workers: Processes that read molecules; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
-    if orders < 0 or orders == 1:
+    if orders == 1:
         raise UserError(f"orders is {orders}: give 2 or more for an estimate with its standard error, or 0.")
     flow = load_model(GraphFlow, model, device)
     if orders and not isinstance(flow, MoleculeFlow):
@@ -119,7 +118,7 @@ def score(
             "canonical one"
         )
     if given.rejects:
-        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.told()}")
+        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.summary()}")
 
 
 def input_columns(molecules: Sequence[Example], taken: Collection[str]) -> dict[str, list[str]]:
@@ -189,7 +188,7 @@ def marginals(
 
     def estimate(at: int, molecule: Example) -> OrderEstimate:
         context = torch.tensor([[molecule.values[each] for each in properties]]) if properties else None
-        return flow.order_estimates([molecule.graph], orders, seed + at, context)[0]
+        return flow.order_estimates([molecule.graph], orders, seed_of(seed, "orders", at), context)[0]
 
     return list(distributed_map(tqdm(molecules, "orders", unit=" molecules", disable=None), estimate))
 
@@ -215,14 +214,3 @@ def batches(
                 batch["context"] = torch.tensor(values, dtype=torch.float32)
             yield batch
             bar.update(len(chosen))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(score, args, prog="arflows molecules score")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arflows.core.commands.train import train
+from arflows.core.commands.train import run_experiment
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.experiment import Experiment
 from arflows.core.training.module import FlowTraining
@@ -44,8 +44,7 @@ class MoleculeExperiment(Experiment):
         """Makes sure that the flow is one of such molecules, and that the store has the properties it is to know.
 
         Raises:
-            UserError: If it is not.
-            DataError: If the store lacks a property.
+            UserError: It is not, or the store lacks a property.
         """
         flow, data = self.model.flow, self.datamodule
         assert isinstance(flow, GraphFlow)
@@ -64,10 +63,14 @@ class MoleculeExperiment(Experiment):
         return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    train(MoleculeExperiment, args, package="arflows.molecules")
+def train(*words: str) -> None:
+    """Train a flow on a store of molecules by maximum likelihood.
 
+    Args:
+        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+            `arflows molecules train --help` lists the options.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        UserError: If the options do not fit together, or training cannot go on.
+    """
+    run_experiment(MoleculeExperiment, words)

@@ -8,7 +8,9 @@ import hashlib
 import inspect
 import json
 import re
+import reprlib
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -22,12 +24,16 @@ from torch import nn
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.limits import Header, TooLarge, check_arguments, limited_to
 from arflows.core.runtime.machine import pick_device
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FACTS_FILE = "training.json"
 SUMS_FILE = "SHA256SUMS"
+LARGEST_CONFIG = 4 << 20
+"""Bytes of `CONFIG_FILE`."""
+
 FORMAT_VERSION = 1
 """Of `CONFIG_FILE`."""
 
@@ -71,7 +77,12 @@ class Pretrained(nn.Module):
 
         Both files are written under temporary names and then renamed, so that an interrupted save leaves the older
         model readable.
+
+        Raises:
+            UserError: If an argument of the constructor is not of the type of its annotation, or out of range (see
+                `check_arguments`), so that the model could not be read again.
         """
+        check_arguments(type(self), self._arguments)
         folder = Path(folder)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with replacing(folder / WEIGHTS_FILE) as temporary:
@@ -90,29 +101,36 @@ class Pretrained(nn.Module):
 
         Raises:
             UserError: if there is no such folder, a file of it is missing or damaged, it holds a model of another
-                class, or it was written by a newer version of arflows.
+                class or one larger than its weights, or it was written by a newer version of arflows.
         """
         folder = _local_folder(source, revision)
         config = _read_config(folder / CONFIG_FILE)
         model_class = cls._named(config["class"], folder)
+        arguments, weights = config["arguments"], folder / WEIGHTS_FILE
+        header = Header.read(weights)
         try:
-            model = model_class(**config["arguments"])
-        except UserError as error:
-            raise UserError(f"{folder / CONFIG_FILE}: {error}") from error
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+            check_arguments(model_class, arguments)
+            with limited_to(header):
+                model = model_class(**arguments)
+        except TooLarge as error:
+            raise UserError(
+                f"{folder / CONFIG_FILE} asks for more than the {header.tensors:,} tensors of {header.numbers:,} numbers "
+                f"that {weights} holds: copy the model folder again"
+            ) from error
+        except (UserError, ValueError) as error:
             details = " ".join(str(error).split())
             raise UserError(f"{folder / CONFIG_FILE}: arguments do not fit {config['class']}: {details}") from error
-        weights = folder / WEIGHTS_FILE
-        if not weights.is_file():
-            raise UserError(f"{weights} is missing: copy the model folder again, whole")
+        except (TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+            given = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in arguments.items())
+            raise UserError(
+                f"{folder / CONFIG_FILE}: arguments do not fit {config['class']} or each other: {given}"
+            ) from error
         try:
-            state = load_file(weights)
+            model.load_state_dict(load_file(weights))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{weights} is damaged or truncated ({error}): copy the model folder again") from error
-        try:
-            model.load_state_dict(state)
         except RuntimeError as error:
-            details = " ".join(str(error).split())
+            details = textwrap.shorten(str(error), 400, placeholder=" …")
             raise UserError(f"{weights} does not fit {CONFIG_FILE} beside it: {details}") from error
         return model.eval()
 
@@ -222,9 +240,11 @@ def _local_folder(source: str | Path, revision: str | None) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: {path.parent} is not a model folder")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, a config at most {LARGEST_CONFIG:,}: copy it again")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers of very many digits
         raise UserError(f"{path} is not valid JSON ({error}): copy the model folder again") from error
     expected = {"format_version": int, "class": str, "arguments": dict}
     if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in expected.items()):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -23,6 +23,7 @@ from arflows.core.flow import BijectiveFlow, Flow
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, call_with
 from arflows.core.runtime.errors import UserError
+from arflows.core.training.lightning_compat import SwappingAverage, batch_of_epoch, forget_batch
 from arflows.core.training.sharding import total_norm, whole_weights
 
 
@@ -64,7 +65,7 @@ class NonFiniteGuard(Callback):
                 buffer.copy_(before)
         self.skipped_in_a_row += 1
         self.skipped_in_all += 1
-        place = f"batch {trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}"
+        place = f"batch {batch_of_epoch(trainer)} of epoch {trainer.current_epoch}"
         rank_zero_info(
             f"{place}: the loss or its gradient is not finite; step skipped ({self.skipped_in_all} in all). "
             f"{_parameter_norms(pl_module)}"
@@ -225,7 +226,7 @@ def _round_trip_error(flow: Flow, batch: Batch) -> float:
     return float((error / scale).amax().nan_to_num(math.inf))
 
 
-class ExponentialMovingAverage(WeightAveraging):
+class ExponentialMovingAverage(SwappingAverage):
     """Keeps an exponential moving average of the weights, validates with it, and saves it as the model.
 
     What it adds to Lightning's own averaging: the decay warms up, ``min(decay, (1 + t) / (10 + t))`` after t updates,
@@ -247,7 +248,6 @@ class ExponentialMovingAverage(WeightAveraging):
 
         super().__init__(use_buffers=True, multi_avg_fn=torch.no_grad()(update))
         self._guard = guard
-        self._swapped = False
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every optimizer step that was not skipped."""
@@ -255,12 +255,8 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Ends a validation that broke off, before the last state is saved."""
-        if self._swapped:
-            self._swap_models(pl_module)
-
-    def _swap_models(self, pl_module: LightningModule) -> None:
-        super()._swap_models(pl_module)
-        self._swapped = not self._swapped
+        if self.swapped:
+            self.swap(pl_module)
 
 
 class Stopwatch(Callback):
@@ -359,7 +355,7 @@ class OrderlyInterrupt(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stops between steps."""
         if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0 and self._agreed(trainer):
-            before_batch(trainer)
+            forget_batch(trainer)
             raise _exception(self._received)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -388,10 +384,3 @@ class OrderlyInterrupt(Callback):
 
 def _exception(number: int | None) -> BaseException:
     return SIGTERMException() if number == signal.SIGTERM else KeyboardInterrupt()
-
-
-def before_batch(trainer: Trainer) -> None:
-    """Makes a state that is saved at the start of a batch, whose step is still to come, one that ends with the last."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    progress.total.ready -= 1
-    progress.current.ready -= 1

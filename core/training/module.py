@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from arflows.core.bijections import mark_initialized
 from arflows.core.flow import Flow
-from arflows.core.likelihood import Batch, bits_per_dim, call_with, fixed_noise
+from arflows.core.likelihood import Batch, bits_per_dim, call_with
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.processes import batch_shard, seed_of
+from arflows.core.runtime.noise import fixed_noise, seed_of
+from arflows.core.runtime.processes import batch_shard
 from arflows.core.training.callbacks import (
     DriftMonitor,
     ExponentialMovingAverage,
@@ -23,6 +25,7 @@ from arflows.core.training.callbacks import (
     OrderlyInterrupt,
     Stopwatch,
 )
+from arflows.core.training.lightning_compat import batches_done
 
 VALIDATION_NOISE = 2017
 """Seed of the dequantisation noise in validation, the same every time, so that epochs can be compared."""
@@ -135,12 +138,17 @@ class FlowTraining(LightningModule):
         return [self._guard, *averaging, self._drift, self._stopwatch, OrderlyInterrupt()]
 
     def setup(self, stage: str) -> None:
-        """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded."""
+        """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded.
+
+        A flow that has been initialised or trained before stays as it is.
+        """
         batch_for = getattr(getattr(self.trainer, "datamodule", None), "initialization_batch", None)
         if stage == "fit" and batch_for is not None:
             device = self.trainer.strategy.root_device
             batch = {name: tensor.to(device) for name, tensor in batch_for().items()}
             call_with(self.flow.to(device).initialize, batch)
+        if stage == "fit":
+            mark_initialized(self.flow)
         if self.compile_log_prob:
             self._log_prob = torch.compile(self.flow.log_prob)
 
@@ -156,8 +164,7 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        torch.manual_seed(seed_of(self._noise_seed, done))
+        torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))  # type: ignore[arg-type]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
@@ -180,7 +187,8 @@ class FlowTraining(LightningModule):
         count = len(batch["x"])
         total = torch.zeros((), device=self.device)
         if count:
-            with fixed_noise(VALIDATION_NOISE + batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            index = batch_idx * self.trainer.world_size + self.global_rank
+            with fixed_noise(seed_of(VALIDATION_NOISE, "validation", index), self.device):
                 total = self._losses(batch).sum()
         self.log(f"val/{self.unit}", total / max(1, count), prog_bar=True, batch_size=count, sync_dist=True)
 

@@ -9,7 +9,7 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Logit
 from arflows.core.dequantization import UniformDequantizer
 from arflows.core.flow import BijectiveFlow
-from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, log_probs
 from arflows.core.runtime.errors import UserError
 
 
@@ -71,17 +71,6 @@ def test_dequantization_is_named(flow):
     assert dequantization(flow) == "uniform dequantisation, 1 draw"
     assert dequantization(flow, 5) == "uniform dequantisation, 5 draws"
     assert dequantization(BijectiveFlow(StandardNormal((2,)), Logit(0.05))) == ""
-
-
-def test_fixed_noise_repeats_itself_and_disturbs_nobody():
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    with fixed_noise(7, torch.device("cpu")):
-        first = torch.rand(2)
-    torch.testing.assert_close(torch.rand(4), expected, rtol=0, atol=0)
-    with fixed_noise(7, torch.device("cpu")):
-        torch.testing.assert_close(torch.rand(2), first, rtol=0, atol=0)
 
 
 def test_log_probs_are_repeatable_in_order_and_leave_the_mode_alone(flow):

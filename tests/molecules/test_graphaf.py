@@ -13,6 +13,7 @@ from arflows.molecules.graphaf import GraphAF, RelationalConvolutions, Steps, _d
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.prepare import prepare
 from arflows.molecules.representation import graph_of
+from tests.launch import command
 from tests.molecules.small_flows import DRUGS
 
 SPEC = replace(DRUGS, order="bfs", look_back=6)
@@ -104,6 +105,8 @@ def test_samples(flow):
     masked = flow.sample(60)
     assert all(each.valid_raw for each in masked)
     assert [each.graph for each in masked] == [each.graph for each in flow.sample(60)]
+    assert [each.graph for each in masked] == [each.graph for each in flow.sample(60, batch_size=7)]
+    assert [each.graph for each in masked] != [each.graph for each in flow.sample(60, seed=1)]
     assert all(math.isnan(each.log_prob) for each in masked)
     raw = flow.sample(60, masks=False, temperature=1.0)
     assert 0 < sum(each.valid_raw for each in raw) < 60
@@ -131,12 +134,14 @@ def test_training_sampling_and_evaluating(tmp_path):
     prepare("nci", store, max_atoms=6, order="bfs", workers=1)
     words = ["--config", "graphaf_zinc250k", "--data.store", str(store), "--out", str(tmp_path / "run")]
     words += ["--model.flow.init_args.width", "8", "--trainer.max_steps", "8", "--trainer.max_epochs", "-1"]
-    train.main([*words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
+    command(train)([*words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
     assert isinstance(GraphFlow.from_pretrained(tmp_path / "run" / "model"), GraphAF)
-    sample.main(["--model", str(tmp_path / "run"), "--out", str(tmp_path / "a.csv"), "--n", "5", "--workers", "1"])
+    command(sample)(
+        ["--model", str(tmp_path / "run"), "--out", str(tmp_path / "a.csv"), "--count", "5", "--workers", "1"]
+    )
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 6
     words = ["--model", str(tmp_path / "run"), "--store", str(store), "--out", str(tmp_path / "r.json")]
-    evaluate.main([*words, "--samples", "20", "--fcd", "false", "--workers", "1"])
+    command(evaluate)([*words, "--samples", "20", "--fcd", "false", "--workers", "1"])
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["nats_per_molecule"]["kind"] == "density"
     assert result["validity"]["masked"]["value"] == 1

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.bases import DiagonalNormal
-from arflows.core.bijections import ActNorm
+from arflows.core.bijections import ActNorm, Standardize
 from arflows.core.flow import BijectiveFlow
+from arflows.core.flows import MAF
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.module import FlowTraining
 from tests.core.training.training_runs import Data, InitializingData, assert_same, small_flow, trainer
@@ -98,6 +99,31 @@ def test_fine_tuning_keeps_what_was_trained_before():
     again.load_state_dict(trained.state_dict())
     trainer().fit(FlowTraining(again, learning_rate=0.0), datamodule=InitializingData(7 + x))
     assert_same(again.state_dict(), trained.state_dict())
+
+
+def test_a_standardised_flow_is_trained_on_from_the_density_it_has():
+    x = torch.randn(256, 2)
+    flow = MAF(2, hidden_features=(8,), batch_norm=False)
+
+    def fit(data, rate):
+        trainer().fit(FlowTraining(flow, learning_rate=rate, ema_decay=0.0), datamodule=InitializingData(data))
+
+    fit(5 + 3 * x, 1e-3)
+    with torch.no_grad():
+        trained = flow.eval().log_prob(5 + 3 * x)
+        fit(100 * x, 0.0)
+        torch.testing.assert_close(flow.eval().log_prob(5 + 3 * x), trained)
+
+
+def test_a_flow_trained_without_initialisation_is_not_initialised_later():
+    flow, x = BijectiveFlow(DiagonalNormal((4,)), Standardize(4)), torch.randn(64, 4)
+    with torch.no_grad():
+        before = flow.log_prob(x)
+    module = FlowTraining(flow, learning_rate=0.0, ema_decay=0.0)
+    for data in (Data(x), InitializingData(7 + 3 * x)):
+        trainer(max_epochs=0).fit(module, datamodule=data)
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(x), before)
 
 
 def test_loss_is_in_bits_per_dim_or_nats():
