@@ -79,7 +79,9 @@ class Known:
         stop = len(spec.atom_types)
         types = torch.where(atoms > 0, atoms - 1, stop)
         self.types = torch.cat([types, torch.full_like(types[:, :1], stop)], 1)
-        self.latents = torch.full((batch, *latent_shape(spec)), torch.nan, dtype=widest_float(packed.device), device=packed.device)
+        self.latents = torch.full(
+            (batch, *latent_shape(spec)), torch.nan, dtype=widest_float(packed.device), device=packed.device
+        )
         # The decisions on an atom's bonds in their order, then zeros, which mean that it has them.
         self.choices = atoms.new_zeros(batch, size, spec.max_back_bonds + 1)
         later, earlier, order = bonds.unbind(-1)

@@ -119,9 +119,31 @@ def continuations(neighbours: Sequence[Sequence[int]], places: Sequence[int], or
     """
     if not places:
         return list(range(len(neighbours)))
-    if order == "all":
-        return sorted({n for at in places for n in neighbours[at] if n not in places})
     for at in places if order == "bfs" else reversed(places):
         if options := [n for n in neighbours[at] if n not in places]:
             return options
     return []
+
+
+def abandoned(neighbours: Sequence[Sequence[int]], places: Sequence[int], order: Order) -> int:
+    """Count the atoms that a breadth- or depth-first order would have completed before it went on as this one does.
+
+    Such an atom has unvisited neighbours though a later atom continues from one that comes after it in the order of
+    completion. The count is 0 for the beginnings of breadth-first or depth-first orders, respectively.
+
+    Args:
+        neighbours: The neighbours of each atom.
+        places: The atoms visited so far, in their order.
+        order: Breadth or depth first.
+    """
+    at = {atom: k for k, atom in enumerate(places)}
+    incomplete = [any(n not in at for n in neighbours[atom]) for atom in places]
+    count = 0
+    reach = len(places) if order == "dfs" else -1  # of the atoms after k, the parent that is completed last
+    for k in reversed(range(len(places))):
+        if incomplete[k] and (reach < k if order == "dfs" else reach > k):
+            count += 1
+        if k:
+            earlier = [at[n] for n in neighbours[places[k]] if at.get(n, k) < k]
+            reach = min(reach, max(earlier)) if order == "dfs" else max(reach, min(earlier))
+    return count

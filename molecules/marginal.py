@@ -1,21 +1,46 @@
-"""Probability of a molecule summed over the orders in which its atoms can be generated."""
+"""Probability of a molecule, summed over all orders in which a flow can generate its atoms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from arflows.molecules.generation import bind_atom
-from arflows.molecules.graph import Graph, continuations
+from arflows.molecules.graph import Graph, abandoned
 from arflows.molecules.representation import automorphisms
 from arflows.molecules.stream import MoleculeStream
 
+ENUMERATED_ATOMS = 7
+"""Molecules of up to so many atoms, which have at most 5,040 orders, are summed exactly."""
+
+ENOUGH = 10
+"""The effective number of orders from which on a standard error is given."""
+
+ABANDONING = 5.0
+"""Nats by which the choice of beginnings lowers those that leave an atom incomplete behind them. A model that is trained
+on depth-first or breadth-first orders takes up such an atom later with a probability of about exp(−5), which its
+beginning does not show."""
+
 
 class OrderEstimate(NamedTuple):
+    """An estimate of a log-probability over all orders.
+
+    Attributes:
+        log_prob: The estimate in nats: the logarithm of an unbiased estimate of the probability.
+        standard_error: Its standard error; 0 if all orders are summed, infinite if the effective number of orders does
+            not support one.
+        effective_sample_size: The effective number of orders by Kish, (Σ w)² / Σ w² of their weights: near 1 if a
+            single order dominates.
+        lower_bound: Logarithm of the sum over the orders that were found, which is exact: the log-probability over all
+            orders is at least this.
+    """
+
     log_prob: float
     standard_error: float
     effective_sample_size: float
@@ -28,138 +53,159 @@ class _Prefix(NamedTuple):
     Attributes:
         places: Atoms of the graph, in the order of generation.
         stabilizer: Automorphisms of the graph that leave each of these atoms in place.
-        draws: Random selections that the prefix survived, as indices.
+        draws: Indices of the random selections that the prefix has survived.
     """
 
     places: tuple[int, ...]
-    stabilizer: np.ndarray
+    stabilizer: Int[np.ndarray, "automorphisms atoms"]
     draws: tuple[int, ...]
 
 
-ALPHA = 1.0
-PASSES = 1
-PENALTY = 5.0
-
 @torch.no_grad()
-def order_marginal(
-    graph: Graph, stream: Callable[[], MoleculeStream], orders: int, rng: np.random.Generator
-) -> OrderEstimate:
-    group = automorphisms(graph)
-    costs = np.zeros(len(graph.atoms))
-    _, costs = search(graph, group, stream(), 1, costs, rng)
-    for k in range(PASSES):
-        result, costs = search(graph, group, stream(), orders, costs, rng)
-    return result
+def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.random.Generator) -> OrderEstimate:
+    """Estimate the log-probability of a graph, summed over all orders of its atoms that can be generated.
 
+    Every atom but the first has a bond to an earlier one. Orders that automorphisms of the graph carry into each other
+    are the same sequence of decisions, and are counted once.
 
-def search(graph, group, stream, width, costs, rng):
+    The orders are grown atom by atom, weighted by the model's probability of their beginnings. Of more than ``orders``
+    beginnings those of large weight are kept, and others drawn without bias, by the optimal resampling of Fearnhead and
+    Clifford ("On-line inference for hidden Markov models via particle filters", 2003, section 3.3). The beginnings of
+    the given order are always kept. So the sum is exact if there are no more than ``orders`` orders, and for molecules
+    of up to `ENUMERATED_ATOMS` atoms.
+
+    Args:
+        graph: The molecule, in an order that the model has decisions for.
+        stream: One molecule at its beginning; it is used up.
+        orders: Number of orders that are kept, at least 2.
+        rng: Source of randomness.
+    """
+    if len(graph.atoms) <= ENUMERATED_ATOMS:
+        orders = max(orders, math.factorial(ENUMERATED_ATOMS))
     neighbours = graph.neighbours()
     types = [stream.spec.atom_types.index(kind) for kind in graph.atoms]
-    bonds = {(i, j): o for a, b, o in graph.bonds for i, j in ((a, b), (b, a))}
-    prefixes = [_Prefix((), group, ())]
-    log_p, log_w, left = np.zeros(1), np.zeros(1), np.zeros(1)
-    gains = np.zeros((1, len(graph.atoms)))
+    bonds = {(a, b): order for i, j, order in graph.bonds for a, b in ((i, j), (j, i))}
+    prefixes = [_Prefix((), automorphisms(graph), ())]
+    log_p, log_w = np.zeros(1), np.zeros(1)  # probabilities, and the same divided by those of having been drawn
     chances: list[float] = []
     for _ in graph.atoms:
-        children, parents = [], []
-        for row, prefix in enumerate(prefixes):
-            for atom in continuations(neighbours, prefix.places, "all"):
-                if prefix.stabilizer[:, atom].min() == atom:  # one of each set of equivalent continuations
-                    kept = prefix.stabilizer[prefix.stabilizer[:, atom] == atom]
-                    children.append(_Prefix((*prefix.places, atom), kept, prefix.draws))
-                    parents.append(row)
-        stream.keep(torch.tensor(parents))
-        gained = _extend(stream, [each.places for each in children], types, bonds)
+        parents, children = _children(prefixes, neighbours)
+        stream.keep(torch.tensor(parents, device=stream.ids.device))
+        gained = _extend(stream, [child.places for child in children], types, bonds)
         log_p, log_w = log_p[parents] + gained, log_w[parents] + gained
-        last = np.array([each.places[-1] for each in children])
-        left = left[parents] - costs[last]
-        gains = gains[parents]
-        gains[np.arange(len(last)), last] = gained
-        lost = np.array([abandoned(neighbours, each.places, stream.spec.order) for each in children])
-        rows, log_inclusion = select(log_w, ALPHA * (log_w + left - PENALTY * lost), width, rng)
+        left_behind = [abandoned(neighbours, child.places, stream.spec.order) for child in children]
+        rows, log_inclusion = select(log_w - ABANDONING * np.array(left_behind), orders, rng, log_p > -np.inf)
+        log_p, log_w = log_p[rows], log_w[rows] - log_inclusion
         prefixes = [children[row] for row in rows]
-        log_p, log_w, left, gains = log_p[rows], log_w[rows] - log_inclusion, left[rows], gains[rows]
-        for at, value in enumerate(log_inclusion):
-            if value < 0:
-                prefixes[at] = prefixes[at]._replace(draws=(*prefixes[at].draws, len(chances)))
-                chances.append(float(np.exp(value)))
-        stream.keep(torch.tensor(rows))
-    everything = torch.arange(len(prefixes))
-    ends = stream.type_logits(everything).double().log_softmax(-1)[:, -1].cpu().numpy()
-    log_p, log_w = log_p + ends, log_w + ends
-    total = np.logaddexp.reduce(log_w)
+        for at in np.flatnonzero(log_inclusion < 0):
+            prefixes[at] = prefixes[at]._replace(draws=(*prefixes[at].draws, len(chances)))
+            chances.append(math.exp(log_inclusion[at]))
+        stream.keep(torch.tensor(rows, device=stream.ids.device))
+    stops = stream.type_logits(torch.arange(len(prefixes), device=stream.ids.device)).double().log_softmax(-1)[:, -1]
+    log_p, log_w = log_p + stops.cpu().numpy(), log_w + stops.cpu().numpy()
+    total = float(np.logaddexp.reduce(log_w))
     weights = np.exp(log_w - total)
-    under = np.zeros(len(chances))
-    for prefix, weight in zip(prefixes, weights, strict=True):
-        under[list(prefix.draws)] += weight
-    variance = float((under**2 * (1 - np.array(chances))).sum())
-    sampled = weights[[bool(p.draws) for p in prefixes]]
-    ess = float(sampled.sum() ** 2 / (sampled**2).sum()) if len(sampled) else np.inf
-    share = np.exp(log_p - np.logaddexp.reduce(log_p))
-    return OrderEstimate(float(total), variance**0.5, ess, float(np.logaddexp.reduce(log_p))), share @ gains
+    effective = float(1 / (weights**2).sum())
+    error = 0.0
+    if chances:
+        # A selection with probability q adds (1 − q) (contribution of what was selected)² to the variance.
+        contributions = np.zeros(len(chances))
+        for prefix, weight in zip(prefixes, weights, strict=True):
+            contributions[list(prefix.draws)] += weight
+        error = math.sqrt(float((contributions**2 * (1 - np.array(chances))).sum()))
+        if effective < ENOUGH or error > 0.5:
+            error = math.inf
+    return OrderEstimate(total, error, effective, float(np.logaddexp.reduce(log_p)))
+
+
+def _children(prefixes: Sequence[_Prefix], neighbours: Sequence[Sequence[int]]) -> tuple[list[int], list[_Prefix]]:
+    """Return all prefixes of one more atom, but one of each set of equivalent ones; and the places of their parents."""
+    parents, children = [], []
+    for row, prefix in enumerate(prefixes):
+        seen = set(prefix.places)
+        around = {n for atom in prefix.places for n in neighbours[atom]} - seen if seen else range(len(neighbours))
+        for atom in sorted(around):
+            if prefix.stabilizer[:, atom].min() == atom:  # the first of those that automorphisms exchange
+                kept = prefix.stabilizer[prefix.stabilizer[:, atom] == atom]
+                children.append(_Prefix((*prefix.places, atom), kept, prefix.draws))
+                parents.append(row)
+    return parents, children
 
 
 def _extend(
     stream: MoleculeStream, places: Sequence[tuple[int, ...]], types: Sequence[int], bonds: dict[tuple[int, int], int]
-) -> np.ndarray:
-    rows = torch.arange(len(places))
-    kinds = torch.tensor([types[each[-1]] for each in places])
-    found = [
-        [1 + 3 * j + bonds[each[-1], old] - 1 for j, old in enumerate(each[:-1]) if (each[-1], old) in bonds]
+) -> Float[np.ndarray, " prefixes"]:
+    """Add the last atom of each prefix to the stream, and return the log-probabilities of its decisions.
+
+    Args:
+        stream: The prefixes without their last atoms.
+        places: The prefixes.
+        types: Index of the type of each atom of the graph.
+        bonds: Order of the bond between two atoms of the graph.
+    """
+    device = stream.ids.device
+    rows = torch.arange(len(places), device=device)
+    kinds = torch.tensor([types[each[-1]] for each in places], device=device)
+    decisions = [
+        sorted(
+            (3 * at + bonds[each[-1], old] for at, old in enumerate(each[:-1]) if (each[-1], old) in bonds),
+            reverse=stream.latest_first,
+        )
         for each in places
     ]
-    most = max(map(len, found))
-    choices = torch.tensor([sorted(each, reverse=stream.latest_first) + [0] * (most + 1 - len(each)) for each in found])
-    total = stream.type_logits(rows).double().log_softmax(-1).gather(1, kinds[:, None])[:, 0]
+    most = max(map(len, decisions))
+    choices = torch.tensor([each + [0] * (most + 1 - len(each)) for each in decisions], device=device)
+    total = _log_prob(stream.type_logits(rows), kinds)
     stream.choose_type(rows, kinds)
 
     def decide(logits: Tensor, ids: Tensor, step: int) -> Tensor:
         choice = choices[ids, step - 1]
-        total[ids] += logits.double().log_softmax(-1).gather(1, choice[:, None])[:, 0]
+        total[ids] += _log_prob(logits, choice)
         return choice
 
     bind_atom(stream, rows, decide)
-    return total.numpy()
+    return total.cpu().numpy()
 
 
-def abandoned(neighbours, places, order):
-    new = {atom: k for k, atom in enumerate(places)}
-    open_ = [any(n not in new for n in neighbours[atom]) for atom in places]
-    parents = [[new[n] for n in neighbours[atom] if n in new and new[n] < k] for k, atom in enumerate(places)]
-    count = 0
-    latest = len(places)
-    for k in range(len(places) - 1, 0, -1):
-        parent = max(parents[k]) if order == "dfs" else min(parents[k])
-        latest = min(latest, parent) if k else latest
-        # atoms between a later atom's parent and that atom are left behind
-        if order == "dfs" and open_[k - 1] and k - 1 > min(max(parents[i]) for i in range(k, len(places))):
-            count += 1
-        if order == "bfs" and open_[k - 1] and k - 1 < max(min(parents[i]) for i in range(k, len(places))):
-            count += 1
-    return count
+def _log_prob(logits: Float[Tensor, "rows choices"], choice: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    return logits.double().log_softmax(-1).gather(1, choice[:, None])[:, 0]
 
 
-def select(log_w, score, count, rng):
-    """Fearnhead and Clifford; the first is always kept."""
-    possible = np.flatnonzero(log_w > -np.inf)
-    if len(possible) <= count:
-        return possible, np.zeros(len(possible))
-    first, others = possible[0], possible[1:]  # the given order
-    w = np.exp(score[others] - score[others].max())
+def select(
+    log_weights: Float[np.ndarray, " candidates"],
+    count: int,
+    rng: np.random.Generator,
+    possible: np.ndarray,
+) -> tuple[Int[np.ndarray, " selected"], Float[np.ndarray, " selected"]]:
+    """Select candidates without bias: the first one, those of large weight, and others at random.
+
+    Candidate i is selected with probability min(1, w_i / c), where c is such that ``count`` are selected; those below 1
+    by systematic sampling (Fearnhead and Clifford 2003).
+
+    Args:
+        log_weights: Logarithms of the weights.
+        count: Number of candidates to select; all are selected if there are no more.
+        rng: Source of randomness.
+        possible: Candidates to consider; the first of them is always selected.
+
+    Returns:
+        Indices in ascending order, and the logarithms of the probabilities with which they were selected.
+    """
+    rows = np.flatnonzero(possible)
+    if len(rows) <= count:
+        return rows, np.zeros(len(rows))
+    weights = np.exp(log_weights[rows[1:]] - log_weights[rows[1:]].max())
     size = count - 1
-    if not size:
-        return possible[:1], np.zeros(1)
-    largest = np.argsort(-w, kind="stable")
-    tail = w[largest][::-1].cumsum()[::-1]
-    sure = int(np.argmax(w[largest][:size] * (size - np.arange(size)) <= tail[:size]))
-    step = tail[sure] / (size - sure)
-    inclusion = np.ones(len(w))
-    chance = np.sort(largest[sure:])
-    inclusion[chance] = w[chance] / step
-    edges = np.concatenate([[0], inclusion[chance].cumsum()])
-    edges[-1] = size - sure
-    u = rng.random()
-    points = u + np.arange(size - sure)
-    taken = chance[np.searchsorted(edges, points, side="right") - 1]
-    rows = np.sort(np.concatenate([largest[:sure], taken]))
-    return np.concatenate([[first], others[rows]]), np.concatenate([[0.0], np.log(inclusion[rows])])
+    largest = np.argsort(-weights, kind="stable")
+    tails = weights[largest][::-1].cumsum()[::-1]
+    # c is the mean weight of those at random, none of which exceeds it.
+    sure = int(np.argmax(weights[largest[:size]] * (size - np.arange(size)) <= tails[:size]))
+    at_random = np.sort(largest[sure:])
+    log_inclusion = np.zeros(len(weights))
+    inclusion = weights[at_random] * ((size - sure) / tails[sure])
+    log_inclusion[at_random] = np.log(np.minimum(inclusion, 1))
+    edges = np.concatenate([[0], inclusion.cumsum()])
+    points = (rng.random() + np.arange(size - sure)) * (edges[-1] / (size - sure))
+    drawn = at_random[np.searchsorted(edges, points, side="right") - 1]
+    chosen = np.sort(np.concatenate([largest[:sure], drawn]))
+    return np.concatenate([rows[:1], rows[1:][chosen]]), np.concatenate([[0.0], log_inclusion[chosen]])

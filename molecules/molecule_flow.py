@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -147,8 +146,8 @@ class MoleculeFlow(GraphFlow):
             for row, graph in enumerate(graphs):
                 own = None if encoded is None else encoded[row : row + 1]
                 small = dataclasses.replace(self.spec, max_atoms=min(self.spec.max_atoms, len(graph.atoms) + 1))
-                begin = functools.partial(MoleculeStream, self.bijection.conditioner, small, 1, own)
-                found.append(order_marginal(graph, begin, orders, np.random.default_rng((seed, row))))
+                stream = MoleculeStream(self.bijection.conditioner, small, 1, own)
+                found.append(order_marginal(graph, stream, orders, np.random.default_rng((seed, row))))
         return found
 
     def sample_with_log_prob(

@@ -78,7 +78,8 @@ def score(
         raise UserError(f"{type(flow).__name__} has no probabilities to sum over orders: leave out --orders.")
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     source = open_molecules(molecules, column, values or [])
-    given = covered(source, flow, workers, properties=bool(flow.properties))
+    with Workers(workers) as pool:
+        given = covered(source, flow, pool, properties=bool(flow.properties))
     names = [*PROPERTIES, *(values or [])]
     if missing := [name for name in flow.properties if name not in names]:
         raise UserError(f"the model is conditional on {', '.join(missing)}: name such columns of numbers by --values.")
@@ -141,20 +142,19 @@ def input_columns(molecules: Sequence[Example], taken: Collection[str]) -> dict[
     return columns
 
 
-def covered(source: MoleculeFile, flow: GraphFlow, workers: int | None, properties: bool) -> Reading:
+def covered(source: MoleculeFile, flow: GraphFlow, workers: Workers, properties: bool) -> Reading:
     """Read the molecules of a file that a model can score, each in the canonical order or else in another one.
 
     Args:
         source: The file.
         flow: The model.
-        workers: Processes; None for one for each core.
+        workers: The processes that read them.
         properties: Whether to compute properties.
 
     Raises:
         UserError: The model can score none.
     """
-    with Workers(workers) as pool:
-        reading = read(source, pool, flow.spec.order, MOST_ATOMS, properties, entries=True)
+    reading = read(source, workers, flow.spec.order, MOST_ATOMS, properties, entries=True)
     reading.molecules = [in_possible_order(molecule, flow) for molecule in reading.molecules]
     keep(reading, (flow.objection(molecule.graph) for molecule in reading.molecules))
     return reading
