@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arflows.core.runtime.errors import UserError
+from arflows.molecules.decisions import packed
 from arflows.molecules.generation import FromLatents, Known, grow, latent_shape
 from arflows.molecules.graph import Graph, permuted, walks
-from arflows.molecules.marginal import packed
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.representation import automorphisms, graph_of
 from tests.molecules.small_flows import DRUGS, TINY, noisy
