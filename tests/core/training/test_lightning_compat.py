@@ -110,7 +110,7 @@ def test_an_average_knows_when_it_is_in_place():
             seen.append(average.swapped)
 
     average = ExponentialMovingAverage(0.9, NonFiniteGuard())
-    _, module = run(average, Look(), limit_val_batches=1)
+    _, _module = run(average, Look(), limit_val_batches=1)
     assert seen == [True]
     assert not average.swapped
 
