@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from arflows.core.runtime.numba_loops import add_products, compiled, exp_minus_twice
+from arflows.core.runtime.numba_loops import compiled
+from arflows.core.runtime.numba_math import add_products, exp_minus_twice
 
 _FEW = 4
 """Fewer rows are multiplied by a matrix one by one."""

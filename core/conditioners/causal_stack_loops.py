@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.conditioners.wavenet_loops import _narrow, _wide
-from arflows.core.runtime.numba_loops import compiled, exp_minus_twice, in_shares
+from arflows.core.runtime.numba_loops import compiled
+from arflows.core.runtime.numba_math import exp_minus_twice
+from arflows.core.runtime.threads import in_shares
 
 _GROUPS = 8
 """A thread takes no fewer groups of steps."""
