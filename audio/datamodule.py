@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from arflows.audio.representation import MelSpec
-from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.errors import UserError, match_names
 from arflows.data.audio_files import from_int16
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.store import Store
@@ -39,6 +39,7 @@ class SpeechDataset(StoreDataset):
         seed: int = 0,
         lead: int = 0,
         surroundings: int = 0,
+        numbers: Int64[np.ndarray, " speakers"] | None = None,
     ) -> None:
         """Choose the utterances.
 
@@ -53,12 +54,14 @@ class SpeechDataset(StoreDataset):
             seed: Decides which, and where segments begin.
             lead: Frames before a segment whose samples come with it.
             surroundings: Frames of the mel spectrogram that come with it, before its lead and after its end.
+            numbers: Number of each of the store's speakers in a model; None for the store's own.
 
         Raises:
             UserError: The store has no such split, or knows no speakers.
         """
         super().__init__(store, split, {}, limit, seed)
         self.seed = seed
+        self.numbers = numbers
         self.spec = MelSpec.from_dict(store.spec)
         self.hop = self.spec.hop
         self.frames = None if segment is None else segment // self.hop
@@ -97,7 +100,8 @@ class SpeechDataset(StoreDataset):
             parts = [_part(mels[row], first - more, last + more, silence) for row, first, last in segments]
             batch["mel"] = torch.from_numpy(np.ascontiguousarray(np.stack(parts).transpose(0, 2, 1), np.float32))
         if self.speakers:
-            batch["speaker"] = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
+            speakers = self.store.array(self.split, "speakers")[rows]
+            batch["speaker"] = torch.from_numpy(speakers if self.numbers is None else self.numbers[speakers])
         return batch
 
     def _chances(
@@ -167,12 +171,34 @@ class SpeechDataModule(StoreDataModule):
         self.mels = True
         self.speakers = bool(self.speaker_names)
         self.lead = self.surroundings = 0
+        self._numbers: Int64[np.ndarray, " speakers"] | None = None
+
+    def number_speakers(self, names: list[str]) -> None:
+        """Give speakers the numbers by which a model knows them.
+
+        Args:
+            names: Names of the model's speakers.
+
+        Raises:
+            UserError: The store has a speaker whom the model does not know.
+        """
+        self._numbers = np.array(match_names("speaker", self.speaker_names, names, self.store.path), np.int64)
+        self.speaker_names = names
 
     def dataset(self, split: str, training: bool = False) -> SpeechDataset:
         """Return the utterances of a split in order, whole, or in training a segment of each."""
         segment = self.segment if training else None
         return SpeechDataset(
-            self.store, split, segment, self.mels, self.speakers, self.limit, self.seed, self.lead, self.surroundings
+            self.store,
+            split,
+            segment,
+            self.mels,
+            self.speakers,
+            self.limit,
+            self.seed,
+            self.lead,
+            self.surroundings,
+            self._numbers,
         )
 
     def initialization_batch(self) -> Batch:

@@ -92,7 +92,7 @@ def evaluate(
         limit: Use at most so many utterances, the first.
         ood: Recordings out of distribution (folders, files): measure how well the log-likelihood per sample, given
             their own mel spectrograms, tells them from those of the split, as area under the ROC curve.
-        perceptual: Measure PESQ and STOI, which need `pip install arflows[metrics]`.
+        perceptual: Measure PESQ and STOI, which need `pip install pesq pystoi`.
         plots: The number of utterances that are plotted and kept as WAV.
         seed: Seed of the noise and of the latents.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.

@@ -19,7 +19,6 @@ from arflows.audio.representation import Condition, MelSpec
 from arflows.audio.speech_flow import Continuation, SpeechFlow, Window
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
-from arflows.core.inversion import in_sequence
 from arflows.core.runtime.errors import UserError
 
 __all__ = ["PredictiveFlow", "SpeechFlow", "WaveFlow"]  # all classes that a saved model may be of
@@ -234,6 +233,6 @@ class _ColumnByColumn:
             assert bijection.rank is not None
             arranged = rows.index_select(1, bijection.order)
             at_work = network.stream(arranged, context, memory)
-            rows, _ = in_sequence(at_work, bijection.elementwise, arranged)
+            rows, _ = at_work.generate(bijection.elementwise, arranged)
             rows = rows.index_select(1, bijection.rank)
         return folded.unfold(rows, z.shape[1])

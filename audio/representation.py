@@ -140,7 +140,7 @@ class Condition:
     mel: Float[Tensor, "batch bands frames"] | None = None
     speaker: Int[Tensor, " batch"] | None = None
 
-    def keywords(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def keywords(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The parts that are there, on a device: keyword arguments of `SpeechFlow.log_prob`."""
         parts = {"mel": self.mel, "speaker": self.speaker}
         return {name: part.to(device) for name, part in parts.items() if part is not None}

@@ -190,7 +190,7 @@ def _vocode(
             name = f"{stem}.wav" if count == 1 else f"{stem}-{index}.wav"
             write_wav(folder / name, waveform.numpy(), rate)
             rows.append([name, made.name, f"{len(waveform) / rate:.3f}"])
-            rows[-1] += [] if made.scores is None else [f"{made.scores[index]:.4f}"]
+            rows[-1] += [] if made.scores is None else [f"{made.scores[index]:.6f}"]
     if rows:
         _write_table(folder, rows, [] if gap is None else ["log_likelihood"])
         print(f"{spoken:.1f} s of speech in {busy:.1f} s: {spoken / busy:.2f} × real time in each process")
@@ -226,7 +226,7 @@ def fill(
     temperature: Temperature,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
-    """Ways of filling a gap in a recording, and how likely each is in nats.
+    """Ways of filling a gap in a recording, and the log-likelihood of each recording in nats per sample.
 
     Raises:
         UserError: The gap does not lie in the recording, or there is none to fill.
@@ -250,7 +250,7 @@ def fill(
         temperature=temperature,
         generator=generator,
     )
-    return filled.cpu(), log_likelihoods.cpu()
+    return filled.cpu(), log_likelihoods.cpu() / samples
 
 
 def _speak(

@@ -322,7 +322,7 @@ class SpeechFlow(Flow, Pretrained):
         Raises:
             UserError: for a condition that is missing, superfluous, or does not fit the waveform.
         """
-        self.check(condition, *waveform.shape, lengths)
+        self.check(condition, len(waveform), waveform.shape[1], lengths)
         return self._context(waveform, condition, None if lengths is None else lengths.to(waveform.device))
 
     def check(self, condition: Condition, batch: int, samples: int, lengths: Tensor | None = None) -> None:

@@ -99,7 +99,7 @@ class SampleClip(Callback):
     def _clip(self, flow: SpeechFlow, data: SpeechDataModule) -> torch.Tensor:
         batch = data.dataset("val").__getitems__([0])
         frames = max(1, min(round(self.seconds * data.spec.sample_rate), batch["x"].shape[1]) // data.spec.hop)
-        conditions = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
+        conditions: dict[str, Any] = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
         if "mel" in conditions:
             conditions["mel"] = conditions["mel"][..., :frames]
         return flow.sample(
@@ -130,10 +130,13 @@ class SpeechExperiment(Experiment):
         assert isinstance(flow, SpeechFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
-                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set "
-                "model.flow.init_args.spec accordingly, or prepare the store anew with these settings."
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; "
+                f"{self.remedy('model.flow.init_args.spec')}."
             )
-        if flow.speakers and flow.speakers != len(data.speaker_names):
+        known = self.start.data.get("speakers") if self.start is not None else None
+        if flow.speakers and known:
+            data.number_speakers(known)
+        elif flow.speakers and flow.speakers != len(data.speaker_names):
             raise UserError(
                 f"the model has {flow.speakers} speakers, {data.store.path} has {len(data.speaker_names)}: set "
                 f"model.flow.init_args.speakers to {len(data.speaker_names)}, or to 0 for a model without speakers."

@@ -1,7 +1,8 @@
 """Invertible maps with tractable log-determinants, one file for each family."""
 
 from arflows.core.bijections.autoregressive import Autoregressive
-from arflows.core.bijections.base import Bijection, Chain, Inverse
+from arflows.core.bijections.base import Bijection
+from arflows.core.bijections.chain import Chain, Inverse, recompute
 from arflows.core.bijections.coupling import Coupling
 from arflows.core.bijections.elementwise import (
     Affine,
@@ -26,7 +27,6 @@ from arflows.core.bijections.normalization import (
     mark_initialized,
 )
 from arflows.core.bijections.piecewise import PiecewiseLinearCDF
-from arflows.core.bijections.recompute import recompute
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
 __all__ = [

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
@@ -62,6 +63,15 @@ class Pretrained(nn.Module):
         """What `from_pretrained` needs to build the module anew, without its weights."""
         return {"format_version": FORMAT_VERSION, "class": type(self).__name__, "arguments": self._arguments}
 
+    def checksum(self) -> str:
+        """SHA-256 of the config and the weights: the same for all copies of a model, wherever they lie."""
+        digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the model into ``folder``, which is made where it does not exist.
 
@@ -104,8 +114,8 @@ class Pretrained(nn.Module):
                 model = model_class(**arguments)
         except TooLarge as error:
             raise UserError(
-                f"{folder / CONFIG_FILE} asks for more than the {header.tensors:,} tensors of {header.numbers:,} numbers "
-                f"that {weights} holds: copy the model folder again"
+                f"{folder / CONFIG_FILE} asks for a larger model than the {header.tensors:,} tensors of "
+                f"{header.numbers:,} numbers in {weights}: copy the model folder again"
             ) from error
         except (UserError, ValueError) as error:
             details = " ".join(str(error).split())
@@ -242,7 +252,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
-            "upgrade arflows (pip install --upgrade arflows)"
+            "install a newer arflows"
         )
     version = config["format_version"]
     if version < 1:
