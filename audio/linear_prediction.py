@@ -54,14 +54,14 @@ class Envelope(InitializedFromData):
         groups = len(_constants(spec).groups)
         high = torch.zeros(groups, spec.bands + 1)
         high[:, -2] = 1.0
-        high[:, -1] = -float(_constants(spec).log_area[-1])
+        high[:, -1] = -float(_constants(spec).log_area[-1]) / spec.power
         self.register_buffer("high", high)
 
     def forward(self, mel: Float[Tensor, "*batch bands frames"]) -> Float[Tensor, "*batch frames frequencies"]:
         """Log-mel spectrogram, as of `MelSpec` → natural log-amplitudes, float64."""
         constants = _constants(self.spec).to(mel.device)
         bands = natural(mel, self.spec).mT
-        levels = bands - constants.log_area
+        levels = bands - constants.log_area / self.spec.power
         if constants.groups:
             high = self.high.double()
             levels = torch.cat([levels, bands @ high[:, :-1].mT + high[:, -1]], -1)
@@ -82,6 +82,8 @@ class Envelope(InitializedFromData):
             known = natural(mel, spec).mT[:, before : before + target.shape[1]]
             target = target[:, : known.shape[1]].flatten(0, 1)
             inputs = F.pad(known, (0, 1), value=1.0).flatten(0, 1)
+            if len(inputs) < inputs.shape[1]:  # waveforms too short or too few to tell
+                return
             penalty = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
             self.high.copy_(torch.linalg.solve(inputs.mT @ inputs + penalty, inputs.mT @ target).mT)
 
