@@ -13,4 +13,5 @@ DOMAIN = Domain(
         "score": "rank images by their likelihood: bits/dim, percentile, typicality",
         "evaluate": "measure a trained flow on a test split: bits/dim, speed, round-trip error",
     },
+    examples="images",
 )
