@@ -23,9 +23,9 @@ ENOUGH = 10
 """The effective number of orders from which on a standard error is given."""
 
 ABANDONING = 5.0
-"""Nats by which the choice of beginnings lowers those that leave an atom incomplete behind them. A model that is trained
-on depth-first or breadth-first orders takes up such an atom later with a probability of about exp(−5), which its
-beginning does not show."""
+"""Nats by which the selection of beginnings lowers the weight for each incomplete atom left behind. A model
+that is trained on depth-first or breadth-first orders rarely takes up such an atom later, and the probability of the beginning
+does not show this yet. It changes the variance of the estimate, not its mean."""
 
 
 class OrderEstimate(NamedTuple):

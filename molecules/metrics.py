@@ -222,9 +222,8 @@ def compare(generated: Sequence[Description], reference: Sequence[Description]) 
     """Hold generated molecules against reference ones.
 
     Returns:
-        ``SNN``, ``fragment_similarity``, ``scaffold_similarity`` (1 is best), ``IntDiv`` and ``IntDiv2`` (by the equation of
-        the paper, and as ``IntDiv2_program`` by MOSES' program),
-        the share that passes the filters, and for each of `MEASURES` its means and the Wasserstein-1 distance between
+        ``SNN``, ``fragment_similarity``, ``scaffold_similarity`` (1 is best), ``IntDiv`` and ``IntDiv2`` (by the
+        paper's equation, and as ``IntDiv2_program`` by MOSES' program), the share that passes the filters, and for each of `MEASURES` its means and the Wasserstein-1 distance between
         its distributions.
     """
     mine, theirs = ([each.fingerprint for each in group] for group in (generated, reference))

@@ -76,8 +76,8 @@ class Masks:
         self.points = self.points.reshape(-1, len(ORDERS))
         if fill and int(self.points.sum()) > most - len(self.points):
             raise UserError(
-                f"the fragment has {int(self.points.sum())} attachment points and {len(self.points)} atoms, too many to "
-                f"fill all within {most} atoms: raise max_atoms, or do not require every attachment point."
+                f"the fragment has {int(self.points.sum())} attachment points and {len(self.points)} atoms, too many "
+                f"to fill all within {most} atoms: raise max_atoms, or do not require every attachment point."
             )
 
     def types(self, stream: Growing, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows types"]:
