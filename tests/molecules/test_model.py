@@ -207,7 +207,7 @@ def test_order_marginal_is_no_lower_than_the_orders_that_were_found_and_gives_no
     assert found.log_prob >= found.lower_bound >= flow.log_prob([smiles]).item() - 1e-4
     assert found.effective_sample_size <= 4
     assert math.isinf(found.standard_error)  # so few orders support none
-    (found,) = flow.order_estimates([smiles], orders=256)
+    (found,) = flow.order_estimates(["CCC(C)CCCO"], orders=128)
     assert found.effective_sample_size > marginal.ENOUGH
     assert 0 < found.standard_error < 0.5
 
