@@ -77,7 +77,7 @@ def evaluate(
         split: Part of a store that holds the test molecules.
         tests: Files or stores of test molecules, several at once, to take instead of the store's split.
         samples: Molecules to draw, with masks and without; published figures mostly take 10,000.
-        fcd: Compute the Fréchet ChemNet distance to the split. Needs `pip install arflows[metrics]`.
+        fcd: Compute the Fréchet ChemNet distance to the test molecules. Needs `pip install fcd`.
         seed: Seed of the samples.
         batch_size: Molecules computed at a time when scoring.
         workers: Processes that work with RDKit; one for each core if not given.
@@ -251,7 +251,7 @@ def _share(value: dict[str, Any]) -> str:
 
 def _comparison(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
     """Return the rows of the table that hold samples against one set of test molecules."""
-    rows = {"nats/molecule": str(figure)}
+    rows = {"a molecule": str(figure)}
     if left_out := sum(result["left_out"].values()):
         rows["left out"] = f"{left_out:,} molecules that the model cannot score"
     if "FCD" in result:
@@ -267,12 +267,12 @@ def _comparison(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
 
 def _rows(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
     """Return the rows of the table."""
-    rows = {"nats/molecule": str(figure)}
+    rows = {"a molecule": str(figure)}
     if "round_trip" in result:
         rows["round trip"] = _share(result["round_trip"])
     rows |= {f"valid, {name}": _share(value) for name, value in result["validity"].items()}
     rows |= {name: _share(result[name]) for name in ("unique@1k", "unique@10k", "unique", "novel") if name in result}
-    rows |= {name: value for name, value in _comparison(result, figure).items() if name != "nats/molecule"}
+    rows |= {name: value for name, value in _comparison(result, figure).items() if name != "a molecule"}
     for name, value in result.get("control", {}).items():
         told_error = "off by {mean_absolute_error:.3f} on average ({shuffled:.3f} asked in another order)"
         correlation = "none" if value["correlation"] is None else f"{value['correlation']:.3f}"

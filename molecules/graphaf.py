@@ -249,11 +249,11 @@ class GraphAF(GraphFlow):
         parameters = self._predict(atoms, orders, steps)
         kinds = atoms[steps.molecule, steps.atom][typed].long() - 1
         bonds = orders[steps.molecule, steps.atom, steps.earlier.clamp_min(0)][~typed].long()
-        found = parameters[0].new_zeros(len(typed), dtype=torch.float32)
+        found = torch.zeros(len(typed), dtype=self.dtype, device=typed.device)
         for where, values, of in zip((typed, ~typed), (kinds, bonds), parameters, strict=True):
             one_hot = nn.functional.one_hot(values, of.shape[1])
-            y = one_hot + self.noise * torch.rand(one_hot.shape, device=one_hot.device)
-            z, log_derivative = self.map(y, of.float())
+            y = one_hot + self.noise * torch.rand(one_hot.shape, dtype=self.dtype, device=one_hot.device)
+            z, log_derivative = self.map(y, of.to(self.dtype))
             found[where] = (log_derivative - 0.5 * z.square() - 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(1)
         return found
 
@@ -266,7 +266,7 @@ class GraphAF(GraphFlow):
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
             shape = (self.spec.max_atoms, len(self.spec.atom_types) + self.look_back * (RELATIONS + 1))
-            z = Noise(seed, "latents").normal(first + start, size, shape).float().to(self.device)
+            z = Noise(seed, "latents").normal(first + start, size, shape).to(self.device, self.dtype)
             with evaluating(self):
                 grown = self._grow(temperature * z, limits, masks)
             unknown = [torch.nan] * size

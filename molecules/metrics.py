@@ -326,4 +326,4 @@ def chemnet() -> ModuleType:
     try:
         return importlib.import_module("fcd")  # of the extra [metrics]
     except ModuleNotFoundError as error:
-        raise UserError("FCD needs the package fcd: install it by `pip install arflows[metrics]`.") from error
+        raise UserError("FCD needs the package fcd: install it by `pip install fcd`.") from error

@@ -100,6 +100,21 @@ class MoleculeSpec(Spec):
         limits = [min(valences[kind], largest_valence(kind)) for kind in types]
         return cls(tuple(types), tuple(limits), atoms, back, look_back, order)
 
+    def lacks(self, other: MoleculeSpec) -> str | None:
+        """Say what molecules of other settings may have that these do not cover; None if they cover all of them."""
+        if self.order != other.order:
+            return f"its atoms are in the order {other.order}, those of the model in {self.order}"
+        limits = dict(zip(self.atom_types, self.valences, strict=True))
+        if unseen := [kind for kind in other.atom_types if kind not in limits]:
+            return f"the model does not know the atom type {unseen[0]}"
+        for kind, valence in zip(other.atom_types, other.valences, strict=True):
+            if valence > limits[kind]:
+                return f"atoms {kind} have bonds of up to {valence}, more than the {limits[kind]} that the model knows"
+        for name in ("max_atoms", "max_back_bonds", "look_back"):
+            if getattr(other, name) > getattr(self, name):
+                return f"{name} is {getattr(other, name)}, more than the {getattr(self, name)} that the model knows"
+        return None
+
     def relaxed(self) -> Self:
         """Return the settings without the limits that a flow's decisions do not have: valences and reach of bonds."""
         return dataclasses.replace(self, valences=(255,) * len(self.valences), look_back=self.max_atoms)

@@ -50,7 +50,8 @@ class RealNVP(ImageFlow):
         scales: number of scales; None halves the size until it is 4, as in the paper's ImageNet models.
         blocks: residual blocks of each coupling's network.
         width: channels of the networks at the first scale.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
+        bits: bits of a pixel value, 1 to 16.
 
     Raises:
         UserError: if the images are too small for ``scales``.
@@ -63,9 +64,10 @@ class RealNVP(ImageFlow):
         scales: int | None = 2,
         blocks: int = 8,
         width: int = 64,
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
+        bits: int = 8,
     ) -> None:
-        spec = image_spec(image_size, channels)
+        spec = image_spec(image_size, channels, bits)
         if scales is None:
             scales = _scales_down_to(min(spec.height, spec.width), smallest=4)
         # One halving between scales, and one more so that the last checkerboard has an even size.
@@ -118,7 +120,8 @@ class Glow(ImageFlow):
         levels: number of levels L, each at half the size of the one before.
         steps: steps of flow K at each level.
         width: hidden channels of the couplings' networks.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
+        bits: bits of a pixel value, 1 to 16.
 
     Raises:
         UserError: if the images are too small for ``levels``.
@@ -131,9 +134,10 @@ class Glow(ImageFlow):
         levels: int = 3,
         steps: int = 32,
         width: int = 512,
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
+        bits: int = 8,
     ) -> None:
-        spec = image_spec(image_size, channels)
+        spec = image_spec(image_size, channels, bits)
         padded = framed_size(spec, halvings=levels, setting="levels")
         context_features = min(width, 64) if classes else 0
 

@@ -195,9 +195,9 @@ class BatchNorm(Bijection):
 def initialize(module: nn.Module, run: Callable[[], object]) -> None:
     """Initialises every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
 
-    A layer that starts from data is an `InitializedFromData`, or has a method ``initialize_from(x)`` that hands the data
-    on to one. It is called with the layer's first input, just before the layer itself runs, so each layer sees data
-    that those before it have already normalised. A layer that was initialised before stays as it is.
+    A layer that starts from data is an `InitializedFromData`, or has a method ``initialize_from(x)`` that hands the
+    data on to one. It is called with the layer's first input, just before the layer itself runs, so each layer sees
+    data that those before it have already normalised. A layer that was initialised before stays as it is.
 
     Args:
         module: a flow or bijection; nothing happens where no layer of it starts from data.

@@ -114,8 +114,8 @@ class Pretrained(nn.Module):
                 model = model_class(**arguments)
         except TooLarge as error:
             raise UserError(
-                f"{folder / CONFIG_FILE} asks for more than the {header.tensors:,} tensors of {header.numbers:,} numbers "
-                f"that {weights} holds: copy the model folder again"
+                f"{folder / CONFIG_FILE} asks for a larger model than the {header.tensors:,} tensors of "
+                f"{header.numbers:,} numbers in {weights}: copy the model folder again"
             ) from error
         except (UserError, ValueError) as error:
             details = " ".join(str(error).split())
@@ -252,7 +252,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
-            "upgrade arflows (pip install --upgrade arflows)"
+            "install a newer arflows"
         )
     version = config["format_version"]
     if version < 1:

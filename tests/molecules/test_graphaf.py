@@ -114,6 +114,13 @@ def test_samples(flow):
         assert all(any(i == atom for i, _, _ in each.graph.bonds) for atom in range(1, len(each.graph.atoms)))
 
 
+def test_samples_of_any_generator_end_early_in_small_batches(flow):
+    """Seeds of 62 bits, and batches whose molecules have all ended before the largest size."""
+    for seed in range(8):
+        drawn = flow.sample(2, generator=torch.Generator().manual_seed(seed), batch_size=1)
+        assert all(each.valid_raw for each in drawn)
+
+
 def test_what_the_publication_has_not_is_refused(flow):
     for call in (
         lambda: flow.sample(1, fragment="C*"),
