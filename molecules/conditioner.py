@@ -1,9 +1,9 @@
-"""The network that sees the beginning of a molecule and says what may come next, for all beginnings in one pass.
+"""Graph transformer: logits of the next decision for every beginning of a molecule, in one pass.
 
-A causal transformer reads the atoms in the order of generation. What it knows of the graph beyond the tokens are biases
-of its attention, as in Graphormer (Ying et al. 2021, arXiv:2106.05234), but of the graph as it was at that moment: an
-atom attends to an earlier one by a bias for the bond or the distance between them, and for the valence that the earlier
-one had used, both after the attending atom was bound. Bonds are chosen by pointers to the earlier atoms (Vinyals et al.
+A causal transformer reads the atoms in the order of generation. It sees the graph through biases of its attention, as
+Graphormer does (Ying et al. 2021, arXiv:2106.05234), but through the graph of that step: an atom attends to an earlier
+one with a bias for the bond or the distance between them, and for the valence that the earlier one has used, both after
+the attending atom was bound. Bonds are chosen by pointers to the earlier atoms (Vinyals et al.
 2015, arXiv:1506.03134), which see what has changed around these atoms since they were read.
 """
 
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from arflows.molecules.decisions import FAR, NEARNESS, Decisions
 
 MOST_USED = 7
-"""Valences used are told apart up to here."""
+"""The highest used valence that has an embedding of its own."""
 RELATIONS = FAR + 4
-"""How an atom is related to an earlier one: itself, three bonds, distances 2 … FAR, and the start."""
+"""Number of relations of an atom to an earlier one: itself, three bonds, distances 2 … FAR, and the start."""
 START = RELATIONS - 1
 
 
 class GraphTransformer(nn.Module):
-    """Logits of every decision of molecules, each from what was decided before alone.
+    """Logits of every decision of molecules, each computed from the decisions before it.
 
     Args:
         types: Number of atom types.
@@ -107,13 +107,13 @@ class GraphTransformer(nn.Module):
         return (self.place_embedding.weight[0] + self.shift(context)).expand(batch, 1, -1)
 
     def shift(self, context: Tensor | None) -> Tensor | float:
-        """What the context adds to every token."""
+        """Term of the context that is added to every token."""
         return 0.0 if self.from_context is None else self.from_context(context)[:, None]
 
     def bonds(
         self, order: Int64[Tensor, "*rows"], partner: Int64[Tensor, "*rows"], nearness: UInt8[Tensor, "*rows"]
     ) -> Float[Tensor, "*rows width"]:
-        """What a bond to an earlier atom looks like.
+        """Embedding of a bond to an earlier atom.
 
         Args:
             order: Of the bond.
@@ -208,7 +208,7 @@ class _Block(nn.Module):
 
 
 def relation(distances: UInt8[Tensor, "*shape"], orders: UInt8[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """How atoms are related: 0 the same, 1 … 3 bound by that order, then by distances from 2 on."""
+    """Relations of atoms: 0 the same, 1 … 3 bound by that order, then by distances from 2 on."""
     return torch.where(orders > 0, orders, torch.where(distances > 0, distances + 2, distances))
 
 

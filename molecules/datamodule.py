@@ -49,7 +49,7 @@ class MoleculeDataModule(StoreDataModule):
             batch_size: Molecules in a training batch, on each device.
             eval_batch_size: Molecules in a validation or test batch, on each device.
             workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            limit: Use at most so many molecules of each split, chosen at random.
+            limit: The most molecules of each split to use, chosen at random.
             seed: Decides the order of the molecules, and which are used with a limit.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What the verbs are given: files of molecules, read in several processes, with what cannot be used and why."""
+"""Files of molecules as input, read in several processes, with the reasons for entries that cannot be used."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Example(NamedTuple):
 
 @dataclass
 class Reading:
-    """What became of a file.
+    """The content of a file: molecules and rejected entries.
 
     Attributes:
         source: The file.
@@ -74,7 +74,7 @@ class Reading:
     rejects: list[tuple[int, str, str]] = field(default_factory=list)
 
     def reasons(self) -> dict[str, int]:
-        """How many entries were rejected for each reason, the most frequent first."""
+        """Return the number of rejected entries for each reason, the most frequent first."""
         return dict(Counter(reason for _, _, reason in self.rejects).most_common())
 
     def summary(self) -> str:
@@ -95,10 +95,10 @@ def read(
     Args:
         source: The file.
         workers: The processes that do it.
-        order: In which atoms are to be.
+        order: Order of generation.
         max_atoms: Reject molecules of more heavy atoms.
-        properties: Whether to compute `PROPERTIES`, which takes longer than all else.
-        entries: Whether to keep the entry of each molecule.
+        properties: Compute `PROPERTIES`, which takes most of the time.
+        entries: Keep the entry of each molecule.
     """
     reading = Reading(source)
     chunks, kept = itertools.tee(chunked(source))
@@ -141,7 +141,7 @@ def keep(reading: Reading, reasons: Iterable[str | None]) -> None:
     """Move molecules to the rejects.
 
     Args:
-        reading: What is changed.
+        reading: Changed in place.
         reasons: For each molecule why it is rejected, or None.
 
     Raises:
@@ -166,7 +166,7 @@ def write_rejects(path: Path, readings: Iterable[Reading]) -> None:
 
     Args:
         path: The file; replaced if it exists.
-        readings: What was read.
+        readings: The files as read.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

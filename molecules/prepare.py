@@ -112,7 +112,7 @@ def _check(max_atoms: int, val: float, test: float) -> None:
 
 
 def _repeated(molecules: list[Example], seen: dict[str, str], file: str) -> Iterator[str | None]:
-    """Say of each molecule whether it was there before; ``seen`` keeps in which file each was found first."""
+    """Yield for each molecule the reason to reject it as a duplicate, or None; ``seen`` keeps the file of each."""
     for molecule in molecules:
         if (first := seen.get(molecule.smiles)) is None:
             seen[molecule.smiles] = file

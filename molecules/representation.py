@@ -1,9 +1,9 @@
-"""What a molecule is to a model: its heavy atoms and bonds in an order of generation, and the settings of both.
+"""Molecules as graphs: heavy atoms and bonds in an order of generation, and the settings of both.
 
 Aromatic rings are kekulised, so that bonds are single, double or triple; hydrogens are implicit, as many as RDKit gives
-an atom of this element, charge and bonds; stereochemistry is dropped. RDKit's sanitisation makes of such a graph the
-molecule again, aromaticity and hydrogens included. What would come back as another molecule is refused by `graph_of`,
-with the reason.
+an atom of this element, charge and bonds; stereochemistry is dropped. RDKit's sanitisation restores the molecule from
+such a graph, aromaticity and hydrogens included. `graph_of` refuses molecules that would not be restored, with the
+reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from arflows.molecules.workers import Workers, chunked
 BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _REPRESENTED = frozenset({*BOND_TYPES.values(), Chem.BondType.AROMATIC})
 ROUNDS = 3
-"""How often canonical SMILES are written anew until they stay; nearly all do at once."""
+"""The most times that canonical SMILES are rewritten until they no longer change; nearly all are stable at once."""
 
 LONGEST_SMILES = 5_000
 """Characters. RDKit's work grows with the square of a molecule's size: with a line of a megabyte it would be busy for
@@ -45,7 +45,7 @@ ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As",
 
 
 class Refused(ValueError):
-    """A molecule has no graph of this kind; the message is the reason, the same for all molecules it holds for."""
+    """A molecule has no graph of this kind; the message is the reason, worded alike for all such molecules."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class MoleculeSpec(Spec):
         valences: For each type the largest sum of the orders of an atom's bonds, at most what RDKit allows.
         max_atoms: The most atoms of a molecule.
         max_back_bonds: The most bonds of an atom to earlier ones; all but one of them close rings.
-        look_back: How far back a bond reaches at most, in atoms.
-        order: In which atoms are generated.
+        look_back: The longest reach of a bond back to an earlier atom, in atoms.
+        order: Order of generation.
     """
 
     atom_types: tuple[str, ...]
@@ -244,7 +244,7 @@ def canonical_smiles(smiles: str) -> str:
 
 
 def has_stereochemistry(molecule: Chem.Mol) -> bool:
-    """Say whether `graph_of` drops something: a stereo centre or the geometry of a double bond."""
+    """Return True if `graph_of` drops a stereo centre or the geometry of a double bond."""
     drawn = Chem.BondDir.BEGINWEDGE, Chem.BondDir.BEGINDASH, Chem.BondDir.ENDUPRIGHT, Chem.BondDir.ENDDOWNRIGHT
     return any(atom.GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED for atom in molecule.GetAtoms()) or any(
         bond.GetBondDir() in drawn or bond.GetStereo() > Chem.BondStereo.STEREOANY for bond in molecule.GetBonds()
@@ -323,7 +323,7 @@ def _settled(molecule: Chem.Mol) -> str:
     """Canonical flat SMILES that stay the same when read and written again.
 
     RDKit's canonical SMILES take a second round to settle for a few molecules, since aromaticity and ties between
-    atoms are found anew without stereochemistry.
+    atoms are perceived again without stereochemistry.
     """
     smiles = flat_smiles(molecule)
     for _ in range(ROUNDS):
