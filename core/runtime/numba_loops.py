@@ -113,7 +113,7 @@ def _blas() -> ThreadpoolController:
 
 
 class _Multiplying:
-    """How many are inside `multiplying`, and what gives the threads back when the last one leaves."""
+    """Number of threads inside `multiplying`, and the limit to lift when the last one leaves."""
 
     lock = Lock()
     inside = 0
@@ -122,7 +122,7 @@ class _Multiplying:
 
 @contextmanager
 def multiplying() -> Iterator[None]:
-    """Where compiled loops multiply matrices by `numpy.dot`: in the thread that runs them, and in no others.
+    """Restrict `numpy.dot` of compiled loops to the thread that runs them.
 
     The number of threads of a BLAS is that of the process. Who enters first notes it, who leaves last gives it back.
     """
