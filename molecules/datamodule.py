@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.core.runtime.errors import UserError
@@ -57,7 +60,7 @@ class MoleculeDataModule(StoreDataModule):
         self.model_spec = self.spec
         self.properties: list[str] = []
 
-    def dataset(self, split: str, training: bool = False) -> StoreDataset:
+    def dataset(self, split: str, training: bool = False) -> MoleculeDataset:
         """Return the molecules of a split in order.
 
         Raises:
@@ -71,6 +74,15 @@ class MoleculeDataModule(StoreDataModule):
             )
         columns = [known.index(name) for name in self.properties]
         return MoleculeDataset(self.store, split, columns, self.limit, self.seed, self.model_spec)
+
+    def property_extremes(self) -> tuple[Float[Tensor, " properties"], Float[Tensor, " properties"]]:
+        """Return the lowest and the highest value of each property over all training molecules in use."""
+        dataset = self.dataset("train")
+        values = self.store.array("train", "properties")
+        if dataset.kept is not None:
+            values = values[dataset.kept]
+        low, high = (extreme(values[:, dataset.columns], axis=0) for extreme in (np.nanmin, np.nanmax))
+        return torch.from_numpy(low).float(), torch.from_numpy(high).float()
 
     def initialization_batch(self) -> Batch:
         """Return training molecules, the same in every process and run, by which a model standardises properties."""

@@ -9,7 +9,7 @@ from arflows.core.training.experiment import Experiment
 from arflows.core.training.module import FlowTraining
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
-from arflows.molecules.model import GraphFlow
+from arflows.molecules.model import GraphFlow, MoleculeFlow
 
 
 class MoleculeFlowTraining(FlowTraining):
@@ -57,6 +57,8 @@ class MoleculeExperiment(Experiment):
             )
         data.model_spec = flow.spec
         data.properties = flow.properties
+        if isinstance(flow, MoleculeFlow) and flow.context_encoder is not None:
+            flow.context_encoder.set_extremes(*data.property_extremes())
         data.train_dataloader()  # refuses a store that has too few molecules for a batch
 
     def data_facts(self) -> dict[str, Any]:

@@ -11,30 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from arflows.core.bijections.base import Bijection
+from arflows.core.bijections.base import Bijection
 
 Way = Literal["inverse", "again", "kept"]
-
-
-def recompute(module: nn.Module, on: bool = True) -> None:
-    """Says whether the chains in a flow compute activations anew; the gradients are the same, up to rounding.
-
-    Args:
-        module: A flow, or a bijection.
-        on: False to keep activations, as is usual.
-    """
-    from arflows.core.bijections.base import Chain
-
-    for part in module.modules():
-        if isinstance(part, Chain):
-            part.recompute = on
 
 
 @torch.compiler.disable

@@ -29,15 +29,25 @@ class Stream(ABC):
     def step(self, previous: Float[Tensor, "batch *site"] | None) -> Float[Tensor, "batch *site parameters"]:
         """Takes the value of the site before (None at the first) and returns the parameters of the next."""
 
-    def invert(
+    def generate(
         self, elementwise: "Elementwise", z: Float[Tensor, "batch sites *site"]
-    ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]] | None:
-        """Latent → data for all sites at once, where the stream has something faster for the map than its steps.
+    ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]]:
+        """Latent → data for all sites, by a `step` for each; streams override it by a faster loop for maps they know.
+
+        Args:
+            elementwise: The map of single elements.
+            z: Latents.
 
         Returns:
-            x and the log-derivative of x by z, element by element; None, and nothing done, where steps have to do.
+            x, and the log-derivative of x by z element by element.
         """
-        return None
+        x: Tensor | None = None
+        values, log_derivatives = [], []
+        for z_site in z.movedim(1, 0).contiguous().unbind(0):
+            x, log_derivative = elementwise.inverse(z_site, self.step(x).to(z.dtype))
+            values.append(x)
+            log_derivatives.append(log_derivative)
+        return torch.stack(values, 1), torch.stack(log_derivatives, 1)
 
     @abstractmethod
     def sweep(self, guess: Float[Tensor, "batch sites *site"]) -> Float[Tensor, "batch sites *site parameters"]:

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.conditioners.autoregressive import check_context
 from arflows.core.conditioners.batch_norm import BatchNorm2d
+from arflows.core.runtime.torch_compat import transforms_active
 
 
 class ImageConditioner(nn.Module):
@@ -270,7 +271,7 @@ class _ReLU(torch.autograd.Function):
 
 def _relu_before_convolution(hidden: Tensor) -> Tensor:
     """ReLU, in place, of features that nothing but a convolution takes next."""
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    transformed = torch.compiler.is_compiling() or transforms_active()
     if transformed or not (torch.is_grad_enabled() and hidden.requires_grad):
         return hidden.relu_()
     return _ReLU.apply(hidden)

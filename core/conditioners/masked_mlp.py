@@ -251,15 +251,15 @@ class MaskedMLPStream(Stream):
             self.activate(hidden)
         return parameters.addmm_(weight, inputs).T
 
-    def invert(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Latent → data for all sites, on a CPU under a map that the compiled loop knows: see `masked_mlp_loops`."""
+    def generate(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent → data for all sites: on a CPU by a compiled loop, under a map that `elementwise_loops` knows."""
         if z.device.type != "cpu" or z.dtype != self.values.dtype or z.dtype not in (torch.float32, torch.float64):
-            return None
+            return super().generate(elementwise, z)
         from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
         from arflows.core.conditioners import masked_mlp_loops
 
         if (known := settings_of(elementwise, self.values.numpy().dtype)) is None:
-            return None
+            return super().generate(elementwise, z)
 
         def arrays(tensors: list[Tensor]) -> tuple[np.ndarray, ...]:
             return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
@@ -277,7 +277,7 @@ class MaskedMLPStream(Stream):
             stop = min(start + _LOOP_BLOCK, self.made.features)
             self._add_past(start, stop)
             for left in range(0, len(z), _LOOP_BATCH):
-                masked_mlp_loops.invert_block(start, stop, left, min(left + _LOOP_BATCH, len(z)), *shared)
+                masked_mlp_loops.generate_block(start, stop, left, min(left + _LOOP_BATCH, len(z)), *shared)
         self.position = self.computed = self.made.features
         return self.values.T, log_derivative.T
 

@@ -229,17 +229,17 @@ class TransformerStream(Stream):
             parameters = self._through_network()
         return parameters.view(len(self.last), network.channels, network.parameter_count)
 
-    def invert(self, elementwise: "Elementwise", z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Latent → data for all tokens, on a CPU under a map that compiled loops know: see `elementwise_loops`."""
+    def generate(self, elementwise: "Elementwise", z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent → data for all tokens: on a CPU by a compiled loop, under a map that `elementwise_loops` knows."""
         if z.dtype != self.cache.dtype or not self._fits_loops():
-            return None
+            return super().generate(elementwise, z)
         from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
 
         if (known := settings_of(elementwise, self.cache.numpy().dtype)) is None:
-            return None
+            return super().generate(elementwise, z)
         self._count(self.transformer.sites)
         self.position = self.transformer.sites
-        return self._compiled_loops().invert(z, *known)
+        return self._compiled_loops().generate(z, *known)
 
     def _fits_loops(self) -> bool:
         """Whether a CPU is to compute small products, and nothing is traced; PyTorch's threads share large ones."""

@@ -11,7 +11,8 @@ To a compiler the two directions are one operation each.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,10 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from arflows.core.conditioners.wavenet_layer import Folded, Layer
 from arflows.core.conditioners.wavenet_loops import PRECISIONS, carried, carried_backward, gated, gated_backward
-
-if TYPE_CHECKING:
-    from arflows.core.conditioners.wavenet import Folded, WaveNet
 
 # Of the arguments of the operations below: entry (batch, rows, columns, 2), added (layers, batch or 1, rows or 1,
 # columns, 2 · channels), valid (batch, 1, columns, 1); of each layer the convolution's weights, of all but the last the
@@ -43,7 +42,7 @@ def fits(like: Tensor, low: torch.dtype) -> bool:
 
 
 def parameters(
-    network: WaveNet,
+    stack: Sequence[Layer],
     folded: Folded,
     entry: Float[Tensor, "batch rows columns 2"],
     added: Float[
@@ -57,14 +56,14 @@ def parameters(
     """What the layers contribute to the parameters, in float32 or wider.
 
     Args:
-        network: the WaveNet.
+        stack: the layers.
         folded: its weights, in the precision of products.
         entry: the row before each, and ones where columns belong to the signal; in that precision.
         added: what the context and the biases add to the gates.
         valid: ones where columns belong to the signal; None if all do.
     """
     numbers: list[int] = []
-    for layer in network.stack:
+    for layer in stack:
         left, right = layer.margins
         numbers += [*layer.dilation, layer.past, *((left, 0) if left != right else (0, left))]
     residuals, biases = zip(*folded.residuals, strict=True) if folded.residuals else ((), ())

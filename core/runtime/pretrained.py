@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
@@ -61,6 +62,15 @@ class Pretrained(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return the JSON values from which `from_pretrained` builds the module, without its weights."""
         return {"format_version": FORMAT_VERSION, "class": type(self).__name__, "arguments": self._arguments}
+
+    def checksum(self) -> str:
+        """SHA-256 of the config and the weights: the same for all copies of a model, wherever they lie."""
+        digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the model into ``folder``, which is made where it does not exist.
@@ -242,7 +252,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
-            "upgrade arflows (pip install --upgrade arflows)"
+            "install a newer arflows"
         )
     version = config["format_version"]
     if version < 1:

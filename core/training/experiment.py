@@ -171,7 +171,14 @@ class Experiment(SeededCLI):
         """
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._resume_or_refuse()
-        store = self.config.data.store
+        self.require_store(self.config.data.store)
+
+    def require_store(self, store: Path) -> None:
+        """Say how to make a store that is missing.
+
+        Raises:
+            UserError: If it is missing.
+        """
         if not store.exists():
             raise UserError(
                 f"there is no store {store}: make it by `arflows {self.domain} prepare --source … --out {store}`, or "
