@@ -1,4 +1,4 @@
-"""What the verbs are given to look at: rows for a trained model."""
+"""Rows that the verbs read for a trained model."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from arflows.tabular.representation import TableSpec
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a model are called: those of its training data, else x0, x1 and so on.
+    """Names of a model's columns: those of its training data, else x0, x1 and so on.
 
     Attributes:
         features: Names of the data's columns.
@@ -113,7 +113,7 @@ class Rows:
 
 
 def _places(table: Table, names: Sequence[str]) -> list[int]:
-    """Where a model's columns are in a table."""
+    """Places of a model's columns in a table."""
     numbered = default_names(len(table.columns))
     if table.named and set(names) <= set(table.columns):
         return table.find(names)

@@ -1,4 +1,4 @@
-"""What a person looks at: densities of the plane, and points drawn from them."""
+"""Pictures of densities of the plane and of points drawn from them."""
 
 from collections.abc import Sequence
 

@@ -70,7 +70,7 @@ class TableExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few rows for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Which store the model was trained on, how much of it, and what its columns are called."""
+        """Facts about the training data: the store, the limit of examples, and the names of the columns."""
         store = self.datamodule.store
         return {**store.facts(), "columns": store.provenance["columns"], "limit": self.datamodule.limit}
 

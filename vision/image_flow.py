@@ -220,6 +220,9 @@ def image_spec(image_size: int | Sequence[int], channels: int, bits: int = 8) ->
 
     Raises:
         UserError: if a size is not positive, or the bits are not 1 to 16.
+
+    >>> image_spec(32, 3).shape, image_spec((12, 20), 1).shape
+    ((3, 32, 32), (1, 12, 20))
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(*size, channels) < 1:
@@ -236,6 +239,9 @@ def framed_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]
 
     Raises:
         UserError: if the frame around the image would have to be as large as the image.
+
+    >>> framed_size(ImageSpec(28, 30, 1), halvings=2, setting="scales")
+    (28, 32)
     """
     size = min(spec.height, spec.width)
     most = (2 * size - 1).bit_length() - 1

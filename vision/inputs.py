@@ -1,4 +1,4 @@
-"""What the verbs are given to look at: images for a trained model."""
+"""Images that the verbs read for a trained model."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -24,6 +24,13 @@ class MAF(ImageFlow):
         alpha: share of the unit interval kept free at each end: 1e-6 for MNIST, 0.05 for CIFAR-10 in the paper.
         classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
         bits: bits of a pixel value, 1 to 16.
+
+    >>> flow = MAF(image_size=(2, 3), channels=1, transforms=2, hidden_features=(8,), bits=12).eval()
+    >>> images = flow.sample(5)
+    >>> images.shape, images.dtype
+    (torch.Size([5, 1, 2, 3]), torch.int32)
+    >>> flow.log_prob(images).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -61,6 +68,9 @@ class MADE(MAF):
         alpha: share of the unit interval kept free at each end: 1e-6 for MNIST, 0.05 for CIFAR-10 in the paper.
         classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
         bits: bits of a pixel value, 1 to 16.
+
+    >>> MADE(image_size=(2, 3), channels=1, hidden_features=(8,)).dims
+    6
     """
 
     def __init__(

@@ -107,7 +107,7 @@ class ImageExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few images for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Which store the model was trained on, and how much of it."""
+        """Facts about the training data: the store, and the limit of examples."""
         return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
 
 

@@ -60,7 +60,7 @@ class Pretrained(nn.Module):
         return instance
 
     def config(self) -> dict[str, Any]:
-        """What `from_pretrained` needs to build the module anew, without its weights."""
+        """Return the JSON values from which `from_pretrained` builds the module, without its weights."""
         return {"format_version": FORMAT_VERSION, "class": type(self).__name__, "arguments": self._arguments}
 
     def checksum(self) -> str:

@@ -133,7 +133,7 @@ class FlowTraining(LightningModule):
         return self._stopwatch.seconds
 
     def configure_callbacks(self) -> list[Callback]:
-        """What training relies on: the guard first, the interrupt last, after the averages are up to date."""
+        """Callbacks that training relies on: the guard first, the interrupt last, after the averages are up to date."""
         averaging = [ExponentialMovingAverage(self.ema_decay, self._guard)] if self.ema_decay > 0 else []
         return [self._guard, *averaging, self._drift, self._stopwatch, OrderlyInterrupt()]
 
