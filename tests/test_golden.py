@@ -17,6 +17,7 @@ from arflows.data import store as store_module
 from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.tabular import train
+from tests.golden_models import KINDS, measure
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = np.arange(24, dtype=np.float32).reshape(12, 2) / 7
@@ -38,6 +39,18 @@ def test_model_1():
     with torch.no_grad():
         np.testing.assert_allclose(flow.log_prob(torch.from_numpy(ROWS)).numpy(), expected, atol=1e-4)
     assert pretrained.verify(GOLDEN / "model_v1") is not None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_models_1(name):
+    """Old files have the old names of weights and keep their density."""
+    flow = KINDS[name].from_pretrained(GOLDEN / "models_v1" / name)
+    expected = torch.tensor(json.loads((GOLDEN / "models_v1" / "expected.json").read_text())[name])
+    torch.testing.assert_close(measure(flow), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_every_golden_model_is_read():
+    assert set(KINDS) == {path.name for path in (GOLDEN / "models_v1").iterdir() if path.is_dir()}
 
 
 def test_config_1(tmp_path):
