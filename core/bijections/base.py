@@ -114,3 +114,8 @@ def zero_log_det(x: Tensor) -> Float[Tensor, " batch"]:
 def sum_except_batch(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
     """Sums a per-element log-determinant over everything but the batch, in float32 or wider."""
     return values.flatten(1).sum(1, dtype=torch.promote_types(values.dtype, torch.float32))
+
+
+def full_precision(values: Tensor) -> torch.autocast:
+    """Return a context without autocast: half precision would ruin the inverse of a linear map and save little."""
+    return torch.autocast(values.device.type, enabled=False)

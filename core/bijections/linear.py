@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import Bijection, zero_log_det
+from arflows.core.bijections.base import Bijection, full_precision, zero_log_det
 from arflows.core.bijections.normalization import ActNorm, sites
 
 
@@ -186,11 +186,6 @@ class NormalizedConv1x1(Bijection):
 
     def _log_det(self, values: Tensor) -> Tensor:
         return zero_log_det(values) + sites(values) * (self.norm.log_scale.sum() + self.conv.log_scale.sum())
-
-
-def full_precision(values: Tensor) -> torch.autocast:
-    """Switches autocast off: half precision would cost a linear map its inverse, and save next to nothing."""
-    return torch.autocast(values.device.type, enabled=False)
 
 
 def _mix_channels(

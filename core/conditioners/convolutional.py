@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.conditioners.autoregressive import check_context
 from arflows.core.conditioners.batch_norm import BatchNorm2d
+from arflows.core.conditioners.weight_norm import WeightNormConv2d
 
 
 class ImageConditioner(nn.Module):
@@ -73,12 +73,12 @@ class ResidualCNN(ImageConditioner):
     def __init__(self, in_channels: int, out_channels: int, width: int, blocks: int, context_features: int = 0) -> None:
         super().__init__(width, context_features, blocks)
         self.normalize_input = BatchNorm2d(in_channels, eps=1e-4)
-        self.enter = weight_norm(nn.Conv2d(2 * in_channels, width, 3, padding=1))
+        self.input_proj = WeightNormConv2d(2 * in_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(_ResidualBlock(width) for _ in range(blocks))
-        self.skips = nn.ModuleList(weight_norm(nn.Conv2d(width, width, 1)) for _ in range(blocks + 1))
+        self.skips = nn.ModuleList(WeightNormConv2d(width, width, 1) for _ in range(blocks + 1))
         self.normalize_output = BatchNorm2d(width, eps=1e-4)
-        self.leave = weight_norm(nn.Conv2d(width, out_channels, 1))
-        _start_at_zero(self.leave)
+        self.output_proj = WeightNormConv2d(width, out_channels, 1)
+        _start_at_zero(self.output_proj)
         self.lay_out_channels_last()
 
     def forward(
@@ -86,21 +86,21 @@ class ResidualCNN(ImageConditioner):
     ) -> Float[Tensor, "batch out_channels height width"]:
         """Computes the parameters."""
         hidden = self.normalize_input(self.channels_last(x))
-        hidden = self.enter(torch.cat([hidden, -hidden], 1).relu_())
+        hidden = self.input_proj(torch.cat([hidden, -hidden], 1).relu_())
         collected = self.skips[0](hidden)
         for number, block in enumerate(self.blocks):
             hidden = block(self.with_context(hidden, context, number))
             collected = collected + self.skips[number + 1](hidden)
-        return self.leave(F.relu(self.normalize_output(collected)))
+        return self.output_proj(F.relu(self.normalize_output(collected)))
 
 
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.normalize_in = BatchNorm2d(width, eps=1e-4)
-        self.conv_in = weight_norm(nn.Conv2d(width, width, 3, padding=1, bias=False))
+        self.conv_in = WeightNormConv2d(width, width, 3, padding=1, bias=False)
         self.normalize_out = BatchNorm2d(width, eps=1e-4)
-        self.conv_out = weight_norm(nn.Conv2d(width, width, 3, padding=1))
+        self.conv_out = WeightNormConv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv_in(F.relu(self.normalize_in(x)))
@@ -142,7 +142,7 @@ class GatedResidualCNN(ImageConditioner):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(width, context_features, blocks)
-        self.enter = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.input_proj = nn.Conv2d(in_channels, width, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(2 * width, width, 3, padding=1) for _ in range(blocks))
         self.gates = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 1) for _ in range(blocks))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
@@ -153,16 +153,16 @@ class GatedResidualCNN(ImageConditioner):
                 raise ValueError(f"self-attention needs space, and heads that divide width={width}")
             self.positions = nn.Parameter(0.01 * torch.randn(*space, width))
             self.attentions = nn.ModuleList(_GatedAttention(width, attention_heads, dropout) for _ in range(blocks))
-        self.leave = nn.Conv2d(width, out_channels, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.output_proj = nn.Conv2d(width, out_channels, 3, padding=1)
+        nn.init.zeros_(self.output_proj.weight)
+        nn.init.zeros_(self.output_proj.bias)  # type: ignore[arg-type]
         self.lay_out_channels_last()
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "batch out_channels height width"]:
         """Computes the parameters."""
-        hidden = self.enter(self.channels_last(x))
+        hidden = self.input_proj(self.channels_last(x))
         for number, (conv, gate, norm) in enumerate(zip(self.convs, self.gates, self.norms, strict=True)):
             update = self.with_context(conv(_both_signs_elu(hidden)), context, number)
             hidden = hidden + F.glu(gate(self.dropout(_both_signs_elu(update))), 1)
@@ -170,7 +170,7 @@ class GatedResidualCNN(ImageConditioner):
             if self.attentions is not None:
                 pixels = self.attentions[number](pixels, self.positions)
             hidden = pixels.permute(0, 3, 1, 2)
-        return self.leave(hidden)
+        return self.output_proj(hidden)
 
 
 class _GatedAttention(nn.Module):
@@ -179,7 +179,7 @@ class _GatedAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.enter = nn.Linear(width, 3 * width)
+        self.input_proj = nn.Linear(width, 3 * width)
         self.gate = nn.Linear(width, 2 * width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
@@ -188,7 +188,7 @@ class _GatedAttention(nn.Module):
         self, pixels: Float[Tensor, "batch height width features"], positions: Float[Tensor, "height width features"]
     ) -> Float[Tensor, "batch height width features"]:
         """Lets every pixel look at all others."""
-        hidden = self.enter(pixels + positions).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
+        hidden = self.input_proj(pixels + positions).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = hidden.permute(2, 0, 3, 1, 4)  # each (batch, heads, pixels, features of a head)
         attended = F.scaled_dot_product_attention(queries, keys, values)
         attended = attended.transpose(1, 2).reshape(pixels.shape)
@@ -209,22 +209,22 @@ class ShallowCNN(ImageConditioner):
 
     def __init__(self, in_channels: int, out_channels: int, width: int, context_features: int = 0) -> None:
         super().__init__(width, context_features, 1)
-        self.enter = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.input_proj = nn.Conv2d(in_channels, width, 3, padding=1)
         self.middle = nn.Conv2d(width, width, 1)
-        self.leave = nn.Conv2d(width, out_channels, 3, padding=1)
-        for conv in (self.enter, self.middle):
+        self.output_proj = nn.Conv2d(width, out_channels, 3, padding=1)
+        for conv in (self.input_proj, self.middle):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.output_proj.weight)
+        nn.init.zeros_(self.output_proj.bias)  # type: ignore[arg-type]
         self.lay_out_channels_last()
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "batch out_channels height width"]:
         """Computes the parameters."""
-        hidden = _relu_before_convolution(self.with_context(self.enter(self.channels_last(x)), context, 0))
-        return self.leave(_relu_before_convolution(self.middle(hidden)))
+        hidden = _relu_before_convolution(self.with_context(self.input_proj(self.channels_last(x)), context, 0))
+        return self.output_proj(_relu_before_convolution(self.middle(hidden)))
 
 
 class ZeroConv(ImageConditioner):
@@ -276,10 +276,10 @@ def _relu_before_convolution(hidden: Tensor) -> Tensor:
     return _ReLU.apply(hidden)
 
 
-def _start_at_zero(conv: nn.Conv2d) -> None:
+def _start_at_zero(conv: WeightNormConv2d) -> None:
     """Zeroes a weight-normalised convolution through its magnitudes, so that its directions stay random."""
     with torch.no_grad():
-        conv.get_parameter("parametrizations.weight.original0").zero_()
+        conv.weight_g.zero_()
         conv.get_parameter("bias").zero_()
 
 

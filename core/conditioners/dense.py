@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from arflows.core.conditioners.activations import Activation, activation_function
 from arflows.core.conditioners.autoregressive import check_context
-from arflows.core.conditioners.masked_mlp import ACTIVATIONS, Activation
 
 
 class MLP(nn.Module):
@@ -32,7 +32,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.context_features = context_features
-        self.activate = ACTIVATIONS[activation]
+        self.activate = activation_function(activation)
         widths = [in_features + context_features, *hidden_features, out_features]
         layers = [nn.Linear(*pair) for pair in pairwise(widths)]
         nn.init.zeros_(layers[-1].weight)

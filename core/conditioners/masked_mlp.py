@@ -1,8 +1,8 @@
 """MADE: a masked multilayer perceptron whose output for a variable sees only the variables before it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,19 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arflows.core.bijections.base import full_precision
 from arflows.core.bijections.elementwise import Elementwise
-from arflows.core.bijections.linear import full_precision
+from arflows.core.conditioners.activations import Activation, activation_function
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
-
-Activation = Literal["relu", "tanh", "elu", "silu"]
-
-# All of them in place: a stream works in buffers, and their derivatives need the output alone.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "tanh": torch.tanh_,
-    "elu": F.elu_,
-    "silu": lambda x: F.silu(x, inplace=True),
-}
 
 # Rows of a masked layer that are multiplied together. All of them take the inputs that the last one sees; smaller
 # blocks skip more of the masked part of the matrix, larger ones are faster products. Names and shapes of saved weights
@@ -142,13 +133,12 @@ class MaskedMLP(AutoregressiveConditioner):
     ) -> None:
         if features < 1 or not hidden_features or min(hidden_features) < 1:
             raise ValueError(f"features={features} and hidden_features={hidden_features} must be positive")
-        if activation not in get_args(Activation):
-            raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {activation!r}")
         if residual and len(set(hidden_features)) > 1:
             raise ValueError(f"residual blocks need hidden_features of one width, got {tuple(hidden_features)}")
         super().__init__(parameter_count, context_features)
         self.features = features
         self.activation = activation
+        self.activate = activation_function(activation)
         lowest = 0 if context_features or features == 1 else 1
         widths = [hidden_features[0], *(w for width in hidden_features[1:] for w in [width] * (2 if residual else 1))]
         degrees = [[lowest + unit * (features - lowest) // width for unit in range(width)] for width in widths]
@@ -197,7 +187,7 @@ class MaskedMLP(AutoregressiveConditioner):
     def _activated(self, x: Tensor) -> Tensor:
         if any(self.skips):  # the sum before the activation is needed again
             x = x.clone()
-        return ACTIVATIONS[self.activation](x)
+        return self.activate(x)
 
     def stream(self, like: Tensor, context: Tensor | None = None) -> "MaskedMLPStream":
         """Starts a generation, a variable at a time."""
@@ -217,7 +207,7 @@ class MaskedMLPStream(Stream):
     def __init__(self, made: MaskedMLP, batch: int, context: Tensor | None) -> None:
         super().__init__()
         self.made = made
-        self.activate = ACTIVATIONS[made.activation]
+        self.activate = made.activate
         self.weights = [layer.masked_weight() for layer in made.masked_layers]
         self.sums = [layer.full_bias()[:, None].repeat(1, batch) for layer in made.masked_layers]
         if made.from_context is not None:

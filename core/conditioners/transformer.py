@@ -65,14 +65,14 @@ class CausalTransformer(AutoregressiveConditioner):
         self.sites = sites
         self.channels = channels
         self.heads = heads
-        self.enter = nn.Linear(channels, width, bias=False)
+        self.input_proj = nn.Linear(channels, width, bias=False)
         self.positions = nn.Parameter(0.02 * torch.randn(sites, width))
         self.from_context = nn.Linear(context_features, width, bias=False) if context_features else None
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, channels * parameter_count)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.output_proj = nn.Linear(width, channels * parameter_count)
+        nn.init.zeros_(self.output_proj.weight)
+        nn.init.zeros_(self.output_proj.bias)
 
     def forward(
         self, x: Float[Tensor, "batch sites channels"], context: Float[Tensor, "batch context"] | None = None
@@ -127,7 +127,7 @@ class CausalTransformer(AutoregressiveConditioner):
     ) -> Float[Tensor, "batch tokens channels parameters"]:
         """The parameters of the tokens from ``start`` on, given the one before each; earlier ones are in the cache."""
         stop = start + previous.shape[1]
-        hidden = self.enter(previous) + self.positions[start:stop]
+        hidden = self.input_proj(previous) + self.positions[start:stop]
         if shift is not None:
             hidden = hidden + shift
         # Tokens that come after others see those, and each other causally.
@@ -137,7 +137,7 @@ class CausalTransformer(AutoregressiveConditioner):
         for number, block in enumerate(self.blocks):
             # Attention costs by what it sees, so it gets no more of the cache than it may see.
             hidden = block(hidden, mask, None if cache is None else cache[:, number, :, :, :stop])
-        return self.leave(self.norm(hidden)).unflatten(-1, (self.channels, self.parameter_count))
+        return self.output_proj(self.norm(hidden)).unflatten(-1, (self.channels, self.parameter_count))
 
 
 class _Block(nn.Module):
@@ -148,10 +148,10 @@ class _Block(nn.Module):
         self.heads = heads
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.merge = nn.Linear(width, width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
         self.norm_perceptron = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width, bias=False)
-        self.contract = nn.Linear(4 * width, width, bias=False)
+        self.fc1 = nn.Linear(width, 4 * width, bias=False)
+        self.fc2 = nn.Linear(4 * width, width, bias=False)
 
     def forward(
         self,
@@ -168,8 +168,8 @@ class _Block(nn.Module):
             key, value = cached
         causal = mask is None and tokens > 1
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-        hidden = hidden + self.merge(seen.transpose(1, 2).flatten(2))
-        return hidden + self.contract(F.gelu(self.expand(self.norm_perceptron(hidden))))
+        hidden = hidden + self.out_proj(seen.transpose(1, 2).flatten(2))
+        return hidden + self.fc2(F.gelu(self.fc1(self.norm_perceptron(hidden))))
 
     def matrices(self) -> tuple[Tensor, ...]:
         """Weights as a step takes them, in the order of their use: matrices from the right, norms with their biases."""
@@ -178,11 +178,11 @@ class _Block(nn.Module):
             attention.weight,
             attention.bias,
             self.query_key_value.weight.t(),
-            self.merge.weight.t(),
+            self.out_proj.weight.t(),
             perceptron.weight,
             perceptron.bias,
-            self.expand.weight.t(),
-            self.contract.weight.t(),
+            self.fc1.weight.t(),
+            self.fc2.weight.t(),
         )
 
 
@@ -256,19 +256,19 @@ class TransformerStream(Stream):
         places = -(-sites // LANES) * LANES
         shift = self.shift[:, 0] if self.shift is not None else network.positions.new_zeros(1, heads * head)
         blocks = [layer[:8] for layer in self.layers]
-        outer, outer_bias, project, merge, inner, inner_bias, expand, contract = zip(*blocks, strict=True)
+        outer, outer_bias, project, out_proj, inner, inner_bias, fc1, fc2 = zip(*blocks, strict=True)
         weights = (
-            network.enter.weight.t(),
+            network.input_proj.weight.t(),
             network.positions,
             shift.expand(batch, -1),
             [torch.stack(each) for each in zip(outer, outer_bias, inner, inner_bias, strict=True)],
             project,
-            merge,
-            expand,
-            contract,
+            out_proj,
+            fc1,
+            fc2,
             torch.stack([network.norm.weight, network.norm.bias]),
-            network.leave.weight.t(),
-            network.leave.bias,
+            network.output_proj.weight.t(),
+            network.output_proj.bias,
         )
         keys = _on_large_pages(self.cache, (layers, batch, heads, head, places))
         return TokenLoops(weights, keys, self.cache[1])
@@ -285,20 +285,20 @@ class TransformerStream(Stream):
         network = self.transformer
         # Slices of one place: a compiler takes their number as a variable, an index as a constant.
         here, seen = slice(self.position, self.position + 1), self.position + 1
-        hidden = torch.addmm(network.positions[here], self.last[:, 0], network.enter.weight.t())
+        hidden = torch.addmm(network.positions[here], self.last[:, 0], network.input_proj.weight.t())
         if self.shift is not None:
             hidden += self.shift[:, 0]
         shape = hidden.shape
-        for scale, bias, project, merge, scale_inner, bias_inner, expand, contract, keys, values in self.layers:
+        for scale, bias, project, out_proj, scale_inner, bias_inner, fc1, fc2, keys, values in self.layers:
             joint = torch.mm(F.layer_norm(hidden, shape[1:], scale, bias), project)
             query, keys[:, :, here], values[:, :, here] = joint.view(
                 len(hidden), 3, network.heads, 1, shape[1] // network.heads
             ).unbind(1)
             looked_up = F.scaled_dot_product_attention(query, keys[:, :, :seen], values[:, :, :seen])
-            hidden.addmm_(looked_up.view(shape), merge)
-            inner = torch.mm(F.layer_norm(hidden, shape[1:], scale_inner, bias_inner), expand)
-            hidden.addmm_(F.gelu(inner), contract)
-        return network.leave(network.norm(hidden))
+            hidden.addmm_(looked_up.view(shape), out_proj)
+            inner = torch.mm(F.layer_norm(hidden, shape[1:], scale_inner, bias_inner), fc1)
+            hidden.addmm_(F.gelu(inner), fc2)
+        return network.output_proj(network.norm(hidden))
 
     def sweep(self, guess: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels parameters"]:
         """The parameters of the next tokens, given a guess at their values; nothing is committed.

@@ -42,16 +42,16 @@ class Weights(NamedTuple):
     The norms of a layer are scale and bias before its attention, then those before its perceptron.
     """
 
-    enter: Any  # (channels, width)
+    input_proj: Any  # (channels, width)
     positions: Any  # (sites, width)
     shift: Any  # (batch, width)
     norms: Any  # (layers, 4, width)
     project: Any  # (layers, width, 3 · width)
-    merge: Any  # (layers, width, width)
-    expand: Any  # (layers, width, inner)
-    contract: Any  # (layers, inner, width)
+    out_proj: Any  # (layers, width, width)
+    fc1: Any  # (layers, width, inner)
+    fc2: Any  # (layers, inner, width)
     norm: Any  # (2, width)
-    leave: Any  # (width, channels · parameters)
+    output_proj: Any  # (width, channels · parameters)
     bias: Any  # (channels · parameters,)
 
 
@@ -80,7 +80,7 @@ class TokenLoops:
         self.weights = Weights(*map(np.ascontiguousarray, arrays))
         self.keys = keys
         self.cache = keys.numpy(), values.numpy()
-        matrices = (self.weights.project, self.weights.merge, self.weights.expand, self.weights.contract)
+        matrices = (self.weights.project, self.weights.out_proj, self.weights.fc1, self.weights.fc2)
         self.products = sum(matrix.size for matrix in matrices)
 
     def restore(self, keys: Float[Tensor, "layers batch heads sites head"]) -> None:
@@ -155,13 +155,13 @@ def _take_token(
 
     Of the examples from ``start`` on: previous (examples, channels), parameters (examples, channels · parameters).
     """
-    layers, width, inner = weights.expand.shape
+    layers, width, inner = weights.fc1.shape
     count = len(previous)
     hidden = np.empty((count, width), previous.dtype)
     normed, seen, update = np.empty_like(hidden), np.empty_like(hidden), np.empty_like(hidden)
     joint = np.empty((count, 3 * width), previous.dtype)
     expanded = np.empty((count, inner), previous.dtype)
-    np.dot(previous, weights.enter, hidden)
+    np.dot(previous, weights.input_proj, hidden)
     for example in range(count):
         hidden[example] += weights.positions[position] + weights.shift[start + example]
     for layer in range(layers):
@@ -169,18 +169,18 @@ def _take_token(
         _normalise(hidden, norms[0], norms[1], normed)
         np.dot(normed, weights.project[layer], joint)
         _attend(start, joint, keys[layer], values[layer], position, seen)
-        np.dot(seen, weights.merge[layer], update)
+        np.dot(seen, weights.out_proj[layer], update)
         hidden += update
         _normalise(hidden, norms[2], norms[3], normed)
-        np.dot(normed, weights.expand[layer], expanded)
+        np.dot(normed, weights.fc1[layer], expanded)
         if hidden.itemsize == 8:
             _gelu_in_float64(expanded)
         else:
             _gelu_in_float32(expanded)
-        np.dot(expanded, weights.contract[layer], update)
+        np.dot(expanded, weights.fc2[layer], update)
         hidden += update
     _normalise(hidden, weights.norm[0], weights.norm[1], normed)
-    np.dot(normed, weights.leave, parameters)
+    np.dot(normed, weights.output_proj, parameters)
     parameters += weights.bias
 
 

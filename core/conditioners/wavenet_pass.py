@@ -69,7 +69,7 @@ def parameters(
         numbers += [*layer.dilation, layer.past, *((left, 0) if left != right else (0, left))]
     residuals, biases = zip(*folded.residuals, strict=True) if folded.residuals else ((), ())
     weights = [*folded.kernels, *residuals, *biases, *folded.skips]
-    summed: Tensor = _Pass.apply(numbers, entry, added, valid, folded.enter, *weights)
+    summed: Tensor = _Pass.apply(numbers, entry, added, valid, folded.input_proj, *weights)
     return summed
 
 
@@ -106,7 +106,7 @@ def _forward(
     numbers: list[int], entry: Tensor, added: Tensor, valid: Tensor | None, weights: list[Tensor], keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     layers = len(numbers) // _NUMBERS
-    enter, (kernels, residuals, biases, skips) = weights[0], _parted(weights[1:], layers)
+    input_proj, (kernels, residuals, biases, skips) = weights[0], _parted(weights[1:], layers)
     batch, rows, columns, _ = entry.shape
     channels = kernels[0].shape[0] // 2
     summed = entry.new_zeros(batch * rows * columns, 2, dtype=_wide(entry))
@@ -129,7 +129,7 @@ def _forward(
                 break
             torch.mm(flat, residuals[number], out=mixed.view_as(flat))
             following = _room(numbers[_NUMBERS * (number + 1) :], entry, channels)
-            hidden = seen if number else (entry.reshape(-1, 2) @ enter).view_as(mixed)
+            hidden = seen if number else (entry.reshape(-1, 2) @ input_proj).view_as(mixed)
             carried(hidden, mixed, biases[number].to(summed.dtype), mask, following)
             seen = following
     return summed.view(batch, rows, columns, 2), kept
@@ -147,7 +147,7 @@ def _backward(
 ) -> list[Tensor]:
     """The gradients of entry, added and weights."""
     layers = len(numbers) // _NUMBERS
-    enter, (kernels, residuals, _, skips) = weights[0], _parted(weights[1:], layers)
+    input_proj, (kernels, residuals, _, skips) = weights[0], _parted(weights[1:], layers)
     batch, rows, columns, _ = entry.shape
     channels, wide = kernels[0].shape[0] // 2, _wide(entry)
     grad_summed, mask = gradient.to(wide).contiguous(), _mask(entry, valid)
@@ -156,7 +156,7 @@ def _backward(
     grad_gates = torch.empty_like(kept[1])
     grad_hidden, grad_passed = (entry.new_zeros(batch, rows, columns, channels) for _ in range(2))
     passed = torch.empty_like(grad_passed)
-    grad_entry, grad_enter = torch.zeros_like(entry), torch.zeros_like(enter)
+    grad_entry, grad_input_proj = torch.zeros_like(entry), torch.zeros_like(input_proj)
     flat, flat_hidden, flat_entry = passed.flatten(0, 2), grad_hidden.flatten(0, 2), entry.reshape(-1, 2)
     with torch.autocast("cpu", enabled=False):
         for number in reversed(range(layers)):
@@ -172,8 +172,10 @@ def _backward(
             if number < layers - 1:
                 grad_residuals.append(flat.T @ flat_hidden)
             if number == 0 and layers > 1:
-                torch.addmm(grad_entry.view_as(flat_entry), flat_hidden, enter.T, out=grad_entry.view_as(flat_entry))
-                grad_enter = flat_entry.T @ flat_hidden
+                torch.addmm(
+                    grad_entry.view_as(flat_entry), flat_hidden, input_proj.T, out=grad_entry.view_as(flat_entry)
+                )
+                grad_input_proj = flat_entry.T @ flat_hidden
             grad_seen, grad_kernel, _ = torch.ops.aten.convolution_backward(
                 grad_gates.movedim(3, 1), seen.movedim(3, 1), kernels[number], None, [1, 1], [0, supplied],
                 [down, along], False, [0, 0], 1, [True, True, False],
@@ -185,7 +187,7 @@ def _backward(
             else:
                 grad_entry += grad_seen[:, above:, left:]
     grad_weights = [*grad_kernels[::-1], *grad_residuals[::-1], *grad_biases[::-1], *grad_skips[::-1]]
-    return [grad_entry, grad_added.to(added.dtype), grad_enter, *grad_weights]
+    return [grad_entry, grad_added.to(added.dtype), grad_input_proj, *grad_weights]
 
 
 def _room(numbers: list[int], entry: Tensor, width: int) -> Tensor:

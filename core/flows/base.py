@@ -5,12 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
-from arflows.core.bijections import (
-    BatchNorm,
-    Bijection,
-    Chain,
-    Standardize,
-)
+from arflows.core.bijections import Bijection, Chain, Standardize
 from arflows.core.flow import Flow
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
@@ -120,18 +115,3 @@ class _StandardizedContext(nn.Module):
 
     def forward(self, context: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
         return self.standardize(context)[0]
-
-
-def check_sizes(features: int, context: int, transforms: int) -> None:
-    """Raises UserError for sizes of which no flow can be built."""
-    if features < 1 or context < 0 or transforms < 1:
-        raise UserError(
-            f"features={features} and transforms={transforms} must be at least 1, context={context} at least 0"
-        )
-
-
-def normalized(layers: list[Bijection], features: int, batch_norm: bool) -> list[Bijection]:
-    """The layers with batch normalisation after each, if wanted."""
-    if not batch_norm:
-        return layers
-    return [part for layer in layers for part in (layer, BatchNorm(features, statistics="batch"))]

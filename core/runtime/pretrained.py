@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -27,11 +28,26 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FACTS_FILE = "training.json"
 SUMS_FILE = "SHA256SUMS"
-FORMAT_VERSION = 1
-"""Of `CONFIG_FILE`."""
+FORMAT_VERSION = 2
+"""Version of `CONFIG_FILE`.
+
+2: new names of weights, see `RENAMED`.
+"""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""For an older version, what makes a config of it one of the next; none where nothing is to do."""
+"""Functions that turn a config of an older version into one of the next; none where nothing changed."""
+
+RENAMED = {
+    "enter": "input_proj",
+    "leave": "output_proj",
+    "merge": "out_proj",
+    "expand": "fc1",
+    "contract": "fc2",
+    "row_leave": "row_output_proj",
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
+"""Old and new names of modules and weights, as whole parts of a dotted name in a state dict."""
 
 
 class Pretrained(nn.Module):
@@ -46,15 +62,27 @@ class Pretrained(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Remembers the arguments of the constructor."""
         instance = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
-        bound.apply_defaults()
-        _, *arguments = bound.arguments.items()
-        instance.__dict__["_arguments"] = dict(arguments)
+        signature = inspect.signature(cls.__init__)
+        _, *given = signature.bind_partial(instance, *args, **kwargs).arguments.items()
+        arguments = dict(_default_arguments(cls))
+        for name, value in given:
+            passed_on = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            arguments.update(value if passed_on else {name: value})
+        instance.__dict__["_arguments"] = arguments
         return instance
 
     def config(self) -> dict[str, Any]:
-        """What `from_pretrained` needs to build the module anew, without its weights."""
+        """Return the JSON values from which `from_pretrained` builds the module, without its weights."""
         return {"format_version": FORMAT_VERSION, "class": type(self).__name__, "arguments": self._arguments}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take weights under the names of older versions too, from model folders and from states of training runs."""
+        older = {name for name in state_dict if name.startswith(prefix) and current_name(name) != name}
+        if older:
+            own = {prefix + name for name in self.state_dict(keep_vars=True)}
+            for name in older - own:
+                state_dict[prefix + current_name(name.removeprefix(prefix))] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the model into ``folder``, which is made where it does not exist.
@@ -121,11 +149,38 @@ class Pretrained(nn.Module):
         pending = [cls]
         while pending:
             candidate = pending.pop()
-            known[candidate.__name__] = candidate
+            if not candidate.__name__.startswith("_"):
+                known[candidate.__name__] = candidate
             pending.extend(candidate.__subclasses__())
         if name not in known:
             raise UserError(f"{folder} holds a model of class {name!r}, not {' or '.join(sorted(known))}")
         return known[name]
+
+
+def current_name(name: str) -> str:
+    """Return the name that a weight has now.
+
+    >>> current_name("bijection.conditioner.enter.parametrizations.weight.original0")
+    'bijection.conditioner.input_proj.weight_g'
+    """
+    return _OLD_NAME.sub(lambda match: RENAMED[match[0]], name)
+
+
+_OLD_NAME = re.compile(rf"(?<![^.])({'|'.join(map(re.escape, RENAMED))})(?![^.])")
+
+
+@cache
+def _default_arguments(kind: type) -> dict[str, Any]:
+    """Defaults of a constructor's arguments, of those too that it passes on to its parents as ``**kwargs``."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+    from jsonargparse import ArgumentParser  # slow to import
+
+    parser = ArgumentParser(exit_on_error=False)
+    names = parser.add_class_arguments(kind, fail_untyped=False)
+    defaults = parser.get_defaults()
+    return {name: defaults[name] for name in names}
 
 
 def write_checksums(folder: Path) -> None:

@@ -40,7 +40,7 @@ def test_comes_back_the_same(folder):
     assert torch.equal(model.linear.weight, again.linear.weight)
     assert model.linear.bias is None
     assert json.loads((folder / "config.json").read_text()) == {
-        "format_version": 1,
+        "format_version": 2,
         "class": "Toy",
         "arguments": {"width": 3, "sizes": [4, 5, 6], "bias": False},
     }
@@ -90,7 +90,7 @@ def edit_config(**changes):
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "no arflows config"),
-        (edit_config(format_version=2), "format version 2, this arflows reads up to 1: upgrade"),
+        (edit_config(format_version=99), "format version 99, this arflows reads up to 2: upgrade"),
         (edit_config(**{"class": "Popen"}), "class 'Popen', not OtherToy or Toy"),
         (edit_config(arguments={"depth": 3}), "arguments do not fit Toy"),
         (edit_config(arguments={"width": 4, "sizes": [1, 2, 3], "bias": False}), "does not fit config.json beside it"),
