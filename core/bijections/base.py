@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.recompute import forward_recomputing
+from arflows.core.runtime.transforms import is_transformed
 
 
 class Bijection(nn.Module, ABC):
@@ -64,7 +65,7 @@ class Chain(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent: log-determinants of the parts add up."""
         log_det = zero_log_det(x)
-        if self.recompute and torch.is_grad_enabled():
+        if self.recompute and torch.is_grad_enabled() and not is_transformed():
             x, parts = forward_recomputing(list(self), x, context)
             return x, sum(parts, log_det)
         for bijection in self.bijections:

@@ -20,7 +20,7 @@ def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np
     code = codes.get(type(elementwise))
     if code is None:
         return None
-    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset"]
+    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset", "raw_bound"]
     return code, np.array([getattr(elementwise, name) for name in names], dtype)
 
 
@@ -41,15 +41,23 @@ def _invert_affine(
 
 
 @compiled
-def _bin_shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
-    """What part of the interval each bin of an example takes."""
-    bins = len(raw)
-    largest = raw[0, j]
+def _bounded(raw: Any, bound: Any) -> Any:
+    """The parameter squashed into (−bound, bound), or as it is for an infinite bound."""
+    return raw if math.isinf(bound) else raw * bound / (abs(raw) + bound)
+
+
+@compiled
+def _bin_shares(raw: Any, j: int, settings: Any, shares: Any) -> None:
+    """Share of the interval that each bin of an example takes."""
+    bins, min_bin, bound = len(raw), settings[1], settings[4] / settings.dtype.type(2)
+    largest = _bounded(raw[0, j], bound)
+    shares[0] = largest
     for k in range(1, bins):
-        largest = max(largest, raw[k, j])
+        shares[k] = _bounded(raw[k, j], bound)
+        largest = max(largest, shares[k])
     total = shares.dtype.type(0)
     for k in range(bins):
-        shares[k] = math.exp(raw[k, j] - largest)
+        shares[k] = math.exp(shares[k] - largest)
         total += shares[k]
     one = shares.dtype.type(1)
     scale = (one - shares.dtype.type(bins) * min_bin) / total
@@ -62,7 +70,7 @@ def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
     """At a knot, counted from 0; at the outer two it is 1."""
     if knot == 0 or knot > len(raw):
         return settings.dtype.type(1)
-    value = raw[knot - 1, j] + settings[3]
+    value = _bounded(raw[knot - 1, j], settings[4]) + settings[3]
     if value > 20:
         return settings[2] + value
     return settings[2] + math.log1p(math.exp(value))
@@ -74,7 +82,7 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
     bins = (len(parameters) + 1) // 3
     raw_widths, raw_heights, raw_derivatives = parameters[:bins], parameters[bins : 2 * bins], parameters[2 * bins :]
     shares = np.empty(bins, settings.dtype)
-    bound, min_bin = settings[0], settings[1]
+    bound = settings[0]
     zero, one = settings.dtype.type(0), settings.dtype.type(1)
     two = one + one
     smallest = settings.dtype.type(np.finfo(settings.dtype).eps) ** 2
@@ -84,7 +92,7 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
             x[j] = value
             log_derivative[j] = zero
             continue
-        _bin_shares(raw_heights, j, min_bin, shares)
+        _bin_shares(raw_heights, j, settings, shares)
         at, passed = 0, zero
         low, high = -bound, bound
         while at < bins - 1:
@@ -95,7 +103,7 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
                 break
             low = knot
             at += 1
-        _bin_shares(raw_widths, j, min_bin, shares)
+        _bin_shares(raw_widths, j, settings, shares)
         passed = zero
         for k in range(at):
             passed += shares[k]

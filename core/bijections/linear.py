@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 from arflows.core.bijections.base import Bijection, full_precision, zero_log_det
 from arflows.core.bijections.normalization import ActNorm, sites
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.transforms import is_transformed
+
+_LARGEST_INVERSION_ERROR = 0.01
+"""Largest relative error of an inverted linear map before it is refused."""
 
 
 class Permutation(Bijection):
@@ -134,10 +139,33 @@ class InvertibleConv1x1(Bijection):
         return self.permutation @ lower @ upper
 
     def inverse_weight(self) -> Float[Tensor, "channels channels"]:
-        """The matrix W⁻¹ of latent → data, by two triangular solves."""
+        """Return the matrix W⁻¹ of latent → data, by two triangular solves.
+
+        Raises:
+            UserError: if W is singular to the precision of its numbers; not checked in compiled and transformed code.
+        """
         lower, upper = self._factors()
         half = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, half, upper=True)
+        inverse = torch.linalg.solve_triangular(upper, half, upper=True)
+        if not torch.compiler.is_compiling() and not is_transformed():
+            self._check_condition(inverse.detach())
+        return inverse
+
+    def _check_condition(self, inverse: Tensor) -> None:
+        """Raise UserError if rounding makes the round trip x → W x → x wrong.
+
+        Its error is at most ε · |W⁻¹| |W| |x| (Higham 2002, "Accuracy and stability of numerical algorithms", section
+        7.2), in numbers of precision ε.
+        """
+        if not self.log_scale.numel():
+            return
+        error = torch.finfo(inverse.dtype).eps * float((inverse.abs() @ self.weight().detach().abs()).amax())
+        if not error <= _LARGEST_INVERSION_ERROR:
+            raise UserError(
+                f"{type(self).__name__} is too near to a singular matrix to be inverted in {inverse.dtype} (smallest "
+                f"log-scale {float(self.log_scale.min()):.1f}, error of the inverse {error:.1e}): use flow.double(), or "
+                "a checkpoint from before training diverged"
+            )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""

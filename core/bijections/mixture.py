@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.core.bijections.elementwise import Elementwise, bounded
+from arflows.core.runtime.transforms import is_transformed
 
 _NEWTON_STEPS_WITH_GRADIENT = 2
 """Newton's method doubles the order to which derivatives are right: two steps from a constant give three orders."""
@@ -108,7 +109,7 @@ class MixtureCDF(Elementwise):
             alone = means + values.unsqueeze(-1) * log_scales.exp()
             start = (log_weights.exp() * alone).sum(-1)
             x = _root(lambda x: self._forward(x, *mixture), values, alone.amin(-1), alone.amax(-1), start)
-        solution = x
+        x = solution = x.detach()  # without forward-mode derivatives too
         for _ in range(_NEWTON_STEPS_WITH_GRADIENT):
             z, log_derivative = self._forward(x, *mixture)
             step = (z - values) * (-log_derivative.clamp_min(_FLATTEST)).exp()
@@ -177,6 +178,7 @@ class GaussianMixture(MixtureCDF):
             y = (-2 * (tail + math.log(2))).clamp_min(0).sqrt()
             for _ in range(4):
                 y = _closer_to_tail(y, tail)
+        y = y.detach()  # without forward-mode derivatives too
         for _ in range(_NEWTON_STEPS_WITH_GRADIENT):
             y = _closer_to_tail(y, tail)
         return torch.where(right, y, -y)
@@ -260,6 +262,9 @@ def _root(
     )
     if torch.compiler.is_compiling():
         state = torch.while_loop(unfinished, improve, state)
+    elif is_transformed():
+        for _ in range(iterations):
+            state = improve(*state)
     else:
         while unfinished(*state):
             state = improve(*state)

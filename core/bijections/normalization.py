@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.base import Bijection, zero_log_det
-from arflows.core.runtime.processes import batch_statistics
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.processes import batch_statistics, world_size
 
 
 class ActNorm(Bijection):
@@ -96,8 +97,9 @@ class Standardize(Bijection):
 class BatchNorm(Bijection):
     """Batch normalisation as a bijection: z = (x − μ) / sqrt(σ² + ε).
 
-    In training mode the forward pass moves running averages towards the batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂. The inverse, and
-    evaluation mode, use the averages as they stand. What training normalises by is either of
+    A training step, which is a forward pass in training mode with gradients enabled, moves running averages towards the
+    batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂. Everything else uses the averages as they stand and changes nothing: the inverse,
+    evaluation mode, and passes under `torch.no_grad`. A training step normalises by either of
 
     - "running": the averages just moved, of which gradients reach the batch's share. Training sees what evaluation
       sees, which keeps deep flows on images together. Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section
@@ -112,7 +114,10 @@ class BatchNorm(Bijection):
         channels: size of the first event dimension.
         momentum: weight ρ of the past.
         epsilon: ε, added to the variance.
-        statistics: what training normalises by.
+        statistics: statistics that a training step normalises by.
+
+    Raises:
+        UserError: at a training step on a single value for each channel.
 
     Attributes:
         tracks_batches: In training every forward pass counts, so that none may be done again.
@@ -140,7 +145,8 @@ class BatchNorm(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
-        mean, variance = self._training_statistics(x) if self.training else (self.mean, self.variance)
+        step = self.training and torch.is_grad_enabled()
+        mean, variance = self._training_statistics(x) if step else (self.mean, self.variance)
         log_scale = -0.5 * (variance + self.epsilon).log()
         z = (x - along_channels(mean, x)) * along_channels(log_scale.exp(), x)
         return z, zero_log_det(x) + sites(x) * log_scale.sum()
@@ -152,6 +158,11 @@ class BatchNorm(Bijection):
         return x, zero_log_det(z) + sites(z) * log_scale.sum()
 
     def _training_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if len(x) * sites(x) * world_size() == 1:
+            raise UserError(
+                "batch normalisation cannot train on a batch of one example, which has no variance: use a larger "
+                "batch_size, or flow.eval() to score"
+            )
         batch_mean, batch_variance = batch_statistics(*channel_statistics(x))
         self.batches.add_(1)
         weight = (1 / self.batches).clamp_min(1 - self.momentum).to(x.dtype)

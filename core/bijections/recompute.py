@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _way(bijection: Bijection) -> Way:
 
 
 class _ByInverse(torch.autograd.Function):
-    """Bijections in a row, of which the output alone is kept."""
+    """Chain of bijections that keeps only its output and recovers inputs by inverses in the backward pass."""
 
     @staticmethod
     def forward(
@@ -105,25 +106,62 @@ class _ByInverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, of_log_det = gradients
-        z, context = ctx.saved_tensors
-        found: dict[Tensor, Tensor] = {}
-        of_context = None
         with torch.autocast(ctx.device, ctx.autocast_dtype, ctx.autocast, cache_enabled=False):
-            for part in reversed(ctx.parts):
-                with torch.no_grad():
-                    x, _ = part.inverse(z, context)
-                z, gradient, more = _step_back(part, x, context, gradient, of_log_det, ctx.needs_input_grad[2])
-                own = more.pop(None, None)
-                if own is not None:
-                    of_context = own if of_context is None else of_context + own
-                for parameter, value in more.items():
-                    found[parameter] = found[parameter] + value if parameter in found else value
-        return None, gradient, of_context, *(found.get(parameter) for parameter in ctx.parameters)
+            if torch.is_grad_enabled():
+                return None, *_differentiable_gradients(ctx.parts, *ctx.saved_tensors, gradients, ctx.parameters)
+            return None, *_gradients(ctx.parts, *ctx.saved_tensors, gradients, ctx.parameters, ctx.needs_input_grad[2])
+
+
+def _gradients(
+    parts: Sequence[Bijection],
+    z: Tensor,
+    context: Tensor | None,
+    gradients: tuple[Tensor, ...],
+    parameters: tuple[Tensor, ...],
+    wants_context: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the input, the context and the parameters, one bijection at a time."""
+    gradient, grad_log_det = gradients
+    found: dict[Tensor, Tensor] = {}
+    grad_context = None
+    for part in reversed(parts):
+        with torch.no_grad():
+            x, _ = part.inverse(z, context)
+        z, gradient, more = _step_back(part, x, context, gradient, grad_log_det, wants_context)
+        own = more.pop(None, None)
+        if own is not None:
+            grad_context = own if grad_context is None else grad_context + own
+        for parameter, value in more.items():
+            found[parameter] = found[parameter] + value if parameter in found else value
+    return gradient, grad_context, *(found.get(parameter) for parameter in parameters)
+
+
+def _differentiable_gradients(
+    parts: Sequence[Bijection],
+    z: Tensor,
+    context: Tensor | None,
+    gradients: tuple[Tensor, ...],
+    parameters: tuple[Tensor, ...],
+) -> tuple[Tensor | None, ...]:
+    """`_gradients` as a differentiable function of all its arguments; keeps the activations of all bijections."""
+    from arflows.core.bijections.base import Chain
+
+    chain = Chain(*parts)
+    names = {parameter: name for name, parameter in chain.named_parameters()}
+    given = () if context is None else (context,)
+
+    def forward(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        values = zip((names[parameter] for parameter in parameters), others[len(given) :], strict=True)
+        return functional_call(chain, dict(values), (x, *others[: len(given)]))
+
+    x, _ = chain.inverse(z, context)
+    _, vjp = torch.func.vjp(forward, x, *given, *parameters)
+    grad_x, *others = vjp(gradients)
+    return grad_x, *(others if given else [None, *others])
 
 
 def _step_back(
-    part: Bijection, x: Tensor, context: Tensor | None, gradient: Tensor, of_log_det: Tensor, wants_context: bool
+    part: Bijection, x: Tensor, context: Tensor | None, gradient: Tensor, grad_log_det: Tensor, wants_context: bool
 ) -> tuple[Tensor, Tensor, dict[Any, Tensor]]:
     """The input of one bijection, the gradient with respect to it, and those of its parameters; None is the context."""
     with torch.enable_grad():
@@ -133,7 +171,7 @@ def _step_back(
         wanted: dict[Any, Tensor] = {p: p for p in part.parameters() if p.requires_grad}
         if given is not None and wants_context:
             wanted = {None: given, **wanted}
-        followed = [(o, g) for o, g in zip(outputs, (gradient, of_log_det), strict=True) if o.requires_grad]
+        followed = [(o, g) for o, g in zip(outputs, (gradient, grad_log_det), strict=True) if o.requires_grad]
         results = torch.autograd.grad(
             [o for o, _ in followed], [x, *wanted.values()], [g.to(o.dtype) for o, g in followed], allow_unused=True
         )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from arflows.core.runtime.processes import batch_statistics, world_size
 
@@ -14,7 +15,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation by the statistics of the whole training batch, where several processes share it."""
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Normalises."""
+        """Normalise by the batch in a training step; by running averages in evaluation mode and without gradients."""
+        if self.training and not torch.is_grad_enabled():
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if not self.training or world_size() == 1:
             return super().forward(x)
         assert self.running_mean is not None

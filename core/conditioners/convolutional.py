@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from arflows.core.conditioners.autoregressive import check_context
 from arflows.core.conditioners.batch_norm import BatchNorm2d
 from arflows.core.conditioners.weight_norm import WeightNormConv2d
+from arflows.core.runtime.transforms import is_transformed
 
 
 class ImageConditioner(nn.Module):
@@ -270,8 +271,8 @@ class _ReLU(torch.autograd.Function):
 
 def _relu_before_convolution(hidden: Tensor) -> Tensor:
     """ReLU, in place, of features that nothing but a convolution takes next."""
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not (torch.is_grad_enabled() and hidden.requires_grad):
+    plain = torch.compiler.is_compiling() or is_transformed()
+    if plain or not (torch.is_grad_enabled() and hidden.requires_grad):
         return hidden.relu_()
     return _ReLU.apply(hidden)
 

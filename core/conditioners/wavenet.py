@@ -1,7 +1,6 @@
 """A WaveNet over the rows of folded signals: causal down the rows, dilated along them, with a stream row by row."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from arflows.core.conditioners import wavenet_pass
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
-from arflows.core.conditioners.wavenet_pass import product_type
+from arflows.core.conditioners.wavenet_pass import Folded, product_type
 from arflows.core.conditioners.wavenet_stream import WaveNetStream
 from arflows.core.conditioners.weight_norm import WeightNormConv1d, WeightNormConv2d
 
@@ -122,7 +121,7 @@ class WaveNet(AutoregressiveConditioner):
 
     def _sum(
         self,
-        folded: "Folded",
+        folded: Folded,
         entry: Tensor,
         added: Tensor,
         valid: Tensor | None,
@@ -142,7 +141,7 @@ class WaveNet(AutoregressiveConditioner):
                 hidden = hidden if valid is None else hidden * valid
         return summed
 
-    def folded(self, low: torch.dtype) -> "Folded":
+    def folded(self, low: torch.dtype) -> Folded:
         """The weights with all folded that can be, products in another precision; differentiable.
 
         So are weight normalisation and the factors √½ between layers: layers sum to hidden states that are 2^(layer/2)
@@ -181,7 +180,7 @@ class WaveNet(AutoregressiveConditioner):
         return Folded(kernels, input_proj.to(low), from_context, bias, residuals, skips, left)
 
     def added(
-        self, folded: "Folded", features: Tensor | None, position: int, like: Float[Tensor, "batch rows columns"]
+        self, folded: Folded, features: Tensor | None, position: int, like: Float[Tensor, "batch rows columns"]
     ) -> Float[Tensor, "layers #batch #rows columns 2*channels"]:
         """What context and biases add to the gates of each layer, in rows from ``position`` on."""
         if features is None or folded.from_context is None:
@@ -280,18 +279,6 @@ class _Layer(nn.Module):
         padded = F.pad(seen, (0, 0, *self.margins, missing, 0)).movedim(3, 1)
         signal, gate = (F.conv2d(padded, kernel, dilation=self.dilation).movedim(1, 3) + added).chunk(2, -1)
         return 2 * torch.tanh(signal) * torch.sigmoid(2 * gate)
-
-
-class Folded(NamedTuple):
-    """The weights of a `WaveNet` as they are computed with; see `WaveNet.folded`."""
-
-    kernels: list[Float[Tensor, "2*channels width down along"]]
-    input_proj: Float[Tensor, "2 channels"]
-    from_context: Float[Tensor, "layers features 2*channels"] | None
-    bias: Float[Tensor, "layers 1 2*channels"]
-    residuals: list[tuple[Float[Tensor, "channels channels"], Float[Tensor, " channels"]]]
-    skips: list[Float[Tensor, "channels 2"]]
-    left: Float[Tensor, " 2"]
 
 
 def _bias(convolution: nn.Module) -> Tensor:

@@ -11,24 +11,38 @@ To a compiler the two directions are one operation each.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from arflows.core.conditioners.wavenet_loops import PRECISIONS, carried, carried_backward, gated, gated_backward
+from arflows.core.runtime.transforms import is_transformed
 
 if TYPE_CHECKING:
-    from arflows.core.conditioners.wavenet import Folded, WaveNet
+    from arflows.core.conditioners.wavenet import WaveNet
 
 # Of the arguments of the operations below: entry (batch, rows, columns, 2), added (layers, batch or 1, rows or 1,
 # columns, 2 · channels), valid (batch, 1, columns, 1); of each layer the convolution's weights, of all but the last the
 # residual path's weights and biases, of all the skip path's weights; and for each layer five numbers, its dilation down
 # and along, the rows and columns of zeros put before it, and the columns that the convolution supplies by itself.
 _NUMBERS = 5
+
+
+class Folded(NamedTuple):
+    """The weights of a `WaveNet` with constants folded in; see `WaveNet.folded`."""
+
+    kernels: list[Float[Tensor, "2*channels width down along"]]
+    input_proj: Float[Tensor, "2 channels"]
+    from_context: Float[Tensor, "layers features 2*channels"] | None
+    bias: Float[Tensor, "layers 1 2*channels"]
+    residuals: list[tuple[Float[Tensor, "channels channels"], Float[Tensor, " channels"]]]
+    skips: list[Float[Tensor, "channels 2"]]
+    left: Float[Tensor, " 2"]
 
 
 def product_type(like: Tensor) -> torch.dtype:
@@ -39,19 +53,14 @@ def product_type(like: Tensor) -> torch.dtype:
 
 def fits(like: Tensor, low: torch.dtype) -> bool:
     """Whether this pass is for tensors of that device and precision."""
-    return like.device.type == "cpu" and low in PRECISIONS
+    return like.device.type == "cpu" and low in PRECISIONS and not is_transformed()
 
 
 def parameters(
     network: WaveNet,
     folded: Folded,
     entry: Float[Tensor, "batch rows columns 2"],
-    added: Float[
-        Tensor,
-        (
-            layers  # batch #rows columns 2*channels
-        ),
-    ],
+    added: Float[Tensor, "layers #batch #rows columns 2*channels"],  # noqa: UP037
     valid: Float[Tensor, "batch 1 columns 1"] | None,
 ) -> Float[Tensor, "batch rows columns 2"]:
     """What the layers contribute to the parameters, in float32 or wider.
@@ -73,12 +82,38 @@ def parameters(
     return summed
 
 
+def _plain(
+    numbers: list[int], valid: Tensor | None, entry: Tensor, added: Tensor, input_proj: Tensor, *weights: Tensor
+) -> Tensor:
+    """`parameters` in PyTorch's own operations, which can be differentiated any number of times."""
+    layers = len(numbers) // _NUMBERS
+    kernels, residuals, biases, skips = _parted(list(weights), layers)
+    hidden, summed = entry, entry.new_zeros((), dtype=_wide(entry))
+    with torch.autocast("cpu", enabled=False):
+        for number in range(layers):
+            down, along, above, left, supplied = numbers[_NUMBERS * number : _NUMBERS * (number + 1)]
+            seen = F.pad(hidden, (0, 0, left, 0, above, 0)).movedim(3, 1)
+            convolved = F.conv2d(seen, kernels[number], None, 1, (0, supplied), (down, along)).movedim(1, 3)
+            signal, gate = (convolved + added[number]).chunk(2, -1)
+            passed = 2 * torch.tanh(signal) * torch.sigmoid(2 * gate)
+            summed = summed + (passed @ skips[number]).to(summed.dtype)
+            if number < layers - 1:
+                hidden = (hidden if number else hidden @ input_proj) + (passed @ residuals[number] + biases[number])
+                hidden = hidden if valid is None else hidden * valid
+    return summed
+
+
 class _Pass(torch.autograd.Function):
     """`parameters` with the gradients of all it is computed from."""
 
     @staticmethod
     def forward(
-        ctx: Any, numbers: list[int], entry: Tensor, added: Tensor, valid: Tensor | None, *weights: Tensor
+        ctx: Any,
+        numbers: list[int],
+        entry: Tensor,
+        added: Tensor,
+        valid: Tensor | None,
+        *weights: Tensor,
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
         summed, kept = _forward(numbers, entry, added, valid, list(weights), keep)
@@ -87,11 +122,15 @@ class _Pass(torch.autograd.Function):
         return summed
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         entry, added, valid, *rest = ctx.saved_tensors
         weights, kept = rest[: ctx.count], rest[ctx.count :]
-        gradients = _backward(gradient, ctx.numbers, entry, added, valid, weights, kept)
+        gradients: Sequence[Tensor]
+        if torch.is_grad_enabled():  # to be differentiated again
+            _, vjp = torch.func.vjp(partial(_plain, ctx.numbers, valid), entry, added, *weights)
+            gradients = vjp(gradient)
+        else:
+            gradients = _backward(gradient, ctx.numbers, entry, added, valid, weights, kept)
         return None, *gradients[:2], None, *gradients[2:]
 
 

@@ -62,8 +62,11 @@ class MAF(_AutoregressiveFlow):
     Args:
         features: size of an example.
         context: size of the context that the density is conditioned on; 0 for none.
+        scale_bound: largest absolute log-scale of a layer: given the features before it, one layer makes a feature's
+            standard deviation no smaller than exp(−scale_bound) times that of the (standardised) data.
         **kwargs: ``transforms``, ``hidden_features``, ``randperm``, ``batch_norm``, ``residual`` and ``activation``.
 
+    >>> import torch
     >>> flow = MAF(features=3, context=2, transforms=2, hidden_features=(16,))
     >>> flow.log_prob(torch.zeros(5, 3), torch.zeros(5, 2)).shape
     torch.Size([5])
@@ -71,8 +74,9 @@ class MAF(_AutoregressiveFlow):
     torch.Size([4, 3])
     """
 
-    def __init__(self, features: int, context: int = 0, **kwargs: Any) -> None:
-        super().__init__(Affine, features, context, inverse=False, last=None, **kwargs)
+    def __init__(self, features: int, context: int = 0, scale_bound: float = 5.0, **kwargs: Any) -> None:
+        affine = partial(Affine, scale_bound)
+        super().__init__(affine, features, context, inverse=False, last=None, **kwargs)
 
 
 class MAFMoG(_AutoregressiveFlow):
@@ -84,15 +88,20 @@ class MAFMoG(_AutoregressiveFlow):
         features: size of an example.
         context: size of the context that the density is conditioned on; 0 for none.
         components: number of Gaussians of each conditional of the base, at least 2.
+        scale_bound: largest absolute log-scale of a layer: given the features before it, one layer makes a feature's
+            standard deviation no smaller than exp(−scale_bound) times that of the (standardised) data.
         **kwargs: as for `MAF`; ``transforms`` counts the affine layers.
 
+    >>> import torch
     >>> MAFMoG(2, components=3, transforms=1, hidden_features=(8,)).log_prob(torch.zeros(4, 2)).shape
     torch.Size([4])
     """
 
-    def __init__(self, features: int, context: int = 0, components: int = 10, **kwargs: Any) -> None:
-        last = partial(GaussianMixture, components, spread=1.0)
-        super().__init__(Affine, features, context, inverse=False, last=last, **kwargs)
+    def __init__(
+        self, features: int, context: int = 0, components: int = 10, scale_bound: float = 5.0, **kwargs: Any
+    ) -> None:
+        affine, last = partial(Affine, scale_bound), partial(GaussianMixture, components, spread=1.0)
+        super().__init__(affine, features, context, inverse=False, last=last, **kwargs)
 
 
 class IAF(_AutoregressiveFlow):
@@ -105,15 +114,21 @@ class IAF(_AutoregressiveFlow):
         features: size of an example.
         context: size of the context that the density is conditioned on; 0 for none.
         transforms: number of autoregressive layers.
+        scale_bound: largest absolute log-scale of a layer: given the features before it, one layer makes a feature's
+            standard deviation no smaller than exp(−scale_bound) times that of the (standardised) data.
         **kwargs: ``hidden_features``, ``randperm``, ``residual`` and ``activation``.
 
+    >>> import torch
     >>> x, log_prob = IAF(3, hidden_features=(16,)).sample_with_log_prob(4)
     >>> x.shape, log_prob.shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
 
-    def __init__(self, features: int, context: int = 0, transforms: int = 4, **kwargs: Any) -> None:
-        super().__init__(Affine, features, context, transforms, batch_norm=False, inverse=True, last=None, **kwargs)
+    def __init__(
+        self, features: int, context: int = 0, transforms: int = 4, scale_bound: float = 5.0, **kwargs: Any
+    ) -> None:
+        affine = partial(Affine, scale_bound)
+        super().__init__(affine, features, context, transforms, batch_norm=False, inverse=True, last=None, **kwargs)
 
 
 class NSF(_AutoregressiveFlow):
@@ -127,16 +142,26 @@ class NSF(_AutoregressiveFlow):
         context: size of the context that the density is conditioned on; 0 for none.
         bins: number of bins of the splines.
         bound: half-width of the splines' interval.
+        slope: limit of the splines' steepness, see `RationalQuadraticSpline`; None for no limit.
         **kwargs: ``transforms``, ``hidden_features``, ``randperm``, ``residual`` and ``activation``.
 
+    >>> import torch
     >>> flow = NSF(2, bins=4, transforms=2, hidden_features=(16,))
     >>> flow.initialize(100 * torch.randn(50, 2))
     >>> flow.log_prob(torch.zeros(3, 2)).shape
     torch.Size([3])
     """
 
-    def __init__(self, features: int, context: int = 0, bins: int = 8, bound: float = 5.0, **kwargs: Any) -> None:
-        spline = partial(RationalQuadraticSpline, bins, bound)
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        bins: int = 8,
+        bound: float = 5.0,
+        slope: float | None = 1e-3,
+        **kwargs: Any,
+    ) -> None:
+        spline = partial(RationalQuadraticSpline, bins, bound, slope=slope)
         super().__init__(spline, features, context, batch_norm=False, inverse=False, last=None, **kwargs)
 
 
@@ -178,14 +203,17 @@ class MADE(_SingleLayerFlow):
     Args:
         features: size of an example.
         context: size of the context that the density is conditioned on; 0 for none.
+        scale_bound: largest absolute log-scale of a layer: given the features before it, one layer makes a feature's
+            standard deviation no smaller than exp(−scale_bound) times that of the (standardised) data.
         **kwargs: ``hidden_features``, ``randperm``, ``residual`` and ``activation``.
 
+    >>> import torch
     >>> MADE(3, hidden_features=(16,)).log_prob(torch.zeros(5, 3)).shape
     torch.Size([5])
     """
 
-    def __init__(self, features: int, context: int = 0, **kwargs: Any) -> None:
-        super().__init__(Affine, features, context, **kwargs)
+    def __init__(self, features: int, context: int = 0, scale_bound: float = 5.0, **kwargs: Any) -> None:
+        super().__init__(partial(Affine, scale_bound), features, context, **kwargs)
 
 
 class MADEMoG(_SingleLayerFlow):
@@ -200,6 +228,7 @@ class MADEMoG(_SingleLayerFlow):
         components: number of Gaussians of each conditional, at least 2. Their means start evenly spaced on [−1, 1].
         **kwargs: as for `MADE`.
 
+    >>> import torch
     >>> MADEMoG(3, components=4, hidden_features=(16,)).sample(5).shape
     torch.Size([5, 3])
     """

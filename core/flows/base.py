@@ -10,6 +10,7 @@ from arflows.core.flow import Flow
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.core.runtime.transforms import is_transformed
 
 
 class VectorFlow(Flow, Pretrained):
@@ -97,8 +98,8 @@ class VectorFlow(Flow, Pretrained):
                 f"{name} is {values.dtype} on {values.device}, the flow {own.dtype} on {own.device}: "
                 f"convert one of them, as by {name}.to(…) or flow.to(…)"
             )
-        # Looking at values makes a GPU wait and cannot be compiled; there NaN goes through to the result.
-        if torch.compiler.is_compiling() or values.is_cuda:
+        # Reading values makes a GPU wait and can be neither compiled nor transformed; there NaN passes to the result.
+        if torch.compiler.is_compiling() or values.is_cuda or is_transformed():
             return
         # A sum is several times faster, and finite where all is well but for numbers near the largest there are.
         if not values.sum().isfinite() and not values.isfinite().all():

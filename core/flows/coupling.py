@@ -53,14 +53,17 @@ class RealNVP(_CouplingFlow):
     Args:
         features: size of an example, at least 2.
         context: size of the context that the density is conditioned on; 0 for none.
+        scale_bound: largest absolute log-scale of a layer: one coupling makes a feature's
+            standard deviation no smaller than exp(−scale_bound) times that of the (standardised) data.
         **kwargs: ``transforms``, ``hidden_features``, ``randmask``, ``batch_norm`` and ``activation``.
 
+    >>> import torch
     >>> RealNVP(3, transforms=2, hidden_features=(16,)).sample(5).shape
     torch.Size([5, 3])
     """
 
-    def __init__(self, features: int, context: int = 0, **kwargs: Any) -> None:
-        super().__init__(Affine, features, context, **kwargs)
+    def __init__(self, features: int, context: int = 0, scale_bound: float = 5.0, **kwargs: Any) -> None:
+        super().__init__(partial(Affine, scale_bound), features, context, **kwargs)
 
 
 class NSFC(_CouplingFlow):
@@ -74,12 +77,22 @@ class NSFC(_CouplingFlow):
         context: size of the context that the density is conditioned on; 0 for none.
         bins: number of bins of the splines.
         bound: half-width of the splines' interval.
+        slope: limit of the splines' steepness, see `RationalQuadraticSpline`; None for no limit.
         **kwargs: ``transforms``, ``hidden_features``, ``randmask`` and ``activation``.
 
+    >>> import torch
     >>> NSFC(4, bins=4, transforms=2, hidden_features=(16,)).log_prob(torch.zeros(5, 4)).shape
     torch.Size([5])
     """
 
-    def __init__(self, features: int, context: int = 0, bins: int = 8, bound: float = 5.0, **kwargs: Any) -> None:
-        spline = partial(RationalQuadraticSpline, bins, bound)
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        bins: int = 8,
+        bound: float = 5.0,
+        slope: float | None = 1e-3,
+        **kwargs: Any,
+    ) -> None:
+        spline = partial(RationalQuadraticSpline, bins, bound, slope=slope)
         super().__init__(spline, features, context, batch_norm=False, **kwargs)

@@ -31,10 +31,18 @@ SUMS_FILE = "SHA256SUMS"
 FORMAT_VERSION = 2
 """Version of `CONFIG_FILE`.
 
-2: new names of weights, see `RENAMED`.
+2: new names of weights, see `RENAMED`; splines have a limit of their steepness.
 """
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _without_slope(config: dict[str, Any]) -> dict[str, Any]:
+    """Let splines of version 1 keep their shape, which had no limit of its steepness."""
+    if config["class"] in ("NSF", "NSFC"):
+        config = {**config, "arguments": {"slope": None, **config["arguments"]}}
+    return config
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_slope}
 """Functions that turn a config of an older version into one of the next; none where nothing changed."""
 
 RENAMED = {
