@@ -1,13 +1,15 @@
 """What a bijection is, and the two ways of building one from others."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.recompute import forward_recomputing
+from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.transforms import is_transformed
 
 
@@ -28,6 +30,16 @@ class Bijection(nn.Module, ABC):
     """
 
     reversible = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the parameters; every ``to``, ``half``, ``cuda`` … comes here."""
+        dtype = fn(torch.empty(0)).dtype
+        if dtype.is_floating_point and dtype.itemsize < torch.float32.itemsize:
+            raise UserError(
+                f"flows compute in float32 or float64, not in {dtype}: leave the parameters as they are and run under "
+                "torch.autocast, which computes the networks in half precision"
+            )
+        return super()._apply(fn, recurse)
 
     @abstractmethod
     def forward(

@@ -163,8 +163,8 @@ class InvertibleConv1x1(Bijection):
         if not error <= _LARGEST_INVERSION_ERROR:
             raise UserError(
                 f"{type(self).__name__} is too near to a singular matrix to be inverted in {inverse.dtype} (smallest "
-                f"log-scale {float(self.log_scale.min()):.1f}, error of the inverse {error:.1e}): use flow.double(), or "
-                "a checkpoint from before training diverged"
+                f"log-scale {float(self.log_scale.min()):.1f}, error of the inverse {error:.1e}): use flow.double(), "
+                "or a checkpoint from before training diverged"
             )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arflows.core.conditioners.attention import attention
 from arflows.core.conditioners.autoregressive import check_context
 from arflows.core.conditioners.batch_norm import BatchNorm2d
 from arflows.core.conditioners.weight_norm import WeightNormConv2d
@@ -191,7 +192,7 @@ class _GatedAttention(nn.Module):
         """Lets every pixel look at all others."""
         hidden = self.input_proj(pixels + positions).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = hidden.permute(2, 0, 3, 1, 4)  # each (batch, heads, pixels, features of a head)
-        attended = F.scaled_dot_product_attention(queries, keys, values)
+        attended = attention(queries, keys, values)
         attended = attended.transpose(1, 2).reshape(pixels.shape)
         return self.norm(pixels + F.glu(self.gate(self.dropout(attended)), -1))
 

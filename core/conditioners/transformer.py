@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arflows.core.conditioners.attention import attention
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class _Block(nn.Module):
             cached[:, :, :, -tokens:] = joint[:, :, 1:].permute(2, 0, 3, 1, 4)
             key, value = cached
         causal = mask is None and tokens > 1
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        seen = attention(query, key, value, mask, causal)
         hidden = hidden + self.out_proj(seen.transpose(1, 2).flatten(2))
         return hidden + self.fc2(F.gelu(self.fc1(self.norm_perceptron(hidden))))
 

@@ -1,6 +1,7 @@
-"""Every bijection of the core, ready to be tested: a new one is tested by being added to `CASES`.
+"""Cases of every bijection of the core: a new one is tested by being added to `CASES`.
 
-A case that covers a class is also one that contains it: couplings cover masks, elementwise maps and conditioners.
+A case covers every class that it contains: couplings cover masks, elementwise maps and conditioners. The domains' own
+bijections have cases in tests/<domain>/bijection_cases.py.
 """
 
 from collections.abc import Callable
@@ -46,6 +47,7 @@ from arflows.core.conditioners import (
     MaskedMLP,
     ResidualCNN,
     ShallowCNN,
+    WaveNet,
     ZeroConv,
 )
 
@@ -152,6 +154,11 @@ def transformer(elementwise, context_features: int = 0) -> CausalTransformer:
     return CausalTransformer(3, 2, elementwise.parameter_count, 8, layers=2, heads=2, context_features=context_features)
 
 
+def wavenet(**options) -> WaveNet:
+    """A small WaveNet."""
+    return WaveNet(4, [(1, 1), (2, 2)], **options)
+
+
 def multiscale(context_features: int) -> Multiscale:
     """Two levels, the first with a split prior that depends on the kept half."""
     prior = image_coupling(ChannelMask(4), Affine(), ZeroConv, context_features)
@@ -241,6 +248,10 @@ CASES: dict[str, Case] = {
     ),
     "guided_transformer": Case(
         lambda: Autoregressive(LocationScale(), Guided(transformer(LocationScale, 3), 0.5)), (3, 2), 6, identity=True
+    ),
+    "wavenet": Case(lambda: Autoregressive(Affine(), wavenet()), (3, 5), identity=True),
+    "wavenet_causal": Case(
+        lambda: Autoregressive(Affine(), wavenet(causal_width=True), torch.tensor([2, 0, 1])), (3, 5), identity=True
     ),
     "multiscale": Case(lambda: multiscale(0), (1, 4, 4)),
     "multiscale_context": Case(lambda: multiscale(6), (1, 4, 4), 6),
