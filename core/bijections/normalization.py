@@ -1,4 +1,4 @@
-"""Normalisation layers as bijections, and initialisation from data."""
+"""Normalisation layers and initialisation from data."""
 
 from collections.abc import Callable
 from math import prod
@@ -14,7 +14,7 @@ from arflows.core.runtime.processes import batch_statistics, world_size
 
 
 class ActNorm(Bijection):
-    """A learned scale and shift for each channel that starts by normalising a batch of data.
+    """Activation normalisation: a learned scale and shift for each channel, initialised from a batch of data.
 
     Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 3.1: z = x · exp(s) + b. It is the identity until
     `initialize` sets it so that every channel of the given batch has zero mean and unit variance.
@@ -108,7 +108,7 @@ class BatchNorm(Bijection):
       section 3.1.
 
     During the first 1 / (1 − ρ) batches the averages are plain means of all batches so far. Processes that share a
-    training batch share its statistics.
+    training batch use the statistics of the whole batch.
 
     Args:
         channels: size of the first event dimension.
@@ -120,7 +120,7 @@ class BatchNorm(Bijection):
         UserError: at a training step on a single value for each channel.
 
     Attributes:
-        tracks_batches: In training every forward pass counts, so that none may be done again.
+        tracks_batches: True, because each forward pass of a training step changes the averages and must not be repeated.
     """
 
     tracks_batches = True
@@ -152,7 +152,7 @@ class BatchNorm(Bijection):
         return z, zero_log_det(x) + sites(x) * log_scale.sum()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latent → data, with the averages as they stand."""
+        """Latent → data by the running averages."""
         log_scale = 0.5 * (self.variance + self.epsilon).log()
         x = z * along_channels(log_scale.exp(), z) + along_channels(self.mean, z)
         return x, zero_log_det(z) + sites(z) * log_scale.sum()
@@ -201,16 +201,16 @@ def initialize(module: nn.Module, run: Callable[[], object]) -> None:
 def channel_statistics(
     x: Float[Tensor, "batch channels *space"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-    """Mean and (biased) variance of each channel over the batch and all positions."""
+    """Return mean and biased variance of each channel over the batch and all positions."""
     variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
     return mean, variance
 
 
 def along_channels(values: Float[Tensor, " channels"], x: Tensor) -> Tensor:
-    """Shapes one value a channel so that it broadcasts over ``x`` (batch, channels, *space)."""
+    """Reshape one value per channel to broadcast over ``x`` (batch, channels, *space)."""
     return values.view(1, -1, *[1] * (x.ndim - 2))
 
 
 def sites(x: Tensor) -> int:
-    """Number of positions that share a channel's parameters."""
+    """Return the number of positions that share the parameters of a channel."""
     return prod(x.shape[2:])

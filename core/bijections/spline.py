@@ -11,11 +11,11 @@ from arflows.core.bijections.elementwise import Elementwise, bounded
 
 
 class RationalQuadraticSpline(Elementwise):
-    """Monotone rational-quadratic spline on [−bound, bound] with linear (identity) tails outside.
+    """Monotone rational-quadratic spline on [−bound, bound], the identity outside.
 
     Durkan, Bekasov, Murray & Papamakarios, "Neural Spline Flows", 2019 (arXiv:1906.04032), equations 4–8; the inverse
     by the numerically stable root of its quadratic (appendix A.2). Values are clipped to the interval before any
-    arithmetic, so that the tails have finite values and gradients however far out they lie.
+    arithmetic, so that values and gradients in the tails are finite at any distance.
 
     Parameters of an element: ``bins`` widths, ``bins`` heights, ``bins − 1`` inner derivatives, all unconstrained.
 
@@ -63,7 +63,7 @@ class RationalQuadraticSpline(Elementwise):
         self.derivative_offset = math.log(math.expm1(1 - min_derivative))
 
     def _knots(self, raw: Float[Tensor, "*shape bins"]) -> Float[Tensor, "*shape knots"]:
-        """Increasing positions from −bound to bound, of K bins none of which is narrower than ``min_bin``."""
+        """Return the increasing knots from −bound to bound; no bin is narrower than ``min_bin`` of the interval."""
         shares = self.min_bin + (1 - self.bins * self.min_bin) * F.softmax(raw, -1)
         inner = shares.cumsum(-1)[..., :-1]
         return self.bound * (2 * F.pad(F.pad(inner, (1, 0)), (0, 1), value=1.0) - 1)
@@ -71,7 +71,7 @@ class RationalQuadraticSpline(Elementwise):
     def _bin(
         self, parameters: Tensor, values: Tensor, inverse: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The bin each value lies in: left x, width, left y, height, left and right derivative."""
+        """Return the bin of each value: left x, width, left y, height, left and right derivative."""
         raw_widths, raw_heights, raw_derivatives = parameters.split([self.bins, self.bins, self.bins - 1], -1)
         if self.slope is not None:
             half = 0.5 * self.raw_bound
@@ -112,8 +112,8 @@ class RationalQuadraticSpline(Elementwise):
         a = height * (slope - left) + rise * bend
         b = height * left - rise * bend
         c = -slope * rise
-        # The root in [0, 1], by the one of its two forms in which nothing cancels. The clamps guard against rounding,
-        # the first one also against the infinite slope of the square root at zero.
+        # The root in [0, 1], by the form without cancellation. The clamps guard against rounding, the first one also
+        # against the infinite slope of the square root at zero.
         root = (b.square() - 4 * a * c).clamp_min(torch.finfo(b.dtype).eps ** 2).sqrt()
         t = (torch.where(b < 0, root - b, -2 * c) / torch.where(b < 0, 2 * a, b + root)).clamp(0, 1)
         mixed = t * (1 - t)
@@ -125,7 +125,7 @@ class RationalQuadraticSpline(Elementwise):
     def _log_derivative(
         slope: Tensor, left: Tensor, right: Tensor, t: Tensor, mixed: Tensor, denominator: Tensor
     ) -> Tensor:
-        """Log of equation 5 at relative position t of a bin."""
+        """Return the logarithm of equation 5 at relative position t of a bin."""
         numerator = right * t.square() + 2 * slope * mixed + left * (1 - t).square()
         return 2 * (slope.log() - denominator.log()) + numerator.log()
 
