@@ -10,15 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arflows.audio.model import WaveFlow
+    from arflows.audio.inpainting import inpaint
+    from arflows.audio.model import SpeechFlow, WaveFlow
     from arflows.audio.representation import MelSpec, log_mel
+    from arflows.audio.streaming import stream
 
-__all__ = ["MelSpec", "WaveFlow", "log_mel"]
+__all__ = ["MelSpec", "SpeechFlow", "WaveFlow", "inpaint", "log_mel", "stream"]
 
 _HOMES = {
     "MelSpec": "arflows.audio.representation",
+    "SpeechFlow": "arflows.audio.model",
     "WaveFlow": "arflows.audio.model",
+    "inpaint": "arflows.audio.inpainting",
     "log_mel": "arflows.audio.representation",
+    "stream": "arflows.audio.streaming",
 }
 
 

@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from arflows.audio.representation import Condition, MelSpec
+from arflows.audio.representation import MelSpec
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 
 
 class SpeechDataset(StoreDataset):
     """The utterances of one split, whole or a random segment of each; see `StoreDataset`.
 
-    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "context": what conditions them}``. A segment begins at a
+    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "mel": log-mel spectrograms, "speaker": numbers}``, the last
+    two where they are wanted. A segment begins at a
     frame, and its mel frames are those of the whole utterance. Whole utterances differ in length, so a batch of them
     holds one.
     """
@@ -40,13 +41,13 @@ class SpeechDataset(StoreDataset):
             split: Which of its splits.
             segment: Samples of a segment, a multiple of the hop; utterances that are shorter are left out. None for
                 whole utterances.
-            mels: Give the mel spectrograms as context.
-            speakers: Give the speakers as context.
+            mels: Give the mel spectrograms.
+            speakers: Give the speakers.
             limit: Keep at most so many utterances, chosen at random.
             seed: Decides which, and where segments begin.
 
         Raises:
-            DataError: The store has no such split, or knows no speakers.
+            UserError: The store has no such split, or knows no speakers.
         """
         super().__init__(store, split, {}, limit, seed)
         self.seed = seed
@@ -55,7 +56,7 @@ class SpeechDataset(StoreDataset):
         self.mels = mels
         self.speakers = speakers
         if speakers and "speakers" not in store.fields(split):
-            raise DataError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
+            raise UserError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
         lengths = store.ragged(split, "mels").lengths
         kept: Int64[np.ndarray, " examples"] = np.arange(len(lengths)) if self.kept is None else self.kept
         if self.frames is not None:
@@ -81,14 +82,11 @@ class SpeechDataset(StoreDataset):
         segments = list(zip(rows, firsts, strict=True))
         x = np.stack([waveforms[row][first * self.hop : (first + frames) * self.hop] for row, first in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
-        mel = speaker = None
         if self.mels:
             stacked = np.stack([mels[row][first : first + frames] for row, first in segments])
-            mel = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
+            batch["mel"] = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
         if self.speakers:
-            speaker = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
-        if self.mels or self.speakers:
-            batch["context"] = Condition(mel, speaker)  # type: ignore[assignment]  # it is cut and moved as a tensor
+            batch["speaker"] = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
         return batch
 
     def _chances(
@@ -134,13 +132,13 @@ class SpeechDataModule(StoreDataModule):
             seed: Decides the order of the utterances, and which are used with a limit.
 
         Raises:
-            DataError: The file is no store of speech or of another version, or a setting is out of range.
+            UserError: The file is no store of speech or of another version, or a setting is out of range.
         """
         super().__init__(store, "audio", batch_size, 1, workers, limit, seed)
         self.spec = MelSpec.from_dict(self.store.spec)
         if segment < 1 or segment % self.spec.hop:
             fitting = max(1, round(segment / self.spec.hop)) * self.spec.hop
-            raise DataError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
+            raise UserError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
         self.segment = segment
         self.speaker_names: list[str] = self.store.categories.get("speakers", [])
         self.mels = True

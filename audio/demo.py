@@ -9,15 +9,14 @@ import torch
 
 from arflows.audio.evaluate import evaluate
 from arflows.audio.inputs import Speech, SpeechInput
-from arflows.audio.model import WaveFlow
+from arflows.audio.model import SpeechFlow
 from arflows.audio.prepare import prepare
 from arflows.audio.render import likelihood_curve, spectrograms
-from arflows.audio.representation import Condition, log_mel
+from arflows.audio.representation import log_mel
 from arflows.audio.sample import synthesise
 from arflows.audio.score import frame_means, sample_log_likelihoods
-from arflows.audio.train import SpeechExperiment
+from arflows.audio.train import train
 from arflows.core.commands.plots import score_histogram, training_curve
-from arflows.core.commands.recipes import resolve_configs
 from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Sounds, Table
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import write_wav
@@ -40,11 +39,11 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     shutil.rmtree(run, ignore_errors=True)
     prepare("espeak", store, limit=UTTERANCES, seed=seed)
     words = ["--config", "demo", "--data.store", str(store), "--out", str(run), "--seed", str(seed)]
-    SpeechExperiment(resolve_configs(words, "arflows.audio")).fit()
+    train(*words)
     result = evaluate(
-        str(run), store, out / "figures.json", temperature=TEMPERATURE, limit=EVALUATED, perception=False, seed=seed
+        str(run), store, out / "figures.json", temperature=TEMPERATURE, limit=EVALUATED, perceptual=False, seed=seed
     )
-    flow = load_model(WaveFlow, str(run), "cpu")
+    flow = load_model(SpeechFlow, str(run), "cpu")
     utterances = list(SpeechInput(store, flow).utterances())
     blocks = [
         *_copy(flow, utterances[0], out, seed),
@@ -83,7 +82,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     )
 
 
-def _copy(flow: WaveFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
+def _copy(flow: SpeechFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
     """A test sentence beside its copy synthesis."""
     assert utterance.waveform is not None
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +109,7 @@ def _copy(flow: WaveFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
     ]
 
 
-def _moments(flow: WaveFlow, utterance: Speech, seed: int) -> Picture:
+def _moments(flow: SpeechFlow, utterance: Speech, seed: int) -> Picture:
     assert utterance.waveform is not None
     waveform = utterance.waveform.clone()
     length, middle = flow.spec.sample_rate // 4, waveform.shape[1] // 2
@@ -124,7 +123,7 @@ def _moments(flow: WaveFlow, utterance: Speech, seed: int) -> Picture:
     )
 
 
-def _histogram(flow: WaveFlow, utterances: list[Speech], seed: int) -> Picture:
+def _histogram(flow: SpeechFlow, utterances: list[Speech], seed: int) -> Picture:
     """Scores of test sentences, and of the same with something wrong."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -147,9 +146,7 @@ def _histogram(flow: WaveFlow, utterances: list[Speech], seed: int) -> Picture:
 
 def _changed(utterance: Speech, waveform: torch.Tensor) -> Speech:
     """Another waveform in place of the utterance's, to be explained by the mel spectrogram of the utterance."""
-    return Speech(
-        utterance.name, waveform, Condition(utterance.condition.mel, utterance.condition.speaker), utterance.mel
-    )
+    return Speech(utterance.name, waveform, utterance.condition, utterance.mel)
 
 
 def _figures(result: dict[str, Any]) -> Table:

@@ -24,13 +24,16 @@ from arflows.audio.metrics import (
     stoi,
     tones,
 )
-from arflows.audio.model import WaveFlow
+from arflows.audio.model import SpeechFlow
 from arflows.audio.render import save_figure, spectrograms
 from arflows.audio.representation import log_mel
 from arflows.audio.sample import synthesise
 from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.noise import torch_generator
+from arflows.core.runtime.option_types import NonNegativeInt, PositiveFloat, PositiveInt
+from arflows.core.runtime.options import renamed
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, is_main
 from arflows.data.audio_files import write_wav
@@ -49,16 +52,17 @@ UNITS = {
 }
 
 
+@renamed(unlike="ood", perception="perceptual", pictures="plots")
 def evaluate(
     model: str,
     store: Path,
     out: Path,
     split: str = "test",
-    temperature: float = 0.8,
-    limit: int | None = None,
-    unlike: list[Path] | None = None,
-    perception: bool = True,
-    pictures: int = 1,
+    temperature: PositiveFloat = 0.8,
+    limit: PositiveInt | None = None,
+    ood: list[Path] | None = None,
+    perceptual: bool = True,
+    plots: NonNegativeInt = 1,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -82,28 +86,24 @@ def evaluate(
         split: Which part of the store.
         temperature: Of the synthesis: multiplies the standard deviation of the latents.
         limit: Use at most so many utterances, the first.
-        unlike: Recordings (folders, files) of another kind: measure how well the log-likelihood per sample, given their
-            own mel spectrograms, tells them from those of the split, as area under the ROC curve.
-        perception: Measure PESQ and STOI, which need `pip install arflows[metrics]`.
-        pictures: So many utterances are drawn and kept as WAV.
+        ood: Recordings out of distribution (folders, files): measure how well the log-likelihood per sample, given
+            their own mel spectrograms, tells them from those of the split, as area under the ROC curve.
+        perceptual: Measure PESQ and STOI, which need `pip install arflows[metrics]`.
+        plots: The number of utterances that are plotted and kept as WAV.
         seed: Seed of the noise and of the latents.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
 
     Returns:
         What was written.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}: give a number from 1 up.")
-    if pictures < 0:
-        raise UserError(f"pictures is {pictures}: give 0 or more.")
     options = {"model": model, "store": str(store), "split": split, "temperature": temperature, "limit": limit}
-    options |= {"unlike": [path.name for path in unlike or []], "perception": perception, "seed": seed}
+    options |= {"ood": [path.name for path in ood or []], "perceptual": perceptual, "seed": seed}
     start = time.perf_counter()
-    flow = load_model(WaveFlow, model, device)
+    flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
     facts = Store(store, expect_domain="audio").facts()
     given = SpeechInput(store, flow, split=split, speakers=names, limit=limit)
-    if perception and flow.conditional:
+    if perceptual and flow.conditional:
         for package in ("pesq", "pystoi"):
             optional(package)  # or says what is missing, before the work
     rows: list[dict[str, float]] = []
@@ -111,12 +111,12 @@ def evaluate(
     drawn: list[tuple[Speech, np.ndarray]] = []
 
     def measure(index: int, utterance: Speech) -> tuple[dict[str, float], np.ndarray | None]:
-        row = _likelihood(flow, utterance, seed + index)
+        row = _likelihood(flow, utterance, torch_generator(seed, "dequantization", index))
         if not flow.conditional:
             return row, None
-        synthesised, seconds = _synthesise(flow, utterance, temperature, seed + index)
-        row |= _compare(flow, utterance, synthesised, perception)
-        return {**row, "seconds": seconds}, synthesised if index < pictures else None
+        synthesised, seconds = _synthesise(flow, utterance, temperature, torch_generator(seed, "latents", index))
+        row |= _compare(flow, utterance, synthesised, perceptual)
+        return {**row, "seconds": seconds}, synthesised if index < plots else None
 
     utterances, heard = itertools.tee(given.utterances(f"evaluating on {split}"))
     for (row, synthesised), utterance in zip(distributed_map(utterances, measure), heard, strict=False):
@@ -126,7 +126,7 @@ def evaluate(
         who = utterance.condition.speaker
         speakers.append("" if who is None else names[int(who)] if names else str(int(who)))
     if not rows:
-        raise UserError(f"{store} holds no utterance of {split} that can be used: {given.reasons()}.")
+        raise UserError(f"{store} holds no utterance of {split} that can be used: {given.summary()}.")
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     result: dict[str, Any] = {
         **_likelihood_figures(columns),
@@ -144,9 +144,9 @@ def evaluate(
             "unit": "seconds of speech synthesised in a second, one utterance at a time",
             "height": flow.height,
         }
-    if unlike:
+    if ood:
         own = columns["log_prob"] / columns["samples"]
-        result["separation"] = {path.name: _separation(flow, path, own, seed) for path in unlike}
+        result["separation"] = {path.name: _separation(flow, path, own, seed) for path in ood}
     result |= protocol(flow, model, options, facts)
     for index, (utterance, synthesised) in enumerate(drawn if is_main() else []):
         stem = out.with_suffix("") if index == 0 else out.with_name(f"{out.stem}-{index}")
@@ -156,44 +156,46 @@ def evaluate(
     return result
 
 
-def _likelihood(flow: WaveFlow, utterance: Speech, seed: int) -> dict[str, float]:
+def _likelihood(flow: SpeechFlow, utterance: Speech, generator: torch.Generator) -> dict[str, float]:
     """Log-likelihood in nats, as it is and dequantised, and the number of samples."""
     assert utterance.waveform is not None
-    condition = utterance.condition.to(flow.device)
-    noisy = dequantize(utterance.waveform, torch.Generator().manual_seed(seed))
+    conditions = utterance.condition.keywords(flow.device)
+    noisy = dequantize(utterance.waveform, generator)
     with torch.no_grad():
         density, dequantized = (
-            float(flow.log_prob(waveform.to(flow.device), condition).double())
-            for waveform in (utterance.waveform, noisy)
+            float(flow.log_prob(waveform.to(flow.device), **conditions)) for waveform in (utterance.waveform, noisy)
         )
     samples = utterance.waveform.shape[1]
     bits = bits_per_sample(dequantized, samples) * samples
     return {"log_prob": density, "bits": bits, "samples": samples}
 
 
-def _synthesise(flow: WaveFlow, utterance: Speech, temperature: float, seed: int) -> tuple[np.ndarray, float]:
+def _synthesise(
+    flow: SpeechFlow, utterance: Speech, temperature: float, generator: torch.Generator
+) -> tuple[np.ndarray, float]:
     """The utterance from its mel spectrogram, and the time it took."""
     start = time.perf_counter()
-    waveform = synthesise(flow, utterance, 1, temperature, torch.Generator().manual_seed(seed))
+    waveform = synthesise(flow, utterance, 1, temperature, generator)
     seconds = time.perf_counter() - start
     return waveform[0].float().clamp(-1, 1).numpy(), seconds
 
 
-def _compare(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, perception: bool) -> dict[str, float]:
+def _compare(flow: SpeechFlow, utterance: Speech, synthesised: np.ndarray, perceptual: bool) -> dict[str, float]:
     assert utterance.waveform is not None
     original, spec = utterance.waveform[0].numpy(), flow.spec
     rate = spec.sample_rate
     pitch = compare_pitch(original, synthesised, rate)
-    row = {"pesq": pesq_wideband(original, synthesised, rate)} if perception else {}
-    row |= {"stoi": stoi(original, synthesised, rate)} if perception else {}
+    row = {"pesq": pesq_wideband(original, synthesised, rate)} if perceptual else {}
+    row |= {"stoi": stoi(original, synthesised, rate)} if perceptual else {}
+    if flow.height > 1:
+        row["tones"] = float(tones(synthesised, flow.height, rate).mean())
+        row["tones_original"] = float(tones(original, flow.height, rate).mean())
     return row | {
         "mcd": mel_cepstral_distortion(original, synthesised, spec),
         "mel_distance": mel_distance(original, synthesised, spec),
         "mrstft": multi_resolution_stft(original, synthesised),
         "f0_rmse": pitch.rmse,
         "voicing_f1": pitch.voicing_f1,
-        "tones": float(tones(synthesised, flow.height, rate).mean()),
-        "tones_original": float(tones(original, flow.height, rate).mean()),
     }
 
 
@@ -223,7 +225,7 @@ def _by_speaker(columns: Mapping[str, np.ndarray], speakers: list[str]) -> dict[
     }
 
 
-def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[str, Any]:
+def _separation(flow: SpeechFlow, path: Path, own: np.ndarray, seed: int) -> dict[str, Any]:
     """How recordings of another kind score, and how well that tells them from those of the split.
 
     Raises:
@@ -233,9 +235,13 @@ def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[
 
     given = SpeechInput(path, flow)
     utterances = given.utterances(f"scoring {path.name}")
-    rows = list(distributed_map(utterances, lambda _, utterance: _likelihood(flow, utterance, seed)))
+
+    def measure(index: int, utterance: Speech) -> dict[str, float]:
+        return _likelihood(flow, utterance, torch_generator(seed, "dequantization", index))
+
+    rows = list(distributed_map(utterances, measure))
     if not rows:
-        raise UserError(f"{path} holds no utterance that can be scored: {given.reasons()}.")
+        raise UserError(f"{path} holds no utterance that can be scored: {given.summary()}.")
     totals, samples = np.array([[row["log_prob"], row["samples"]] for row in rows]).T
     likelier = np.concatenate([np.ones(len(own)), np.zeros(len(rows))])
     return {
@@ -245,7 +251,7 @@ def _separation(flow: WaveFlow, path: Path, own: np.ndarray, seed: int) -> dict[
     }
 
 
-def _draw(flow: WaveFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
+def _draw(flow: SpeechFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
     assert utterance.waveform is not None
     spec = flow.spec
     mels = {
@@ -281,14 +287,3 @@ def _rows(result: Mapping[str, Any]) -> dict[str, str]:
         rows["real-time factor"] = "{value:.3g}, {unit}".format(**result["real_time_factor"])
     rows["utterances"] = f"{result['utterances']:,}; intervals are 95% over utterances"
     return rows
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(evaluate, args, prog="arflows audio evaluate")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from arflows.audio.representation import Condition
+from arflows.audio.speech_flow import SpeechFlow
+from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from arflows.audio.model import WaveFlow
+from arflows.core.runtime.machine import double
 
 STEPS = 60
 """Steps of the chain for each alternative, the first half of which settle the size of a step."""
@@ -25,11 +24,13 @@ ACCEPTED = 0.574
 
 @torch.no_grad()
 def inpaint(
-    flow: WaveFlow,
+    flow: SpeechFlow,
     waveform: Float[Tensor, "1 samples"],
     start: int,
     stop: int,
-    condition: Condition,
+    *,
+    mel: Float[Tensor, "1 bands frames"] | None = None,
+    speaker: Int[Tensor, " 1"] | None = None,
     count: int = 1,
     temperature: float = 1.0,
     steps: int = STEPS,
@@ -58,7 +59,8 @@ def inpaint(
         waveform: samples in [−1, 1].
         start: first sample of the gap.
         stop: first sample after the gap.
-        condition: of the whole waveform; its mel spectrogram says what is to be heard in the gap too.
+        mel: log-mel spectrogram of the whole waveform, the gap included.
+        speaker: number of the speaker.
         count: how many alternatives.
         temperature: below 1, likelier ones.
         steps: of each chain.
@@ -80,14 +82,14 @@ def inpaint(
         raise UserError(f"count={count} and steps={steps} must be at least 1 and 0")
     if not temperature > 0:
         raise UserError(f"temperature must be greater than 0, got {temperature}")
-    with flow._evaluating():
-        columns = flow._columns(waveform, condition, None)
+    with evaluating(flow):
+        context = flow.context(waveform, Condition(mel, speaker))
         chains = []
         for _ in range(count):
-            chain = _Chain(flow, waveform, start, stop, columns, temperature, generator)
+            chain = _Chain(flow, waveform, start, stop, context, temperature, generator)
             chains.append(chain.run(steps))
         filled = torch.cat(chains)
-        return filled, torch.cat([flow.log_prob(one, condition) for one in filled.split(1)])
+        return filled, torch.cat([flow.log_prob(one, mel=mel, speaker=speaker) for one in filled.split(1)])
 
 
 class _Chain:
@@ -95,21 +97,18 @@ class _Chain:
 
     def __init__(
         self,
-        flow: WaveFlow,
+        flow: SpeechFlow,
         waveform: Tensor,
         start: int,
         stop: int,
-        columns: Tensor | None,
+        context: Tensor | None,
         temperature: float,
         generator: torch.Generator | None,
     ) -> None:
-        self.flow, self.start, self.stop, self.columns = flow, start, stop, columns
+        self.bijection, self.start, self.stop = flow.bijection, start, stop
         self.temperature, self.generator = temperature, generator
-        self.known = waveform.to(flow.device, flow.base.origin.dtype)
-        # Latents that depend on the gap lie within the receptive field around it, and depend on twice as much: of that
-        # piece the density changes as that of the whole.
-        self.exact = self._piece(2 * flow.reach)
-        self.narrow = self._piece(flow.reach // len(flow.bijection.networks))
+        self.known = waveform.to(flow.device, flow.dtype)
+        self.exact, self.narrow = flow.windows(start, stop, waveform.shape[1], context)
 
     def run(self, steps: int) -> Float[Tensor, "1 samples"]:
         """The waveform after so many steps."""
@@ -134,46 +133,38 @@ class _Chain:
 
     def _first_guess(self) -> Tensor:
         waveform, gap = self.known, self.temperature * self._normal(self.stop - self.start)
-        first, last, columns = self.exact
+        first, last, context = self.exact
         for _ in range(ROUNDS):
             piece = waveform[:, first:last]
-            z = self.flow.bijection(piece, columns)[0]
+            z = self.bijection.transform(piece, context)[0]
             z[:, self.start - first : self.stop - first] = gap
-            decoded = self.flow.bijection.inverse(z, columns)[0]
+            decoded = self.bijection.inverse(z, context)[0]
             waveform = self._with(waveform, decoded[:, self.start - first : self.stop - first])
         return waveform
 
     def _scale(self, waveform: Tensor) -> Tensor:
         """The standard deviation that the model gives each sample of the gap, given those generated before."""
-        first, last, columns = self.exact
-        _, log_derivative = self.flow.bijection.transform(waveform[:, first:last], columns)
+        first, last, context = self.exact
+        _, log_derivative = self.bijection.transform(waveform[:, first:last], context)
         return self.temperature * (-log_derivative[:, self.start - first : self.stop - first]).exp()
 
     def _density(self, waveform: Tensor) -> float:
         """The log of the target, up to a constant."""
-        first, last, columns = self.exact
-        return float(self._log_target(waveform[:, first:last], columns))
+        first, last, context = self.exact
+        return float(self._log_target(waveform[:, first:last], context))
 
     def _gradient(self, waveform: Tensor) -> Tensor:
-        first, last, columns = self.narrow
+        first, last, context = self.narrow
         with torch.enable_grad():
             gap = waveform[:, self.start : self.stop].clone().requires_grad_()
             piece = torch.cat([waveform[:, first : self.start], gap, waveform[:, self.stop : last]], 1)
-            (gradient,) = torch.autograd.grad(self._log_target(piece, columns), gap)
+            (gradient,) = torch.autograd.grad(self._log_target(piece, context), gap)
         return gradient
 
-    def _log_target(self, piece: Tensor, columns: Tensor | None) -> Tensor:
-        z, log_derivative = self.flow.bijection.transform(piece, columns)
+    def _log_target(self, piece: Tensor, context: Tensor | None) -> Tensor:
+        z, log_derivative = self.bijection.transform(piece, context)
         # In double precision: differences of sums over many samples decide.
-        return (log_derivative.double() - 0.5 * z.double().square()).sum() / self.temperature**2
-
-    def _piece(self, margin: int) -> tuple[int, int, Tensor | None]:
-        """From which to which sample the gap and so many columns to either side lie, and their context."""
-        height, samples = self.flow.height, self.known.shape[1]
-        left = max(0, self.start // height - margin)
-        right = min(-(-self.stop // height) + margin, -(-samples // height))
-        columns = None if self.columns is None else self.columns[..., left:right]
-        return left * height, min(right * height, samples), columns
+        return (double(log_derivative) - 0.5 * double(z).square()).sum() / self.temperature**2
 
     def _with(self, waveform: Tensor, gap: Tensor) -> Tensor:
         return torch.cat([waveform[:, : self.start], gap, waveform[:, self.stop :]], 1)

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import torch
@@ -16,17 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataset
-from arflows.audio.model import WaveFlow
+from arflows.audio.model import SpeechFlow
 from arflows.audio.representation import Condition, MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import model_folder
 from arflows.data.arrays import read_hdf5, read_npy
 from arflows.data.audio_files import AUDIO_SUFFIXES, SkippedAudio
-from arflows.data.errors import DataError
 from arflows.data.folders import walk
+from arflows.data.read_stats import ReadStats
 from arflows.data.speech_sources import SpeechSource, read_speech
-from arflows.data.store import Store
-from arflows.data.tally import Tally
+from arflows.data.store import Store, is_store
 
 MEL_SUFFIXES = (".npy", ".h5", ".hdf5", ".pt")
 
@@ -47,13 +45,6 @@ class Speech:
     condition: Condition
     mel: Float[Tensor, "1 bands frames"]
 
-    @property
-    def batch(self) -> dict[str, Any]:
-        """The utterance as a batch of one."""
-        assert self.waveform is not None
-        bare = self.condition.mel is None and self.condition.speaker is None
-        return {"x": self.waveform} | ({} if bare else {"context": self.condition})
-
 
 class SpeechInput:
     """Speech for a trained model: from a store, a folder of audio files, or one file.
@@ -67,7 +58,7 @@ class SpeechInput:
     def __init__(
         self,
         source: Path,
-        flow: WaveFlow,
+        flow: SpeechFlow,
         *,
         split: str = "test",
         speaker: str | None = None,
@@ -86,16 +77,15 @@ class SpeechInput:
             limit: Use at most so many, the first.
 
         Raises:
-            UserError: If there are none, or they do not fit the model.
-            DataError: If a store is damaged.
+            UserError: There are none, they do not fit the model, or a store is damaged.
         """
         self._flow, self._speakers = flow, list(speakers)
         self._speaker = None if speaker is None else speaker_number(flow, speaker, speakers)
-        self._tally = Tally()
+        self._stats = ReadStats()
         self.source = source
         self._store: SpeechDataset | None = None
         self._files = SpeechSource(str(source), [])
-        if _is_store(source):
+        if is_store(source):
             store = Store(source, expect_domain="audio")
             check_spec(source, MelSpec.from_dict(store.spec), flow.spec)
             named = flow.speakers > 0 and speaker is None
@@ -111,16 +101,16 @@ class SpeechInput:
     @property
     def skipped(self) -> dict[str, list[str]]:
         """Names of utterances that could not be used so far, by the reason."""
-        return dict(self._tally.skipped)
+        return dict(self._stats.skipped)
 
     @property
     def converted(self) -> dict[str, int]:
         """How many files were converted so far, by the conversion."""
-        return dict(self._tally.converted)
+        return dict(self._stats.converted)
 
-    def reasons(self) -> str:
+    def summary(self) -> str:
         """Says how many utterances were skipped so far, why, and which (the first few)."""
-        return self._tally.reasons()
+        return self._stats.summary()
 
     def utterances(self, progress: str | None = None) -> Iterator[Speech]:
         """Reads the utterances in order, from the first.
@@ -128,25 +118,24 @@ class SpeechInput:
         Args:
             progress: What the progress bar says; None for no bar.
         """
-        self._tally = Tally()
+        self._stats = ReadStats()
         for index in tqdm(range(self.count), progress, unit=" utterances", disable=None if progress else True):
             try:
                 yield self._stored(index) if self._store is not None else self._recorded(index)
             except SkippedAudio as reason:
                 name = self._names[index] if self._store is not None else self._files.utterances[index].name
-                self._tally.skipped[str(reason)].append(name)
+                self._stats.skipped[str(reason)].append(name)
 
     def _stored(self, index: int) -> Speech:
         assert self._store is not None
         batch = self._store.__getitems__([index])
-        stored: Any = batch["context"]
-        who = None if stored.speaker is None else self._store_speakers[int(stored.speaker[0])]
-        return self._speech(self._names[index], batch["x"], stored.mel, who)
+        who = self._store_speakers[int(batch["speaker"][0])] if "speaker" in batch else None
+        return self._speech(self._names[index], batch["x"], batch["mel"], who)
 
     def _recorded(self, index: int) -> Speech:
         utterance, spec = self._files.utterances[index], self._flow.spec
         clip = utterance.read(spec.sample_rate, spec.shortest + spec.hop)
-        self._tally.converted.update(clip.remarks)
+        self._stats.converted.update(clip.remarks)
         waveform = torch.from_numpy(clip.samples[: len(clip.samples) // spec.hop * spec.hop])[None]
         return self._speech(utterance.name, waveform, log_mel(waveform, spec), utterance.speaker)
 
@@ -172,14 +161,13 @@ def read_mel(path: Path, spec: MelSpec) -> Float[Tensor, "1 bands frames"]:
         spec: The settings it must have been made with; if the .h5 file has them as attributes, these are compared.
 
     Raises:
-        UserError: If it does not fit, or is no file of a tensor; the sentence names the file.
-        DataError: If it is damaged, or leads to other files.
+        UserError: The spectrogram does not fit, or the file is damaged, leads to other files or holds no tensor.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}: check the path.")
     try:
         mel = _read_array(path, spec)
-    except (UserError, DataError):
+    except UserError:
         raise
     except Exception as error:
         raise UserError(
@@ -224,19 +212,11 @@ def _read_array(path: Path, spec: MelSpec) -> Tensor:
 def mel_files(source: Path) -> list[Path]:
     """The mel files that ``source`` is or holds; none if it holds audio."""
     if source.is_file():
-        return [source] if source.suffix in MEL_SUFFIXES and not _is_store(source) else []
+        return [source] if source.suffix in MEL_SUFFIXES and not is_store(source) else []
     names = sorted(walk(source)) if source.is_dir() else []
     if any(name.lower().endswith(AUDIO_SUFFIXES) for name in names):
         return []
     return [source / name for name in names if name.endswith(MEL_SUFFIXES)]
-
-
-def _is_store(path: Path) -> bool:
-    """Whether a file is a store, rather than a mel spectrogram in HDF5 or audio."""
-    if not path.is_file() or not h5py.is_hdf5(path):
-        return False
-    with h5py.File(path, "r") as file:
-        return "format" in file.attrs
 
 
 def check_spec(source: Path, given: MelSpec, wanted: MelSpec) -> None:
@@ -264,7 +244,7 @@ def speaker_names(model: str) -> list[str]:
     return [str(name) for name in names]
 
 
-def speaker_number(flow: WaveFlow, speaker: str, names: Sequence[str]) -> int:
+def speaker_number(flow: SpeechFlow, speaker: str, names: Sequence[str]) -> int:
     """The number by which a model knows a speaker.
 
     Args:

@@ -20,6 +20,7 @@ from torch import Tensor
 import arflows.core.runtime.numba_loops  # noqa: F401  what numba compiles for librosa is then kept under a lock
 from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import double
 
 SAMPLE_BITS = 16
 CEPSTRUM = 13
@@ -149,7 +150,7 @@ def mel_cepstral_distortion(original: Wave, synthesised: Wave, spec: MelSpec) ->
     compared as they are, without warping of time.
     """
     natural = MelSpec(**{**spec.as_dict(), "power": 1.0, "log_base": "e", "floor": 1e-5})
-    difference = (_mel(original, natural) - _mel(synthesised, natural)).double()
+    difference = double(_mel(original, natural) - _mel(synthesised, natural))
     band = (torch.arange(spec.bands, dtype=torch.float64) + 0.5) * math.pi / spec.bands
     cosines = torch.cos(torch.arange(1, CEPSTRUM + 1, dtype=torch.float64)[:, None] * band)
     cepstrum = 2 / spec.bands * cosines @ difference

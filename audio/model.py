@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from arflows.audio import inpainting, streaming
 from arflows.audio.conditions import ConditionEncoder
 from arflows.audio.folding import Folded, rows_reversed
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec
-from arflows.core.bases import StandardNormal
+from arflows.audio.speech_flow import Continuation, SpeechFlow, Window
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
-from arflows.core.flow import Flow
-from arflows.core.inversion import Solver, use_solver
+from arflows.core.inversion import in_sequence
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import Pretrained
+
+__all__ = ["SpeechFlow", "WaveFlow"]
 
 WIDTH_CYCLE = 8
-"""Dilations along the rows are powers of two that begin anew after so many layers."""
+"""Period, in layers, of the dilations along the rows, which are powers of two."""
 
 
-class WaveFlow(Flow, Pretrained):
+class WaveFlow(SpeechFlow):
     """A flow over waveforms in [−1, 1] that are folded to rows, autoregressive over these.
 
     Ping, Peng, Zhao & Song, "WaveFlow", 2020 (arXiv:1912.01219). A waveform is folded to columns of ``height``
     consecutive samples; row i holds the i-th samples of all columns. Each flow maps a sample affinely, with parameters
     that a `WaveNet` computes from the rows generated before; between flows rows are reversed, in the second half of the
-    flows each half by itself (bipartite). `log_prob` is the density in nats of a waveform as a vector of numbers in
-    [−1, 1], in the literature's convention; divide by the number of samples for the published nats per sample.
-
-    Waveforms need not fill their last column, and those of a batch may differ in length: what is missing acts as the
-    zeros beyond a border, and the density of each is that of the waveform alone.
+    flows each half by itself (bipartite). Waveforms need not fill their last column.
 
     Args:
         spec: settings of the mel spectrograms, those of `MelSpec`; None for its defaults.
@@ -57,8 +51,6 @@ class WaveFlow(Flow, Pretrained):
         UserError: for a height below 2.
     """
 
-    bijection: Folded
-
     def __init__(
         self,
         spec: Mapping[str, Any] | None = None,
@@ -71,10 +63,10 @@ class WaveFlow(Flow, Pretrained):
         kernel: tuple[int, int] = (3, 3),
         causal_width: bool = False,
     ) -> None:
-        self_spec = MelSpec.from_dict(spec or {})
+        mel_spec = MelSpec.from_dict(spec or {})
         if height < 2:
             raise UserError(f"height={height} must be at least 2: a single row has nothing to depend on")
-        features = (self_spec.bands if conditional else channels) if conditional or speakers else 0
+        features = (mel_spec.bands if conditional else channels) if conditional or speakers else 0
         kernel = (int(kernel[0]), int(kernel[1]))
         down = height_dilations(height, layers, kernel[0])
         dilations = [(down[layer], 2 ** (layer % WIDTH_CYCLE)) for layer in range(layers)]
@@ -85,13 +77,11 @@ class WaveFlow(Flow, Pretrained):
             network = WaveNet(channels, dilations, kernel, features, causal_width, order)
             bijections.append(Autoregressive(Affine(), network, order))
             order = order[reversal]
-        super().__init__(StandardNormal(()), Folded(height, bijections))
-        self.spec = self_spec
-        self.conditional = conditional
-        self.speakers = speakers
+        super().__init__(mel_spec, conditional, speakers)
+        self.bijection: Folded = Folded(height, bijections)
         self.height = height
         self.causal_width = causal_width
-        self.encoder = ConditionEncoder(self_spec, features, conditional, speakers) if features else None
+        self.encoder = ConditionEncoder(mel_spec, features, conditional, speakers) if features else None
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> Self:
@@ -104,166 +94,17 @@ class WaveFlow(Flow, Pretrained):
             raise UserError(f"there is no preset {name!r}: choose {', '.join(PRESETS)}")
         return cls(**PRESETS[name] | options)
 
-    # ------------------------------------------------------------------------------------------------- densities
-
-    def log_prob(  # type: ignore[override]  # conditions are more than a tensor
-        self,
-        waveform: Float[Tensor, "batch samples"],
-        context: Condition | None = None,
-        *,
-        mel: Float[Tensor, "batch bands frames"] | None = None,
-        speaker: Int[Tensor, " batch"] | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, " batch"]:
-        """Log-density of each waveform in nats.
-
-        Args:
-            waveform: samples in [−1, 1]; zeros after the end of those that are shorter.
-            context: mel spectrogram and speaker in one, instead of the next two.
-            mel: log-mel spectrograms with a frame for each hop that has begun.
-            speaker: number of the speaker of each waveform.
-            lengths: samples of each waveform; None if all are full.
-
-        Raises:
-            UserError: for a condition that is missing, superfluous, or does not fit the waveform.
-        """
-        return self.log_prob_per_sample(waveform, context, mel=mel, speaker=speaker, lengths=lengths).sum(1)
-
-    def log_prob_per_sample(
-        self,
-        waveform: Float[Tensor, "batch samples"],
-        context: Condition | None = None,
-        *,
-        mel: Float[Tensor, "batch bands frames"] | None = None,
-        speaker: Int[Tensor, " batch"] | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch samples"]:
-        """What each sample contributes to `log_prob`: its latent's log-density and its log-derivative.
-
-        The contributions add up to the waveform's log-density; each is that of the sample given those generated before.
-        """
-        columns = self._columns(waveform, Condition(mel, speaker) if context is None else context, lengths)
-        z, log_derivative = self.bijection.transform(self._within(waveform, lengths), columns)
-        log_density = log_derivative - 0.5 * (z.square() + math.log(2 * math.pi)).to(log_derivative.dtype)
-        return self._within(log_density, lengths)
-
-    def encode(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
-        """Waveform → latents (batch, samples), in evaluation mode; conditions are those of `log_prob`."""
-        lengths = conditions.get("lengths")
-        with self._evaluating():
-            columns = self._columns(waveform, _condition(conditions) if context is None else context, lengths)
-            return self.bijection(self._within(waveform, lengths), columns)[0]
-
-    def decode(self, z: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
-        """Latents (batch, samples) → waveform, in evaluation mode; conditions are those of `log_prob`."""
-        lengths = conditions.get("lengths")
-        with self._evaluating():
-            condition = _condition(conditions) if context is None else context
-            return self._generate(self._within(z, lengths), condition, lengths)[0]
-
-    @torch.no_grad()
-    def round_trip_error(self, waveform: Tensor, context: Condition | None = None, **conditions: Any) -> Tensor:  # type: ignore[override]
-        """Largest difference of each waveform from what its latents decode to; conditions are those of `log_prob`."""
-        z = self.encode(waveform, context, **conditions)
-        return (self.decode(z, context, **conditions) - waveform).abs().amax(1)
-
-    # --------------------------------------------------------------------------------------------------- samples
-
-    @torch.no_grad()
-    def sample(  # type: ignore[override]  # conditions are more than a tensor
-        self,
-        count: int | None = None,
-        context: Condition | None = None,
-        *,
-        mel: Float[Tensor, "batch bands frames"] | None = None,
-        speaker: Int[Tensor, " batch"] | None = None,
-        samples: int | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        solver: Solver | None = None,
-    ) -> Float[Tensor, "batch samples"]:
-        """Draws waveforms, in evaluation mode and without gradients.
-
-        Args:
-            count: how many; None for one of each condition.
-            context: mel spectrogram and speaker in one, instead of the next two.
-            mel: log-mel spectrograms to vocode; a single one serves all.
-            speaker: number of the speaker of each waveform, or of all.
-            samples: length of the waveforms; None for all frames of the mel spectrogram.
-            lengths: samples of each waveform where they differ; zeros follow.
-            temperature: multiplies the latents' standard deviation.
-            generator: source of randomness; a CPU generator gives the same latents on every device.
-            solver: how the flows are inverted; None for the solver in force, `Sequential` by default.
-
-        Raises:
-            UserError: for a condition that is missing, superfluous or does not fit, or no length.
-            InversionError: if the solver finds no solution.
-        """
-        return self._draw(count, context, mel, speaker, samples, lengths, temperature, generator, solver)[0]
-
-    def stream(
-        self,
-        mel_chunks: Iterable[Float[Tensor, "batch bands frames"]],
-        *,
-        speaker: Int[Tensor, " batch"] | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
-        block: int = 64,
-        margin: int = 16,
-    ) -> Iterator[Float[Tensor, "batch samples"]]:
-        """Synthesises while mel spectrograms still arrive; see `arflows.audio.streaming.stream`."""
-        return streaming.stream(self, mel_chunks, speaker, temperature, seed, block, margin)
-
-    @torch.no_grad()
-    def sample_with_log_prob(  # type: ignore[override]  # conditions are more than a tensor
-        self, count: int | None = None, context: Condition | None = None, **options: Any
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Draws waveforms and gives the log-density of each, at temperature 1, in nats; takes what `sample` takes."""
-        return self._draw(count, context, **options)
-
-    def _draw(
-        self,
-        count: int | None,
-        context: Condition | None,
-        mel: Tensor | None = None,
-        speaker: Tensor | None = None,
-        samples: int | None = None,
-        lengths: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        solver: Solver | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        condition = Condition(mel, speaker) if context is None else context
-        if not temperature > 0:
-            raise UserError(f"temperature must be greater than 0, got {temperature}")
-        given = [part for part in (condition.mel, condition.speaker, lengths) if part is not None]
-        count = count if count is not None else max((len(part) for part in given), default=1)
-        if count < 1:
-            raise UserError(f"the number of samples must be at least 1, got {count}")
-        if len(given) and count > 1:
-            condition = Condition(_repeated(condition.mel, count), _repeated(condition.speaker, count))
-        if samples is None:
-            if condition.mel is None:
-                raise UserError("an unconditional model does not know how long a waveform shall be: give samples")
-            samples = condition.mel.shape[-1] * self.spec.hop
-        device = generator.device if generator is not None else self.device
-        z = torch.randn(count, samples, generator=generator, device=device, dtype=self.base.origin.dtype)
-        z = self._within(temperature * z.to(self.device), lengths)
-        with self._evaluating(), nullcontext() if solver is None else use_solver(solver):
-            waveform, log_det = self._generate(z, condition, lengths)
-        log_density = self._within(-0.5 * (z.square() + math.log(2 * math.pi)), lengths)
-        return waveform, log_density.sum(1) - log_det
+    # --------------------------------------------------------------------------------- synthesis and its parts
 
     def _generate(
         self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
         """Latents → waveform, and its log-determinant."""
         batch, samples = z.shape
-        self._check(condition, batch, samples, lengths)
         if z.is_cuda:
+            self.check(condition, batch, samples, lengths)
             z, condition, lengths = self.widened(z, condition, lengths)
-        waveform, log_det = self.bijection.inverse(z, self._columns(z, condition, lengths))
+        waveform, log_det = super()._generate(z, condition, lengths)
         return waveform[:, :samples], log_det
 
     def widened(
@@ -283,39 +124,42 @@ class WaveFlow(Flow, Pretrained):
             mel = F.pad(mel, (0, self.spec.frames(wide) - mel.shape[2]))
         return F.pad(z, (0, wide - samples)), Condition(mel, condition.speaker), lengths
 
-    def inpaint(
-        self,
-        waveform: Float[Tensor, "1 samples"],
-        start: int,
-        stop: int,
-        mel: Float[Tensor, "1 bands frames"] | None = None,
-        *,
-        speaker: Int[Tensor, " 1"] | None = None,
-        count: int = 1,
-        temperature: float = 1.0,
-        steps: int = inpainting.STEPS,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
-        """Draws what may stand between two samples of a waveform; see `arflows.audio.inpainting.inpaint`."""
-        return inpainting.inpaint(
-            self, waveform, start, stop, Condition(mel, speaker), count, temperature, steps, generator
+    def windows(self, start: int, stop: int, samples: int, context: Tensor | None) -> tuple[Window, Window]:
+        """Parts of a waveform around a gap, of whole columns; see `SpeechFlow.windows`."""
+        # Latents that depend on the gap lie within the receptive field around it, and depend on twice as much.
+        reach = sum(layer.margins[0] for network in self.bijection.networks for layer in network.stack)
+        return (
+            self._window(start, stop, samples, context, 2 * reach),
+            self._window(start, stop, samples, context, reach // len(self.bijection.networks)),
         )
 
-    @property
+    def _window(self, start: int, stop: int, samples: int, context: Tensor | None, margin: int) -> Window:
+        left = max(0, start // self.height - margin)
+        right = min(-(-stop // self.height) + margin, -(-samples // self.height))
+        part = None if context is None else context[..., left:right]
+        return Window(left * self.height, min(right * self.height, samples), part)
+
+    def continuation(self) -> Continuation | None:
+        """Synthesis column by column, of a flow of causal width."""
+        return _ColumnByColumn(self) if self.causal_width else None
+
     def reach(self) -> int:
-        """Columns to the left, and mostly to the right, on which latents and density of a column depend."""
-        return sum(layer.margins[0] for flow in self.bijection.networks for layer in flow.stack)
+        """Mel frames before and after a sample's own that can have a part in its synthesis.
+
+        A row depends on the rows before it as far as the convolutions are wide, these on the rows before them as far
+        again.
+        """
+        width = sum(max(layer.margins) for network in self.bijection.networks for layer in network.stack)
+        columns = (self.height - 1) * width
+        return math.ceil(columns * self.height / self.spec.hop) + 2  # the encoder's convolution and interpolation
 
     # ------------------------------------------------------------------------------------------------ conditions
 
-    def _columns(
-        self, waveform: Tensor, condition: Condition, lengths: Tensor | None
+    def _context(
+        self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
     ) -> Float[Tensor, "batch features *rows columns"] | None:
-        """What the WaveNets are given of each column; see `WaveNet`."""
-        batch, samples = waveform.shape
-        self._check(condition, batch, samples, lengths)
-        lengths = None if lengths is None else lengths.to(waveform.device)
-        features = self.column_features(condition, -(-samples // self.height), lengths)
+        """Features of each column, or of each sample; see `WaveNet`."""
+        features = self.column_features(condition, -(-waveform.shape[1] // self.height), lengths)
         return self.counted(features, waveform, lengths)
 
     def column_features(
@@ -348,43 +192,47 @@ class WaveFlow(Flow, Pretrained):
             inside = inside[:, :, None].expand(-1, -1, self.height, -1)
         return torch.cat([features, inside.to(features.dtype)], 1)
 
-    def _check(self, condition: Condition, batch: int, samples: int, lengths: Tensor | None) -> None:
-        mel, speaker = condition.mel, condition.speaker
-        if not samples:
-            raise UserError("a waveform without samples has no density: leave it out")
-        if lengths is not None and lengths.shape != (batch,):
-            raise UserError(f"expected the lengths of {batch} waveforms, got {tuple(lengths.shape)}")
-        # Values are not looked at while they are traced.
-        if (
-            lengths is not None
-            and not torch.compiler.is_compiling()
-            and not 1 <= lengths.min() <= lengths.max() <= samples
-        ):
-            raise UserError(
-                f"lengths must lie between 1 and the {samples} samples of the batch, got {lengths.tolist()}"
-            )
-        for name, part, wanted in (("mel", mel, self.conditional), ("speaker", speaker, self.speakers > 0)):
-            if (part is not None) != wanted:
-                which = "is conditional on" if wanted else "was trained without"
-                raise UserError(f"this model {which} {name}: {'give it' if wanted else 'leave it out'}")
-            if part is not None and len(part) not in (1, batch):
-                raise UserError(f"expected {name} of each of {batch} waveforms, got {len(part)}")
-        if mel is not None and (mel.shape[1] != self.spec.bands or mel.shape[-1] != self.spec.frames(samples)):
-            raise UserError(
-                f"the mel spectrogram of {samples} samples has {self.spec.bands} bands and {self.spec.frames(samples)} "
-                f"frames, got {mel.shape[1]} and {mel.shape[-1]}: compute it with the model's settings"
-            )
 
-    def _within(self, values: Float[Tensor, "batch samples"], lengths: Tensor | None) -> Float[Tensor, "batch samples"]:
-        """Zeros in place of what lies after a waveform's end."""
-        if lengths is None:
-            return values
-        return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])
+class _ColumnByColumn:
+    """Synthesis by a flow of causal width: each layer keeps the columns that it still needs."""
 
+    def __init__(self, flow: WaveFlow) -> None:
+        self.flow = flow
+        self.done = 0  # columns
+        self.memories: list[list[Tensor]] = []
 
-def _condition(conditions: Mapping[str, Any]) -> Condition:
-    return Condition(conditions.get("mel"), conditions.get("speaker"))
+    def known(self, frames: int, ended: bool) -> int:
+        """Samples whose features the first ``frames`` frames determine, in whole columns."""
+        height, hop = self.flow.height, self.flow.spec.hop
+        # Sample t lies (t + ½) / hop − ½ frames in. Its features are interpolated up to the next frame, whose features
+        # are those of a convolution that sees one more.
+        whole = math.ceil(((frames - 1.5) * hop + 0.5) / height) - 1
+        return frames * hop if ended else max(whole * height, 0)
 
+    def needed(self, sample: int) -> int:
+        """The first frame that samples from this one on depend on."""
+        return max(math.floor((sample + 0.5) / self.flow.spec.hop - 0.5) - 2, 0)
 
-def _repeated(part: Tensor | None, count: int) -> Tensor | None:
-    return part if part is None or len(part) == count else part.expand(count, *part.shape[1:])
+    def extend(
+        self, z: Float[Tensor, "batch samples"], condition: Condition, first: int
+    ) -> Float[Tensor, "batch samples"]:
+        """Synthesises the samples that follow; see `Continuation`."""
+        flow, folded = self.flow, self.flow.bijection
+        offset = first * flow.spec.hop // flow.height
+        done, columns = self.done, self.done - (-z.shape[1] // flow.height)
+        features = flow.column_features(condition, columns - offset)
+        assert features is not None
+        context = flow.counted(features[..., done - offset :], z)
+        self.done = columns
+        rows = folded.fold(z)
+        if not self.memories:
+            self.memories = [network.memory(rows) for network in folded.networks]
+        parts = list(zip(folded.flows, folded.networks, self.memories, strict=True))
+        for bijection, network, memory in reversed(parts):
+            assert bijection.order is not None
+            assert bijection.rank is not None
+            arranged = rows.index_select(1, bijection.order)
+            at_work = network.stream(arranged, context, memory)
+            rows, _ = in_sequence(at_work, bijection.elementwise, arranged)
+            rows = rows.index_select(1, bijection.rank)
+        return folded.unfold(rows, z.shape[1])

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.audio_files import SkippedAudio, from_int16, to_int16
+from arflows.data.read_stats import ReadStats
 from arflows.data.speech_sources import SpeechSource, Utterance, assign_splits, read_speech, shared
 from arflows.data.store_writer import StoreWriter
-from arflows.data.tally import Tally
 
 BATCH = 64
 """Utterances converted between two writes."""
@@ -30,11 +31,11 @@ def prepare(
     out: Path,
     mel: MelSpec = MelSpec(),  # noqa: B008
     split_by: Literal["sentence", "speaker"] = "sentence",
-    val_fraction: float = 0.05,
-    test_fraction: float = 0.05,
-    limit: int | None = None,
+    val_fraction: Fraction = 0.05,
+    test_fraction: Fraction = 0.05,
+    limit: PositiveInt | None = None,
     mels: Literal["float16", "float32"] = "float16",
-    workers: int = 1,
+    workers: PositiveInt = 1,
     seed: int = 0,
 ) -> None:
     """Make a store of speech that `train`, `score` and `evaluate` read: 16-bit waveforms and their mel spectrograms.
@@ -56,12 +57,6 @@ def prepare(
         workers: Processes that convert; more than one help from some hours of speech on.
         seed: Decides which utterances are set aside or chosen, and how built-in speech sounds.
     """
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 <= fraction < 1:
-            raise UserError(f"{name} is {fraction}: give a number from 0 up to, not including, 1.")
-    for name, value in (("limit", limit), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     speech = _open(source, seed)
     generator = np.random.default_rng(seed)
     fractions = {"val": val_fraction, "test": test_fraction}
@@ -73,7 +68,7 @@ def prepare(
             for split, utterances in splits.items()
         }
     speakers = _speakers(splits)
-    tallies = {split: Tally() for split in splits}
+    stats = {split: ReadStats() for split in splits}
     seconds = dict.fromkeys(splits, 0.0)
     with StoreWriter(
         out,
@@ -90,7 +85,7 @@ def prepare(
     ) as writer:
         names: dict[str, list[str]] = {}
         for split, utterances in splits.items():
-            converted = _converted(utterances, mel, mels, workers, f"preparing {split}", tallies[split])
+            converted = _converted(utterances, mel, mels, workers, f"preparing {split}", stats[split])
             kept: list[str] = []
             for batch in converted:
                 fields: dict[str, Any] = {"waveforms": [w for _, w, _ in batch], "mels": [m for _, _, m in batch]}
@@ -102,14 +97,14 @@ def prepare(
                 seconds[split] += sum(map(len, fields["waveforms"])) / mel.sample_rate
             if not kept:
                 raise UserError(
-                    f"{speech.name}: none of the utterances for {split} can be used: {tallies[split].reasons()}."
+                    f"{speech.name}: none of the utterances for {split} can be used: {stats[split].summary()}."
                 )
             names[split] = kept
-        writer.provenance["splits"] = {split: tally.as_dict() for split, tally in tallies.items()}
+        writer.provenance["splits"] = {split: counts.as_dict() for split, counts in stats.items()}
         writer.provenance["seconds"] = {split: round(duration, 2) for split, duration in seconds.items()}
         writer.provenance["shared with train"] = shared(splits, split_by)
         writer.provenance["names"] = names
-    _report(out, speech, mel, speakers, tallies, seconds, shared(splits, split_by), split_by)
+    _report(out, speech, mel, speakers, stats, seconds, shared(splits, split_by), split_by)
 
 
 def _open(source: str, seed: int) -> SpeechSource:
@@ -157,19 +152,19 @@ def _convert(utterance: Utterance, mel: MelSpec, mels: str) -> _Converted | str:
 
 
 def _converted(
-    utterances: Sequence[Utterance], mel: MelSpec, mels: str, workers: int, title: str, tally: Tally
+    utterances: Sequence[Utterance], mel: MelSpec, mels: str, workers: int, title: str, stats: ReadStats
 ) -> Iterator[list[tuple[Utterance, np.ndarray, np.ndarray]]]:
     """Convert in order, yielding batches of utterance, waveform int16 (samples,) and mel (frames, bands)."""
     convert = partial(_convert, mel=mel, mels=mels)
     batch: list[tuple[Utterance, np.ndarray, np.ndarray]] = []
     bar = tqdm(utterances, title, unit=" utterances", leave=False, disable=None)
     for utterance, result in zip(bar, _in_order(convert, utterances, workers), strict=True):
-        tally.read += 1
+        stats.read += 1
         if isinstance(result, str):
-            tally.skipped[result].append(utterance.name)
+            stats.skipped[result].append(utterance.name)
             continue
-        tally.written += 1
-        tally.converted.update(result.remarks)
+        stats.written += 1
+        stats.converted.update(result.remarks)
         batch.append((utterance, result.waveform, result.mel))
         if len(batch) == BATCH:
             yield batch
@@ -193,29 +188,18 @@ def _report(
     speech: SpeechSource,
     mel: MelSpec,
     speakers: list[str],
-    tallies: dict[str, Tally],
+    stats: dict[str, ReadStats],
     seconds: dict[str, float],
     leaks: dict[str, int],
     split_by: str,
 ) -> None:
     who = f"{len(speakers)} speakers" if speakers else "speakers not known"
     print(f"{out}: {mel.sample_rate:,} Hz, {mel.bands} mel bands, {who}, from {speech.name}")
-    for split, tally in tallies.items():
-        print(f"  {split:<5} {tally.written:>9,} utterances, {seconds[split] / 60:.1f} min")
-        for step, count in sorted(tally.converted.items()):
+    for split, counts in stats.items():
+        print(f"  {split:<5} {counts.written:>9,} utterances, {seconds[split] / 60:.1f} min")
+        for step, count in sorted(counts.converted.items()):
             print(f"        {count:>9,} of them {step}")
-        if tally.skipped:
-            print(f"        skipped: {tally.reasons()}")
+        if counts.skipped:
+            print(f"        skipped: {counts.summary()}")
         if split in leaks:
             print(f"        {leaks[split]:>9,} {split_by}s of them occur in train too, as the source has it")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(prepare, args, prog="arflows audio prepare")
-
-
-if __name__ == "__main__":
-    main()

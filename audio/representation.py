@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.spec import Spec
 
 if TYPE_CHECKING:
+    import torch
     from jaxtyping import Float, Int
     from torch import Tensor
 
@@ -123,7 +123,7 @@ class MelSpec(Spec):
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch of waveforms is conditioned on; it is cut and moved as a tensor is.
+    """Conditions of a batch of waveforms, as audio passes them on within itself.
 
     Attributes:
         mel: Log-mel spectrograms, (batch, bands, frames); None for a model without.
@@ -133,28 +133,10 @@ class Condition:
     mel: Float[Tensor, "batch bands frames"] | None = None
     speaker: Int[Tensor, " batch"] | None = None
 
-    def __len__(self) -> int:
-        """Examples in the batch."""
-        return len(self._parts()[0])
-
-    def __getitem__(self, rows: slice | Tensor) -> Condition:
-        """The condition of some of the examples."""
-        return self._map(lambda part: part[rows])
-
-    def to(self, *args: Any, **options: Any) -> Condition:
-        """Move to a device, as ``Tensor.to`` does."""
-        return self._map(lambda part: part.to(*args, **options))
-
-    def pin_memory(self) -> Condition:
-        """Copy into memory from which a GPU reads at once."""
-        return self._map(lambda part: part.pin_memory())
-
-    def _parts(self) -> list[Tensor]:
-        return [part for part in (self.mel, self.speaker) if part is not None]
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        mel = None if self.mel is None else change(self.mel)
-        return Condition(mel, None if self.speaker is None else change(self.speaker))
+    def keywords(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The parts that are there, on a device: keyword arguments of `SpeechFlow.log_prob`."""
+        parts = {"mel": self.mel, "speaker": self.speaker}
+        return {name: part.to(device) for name, part in parts.items() if part is not None}
 
 
 def log_mel(waveform: Float[Tensor, "batch samples"], spec: MelSpec) -> Float[Tensor, "batch bands frames"]:
@@ -175,13 +157,16 @@ def log_mel(waveform: Float[Tensor, "batch samples"], spec: MelSpec) -> Float[Te
     import torch
     from torch.nn import functional as F
 
+    from arflows.core.runtime.machine import double
+
     samples = waveform.shape[-1]
     if samples < spec.shortest:
         raise UserError(f"a waveform of {samples} samples is too short: the mel settings need {spec.shortest}.")
     dtype = torch.float64 if waveform.dtype == torch.float64 else torch.float32
-    with torch.autocast(waveform.device.type, enabled=False):
+    device = waveform.device
+    with torch.autocast(device.type, enabled=False):
         # Transforms in float32 round at 1e-7 of the loudest frequency, which shows in the quiet ones.
-        waveform = waveform.double()
+        waveform = double(waveform)
         waveform = F.pad(waveform, (0, spec.frames(samples) * spec.hop - samples))
         waveform = F.pad(waveform[:, None], spec.margin, mode="reflect")[:, 0]
         window = torch.hann_window(spec.window, dtype=waveform.dtype, device=waveform.device)
@@ -191,7 +176,7 @@ def log_mel(waveform: Float[Tensor, "batch samples"], spec: MelSpec) -> Float[Te
         if spec.power != 1:
             spectrum = spectrum**spec.power
         mel = (_filters(spec).to(spectrum) @ spectrum).clamp(min=spec.floor)
-        return (mel.log() if spec.log_base == "e" else mel.log10()).to(dtype)
+        return (mel.log() if spec.log_base == "e" else mel.log10()).to(dtype).to(device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,16 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from arflows.audio.inpainting import inpaint
 from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
-from arflows.audio.model import WaveFlow
+from arflows.audio.model import SpeechFlow
 from arflows.audio.representation import Condition
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.noise import torch_generator
+from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.audio_files import write_wav
-from arflows.data.errors import DataError
 
 
 def sample(
@@ -28,12 +30,12 @@ def sample(
     out: Path,
     speech: Path | None = None,
     gap: tuple[float, float] | None = None,
-    count: int = 1,
-    seconds: float = 2.0,
-    temperature: float = 0.8,
+    count: PositiveInt = 1,
+    seconds: PositiveFloat = 2.0,
+    temperature: PositiveFloat = 0.8,
     speaker: str | None = None,
     split: str = "test",
-    limit: int | None = None,
+    limit: PositiveInt | None = None,
     seed: int = 0,
     solver: SolverName = "sequential",
     device: str = "auto",
@@ -63,14 +65,7 @@ def sample(
         solver: How the flow is inverted; all solvers give the same waveforms.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("count", count), ("limit", limit or 1)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
-    if not seconds > 0:
-        raise UserError(f"seconds is {seconds:g}: give a length above 0.")
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature:g}: give a number above 0.")
-    flow = load_model(WaveFlow, model, device)
+    flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
     if speech is None and (flow.conditional or gap is not None):
         what = "fills in recordings" if gap is not None else "needs mel spectrograms"
@@ -83,9 +78,9 @@ def sample(
             source = _Source(speech, flow, names, split, speaker, limit)
             written = _vocode(flow, source, folder, gap, count, temperature, seed)
             if not written:
-                raise UserError(f"{speech} holds nothing that can be synthesised: {source.reasons()}.")
-            if source.reasons():
-                print(f"skipped: {source.reasons()}")
+                raise UserError(f"{speech} holds nothing that can be synthesised: {source.summary()}.")
+            if source.summary():
+                print(f"skipped: {source.summary()}")
     print(f"{out}: {written} waveforms, temperature {temperature:g}, seed {seed}")
 
 
@@ -93,7 +88,7 @@ class _Source:
     """Recordings or mel files."""
 
     def __init__(
-        self, source: Path, flow: WaveFlow, names: list[str], split: str, speaker: str | None, limit: int | None
+        self, source: Path, flow: SpeechFlow, names: list[str], split: str, speaker: str | None, limit: int | None
     ) -> None:
         self._flow, self._skipped = flow, dict[str, list[str]]()
         self._mels = mel_files(source)[:limit]
@@ -114,7 +109,7 @@ class _Source:
         for path in tqdm(self._mels, "synthesising", unit=" files", disable=None):
             try:
                 mel = read_mel(path, self._flow.spec)
-            except (UserError, DataError) as error:
+            except UserError as error:
                 if len(self._mels) == 1:
                     raise
                 self.skip(path.name, str(error).removeprefix(f"{path} "))
@@ -125,10 +120,10 @@ class _Source:
         """Notes that something could not be used."""
         self._skipped.setdefault(reason.rstrip("."), []).append(name)
 
-    def reasons(self) -> str:
+    def summary(self) -> str:
         """What was skipped, and why."""
         parts = [f"{', '.join(names)}: {reason}" for reason, names in self._skipped.items()]
-        return ", ".join([*parts, *filter(None, [self._speech.reasons() if self._speech is not None else ""])])
+        return ", ".join([*parts, *filter(None, [self._speech.summary() if self._speech is not None else ""])])
 
 
 class _Made(NamedTuple):
@@ -150,7 +145,7 @@ class _Made(NamedTuple):
 
 
 def _vocode(
-    flow: WaveFlow,
+    flow: SpeechFlow,
     source: _Source,
     folder: Path,
     gap: tuple[float, float] | None,
@@ -162,7 +157,7 @@ def _vocode(
     rate = flow.spec.sample_rate
 
     def work(_: int, utterance: Speech) -> _Made:
-        generator = torch.Generator().manual_seed(seed)  # so that the others of a folder do not matter
+        generator = torch_generator(seed, "utterance")  # so that the others of a folder do not matter
         start = time.perf_counter()
         scores: Tensor | None = None
         if gap is None:
@@ -195,7 +190,7 @@ def _vocode(
 
 
 def synthesise(
-    flow: WaveFlow, utterance: Speech, count: int, temperature: float, generator: torch.Generator
+    flow: SpeechFlow, utterance: Speech, count: int, temperature: float, generator: torch.Generator
 ) -> Float[Tensor, "count samples"]:
     """Waveforms in [-1, 1] from an utterance's mel spectrogram, on the CPU; from its length alone if the model is free.
 
@@ -206,13 +201,9 @@ def synthesise(
         temperature: Multiplies the standard deviation of the latents.
         generator: Of the latents.
     """
-    condition = utterance.condition.to(flow.device)
-    mel = None if condition.mel is None else condition.mel.expand(count, -1, -1)
-    speaker = None if condition.speaker is None else condition.speaker.expand(count)
     return flow.sample(
-        None if flow.conditional else count,
-        mel=mel,
-        speaker=speaker,
+        count,
+        **utterance.condition.keywords(flow.device),
         samples=None if flow.conditional else utterance.mel.shape[-1] * flow.spec.hop,
         temperature=temperature,
         generator=generator,
@@ -220,7 +211,7 @@ def synthesise(
 
 
 def fill(
-    flow: WaveFlow,
+    flow: SpeechFlow,
     utterance: Speech,
     gap: tuple[float, float],
     count: int,
@@ -241,13 +232,12 @@ def fill(
             f"the gap {gap[0]:g} … {gap[1]:g} s does not lie in {utterance.name}, of {samples / rate:.2f} s: give its "
             "start and end within the recording."
         )
-    condition = utterance.condition.to(flow.device)
-    filled, log_likelihoods = flow.inpaint(
+    filled, log_likelihoods = inpaint(
+        flow,
         utterance.waveform.to(flow.device),
         start,
         end,
-        condition.mel,
-        speaker=condition.speaker,
+        **utterance.condition.keywords(flow.device),
         count=count,
         temperature=temperature,
         generator=generator,
@@ -256,7 +246,7 @@ def fill(
 
 
 def _speak(
-    flow: WaveFlow, folder: Path, count: int, seconds: float, temperature: float, speaker: int | None, seed: int
+    flow: SpeechFlow, folder: Path, count: int, seconds: float, temperature: float, speaker: int | None, seed: int
 ) -> int:
     """Draws waveforms from a model without mel spectrograms."""
     spec = flow.spec
@@ -268,7 +258,7 @@ def _speak(
             speaker=None if speaker is None else torch.tensor([speaker], device=flow.device),
             samples=frames * spec.hop,
             temperature=temperature,
-            generator=torch.Generator().manual_seed(seed + index),
+            generator=torch_generator(seed, "waveform", index),
         )[0].cpu()
 
     rows = []
@@ -283,14 +273,3 @@ def _speak(
 def _write_table(folder: Path, rows: list[list[str]], more: list[str]) -> None:
     with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["file", "source", "seconds", *more], *rows])
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(sample, args, prog="arflows audio sample")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,11 +9,12 @@ import torch
 
 from arflows.audio.inputs import Speech, SpeechInput, speaker_names
 from arflows.audio.metrics import Mean
-from arflows.audio.model import WaveFlow
+from arflows.audio.model import SpeechFlow
 from arflows.audio.render import likelihood_curve, save_figure
 from arflows.core.likelihood import Reference, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.core.runtime.processes import distributed_map, is_main
 
@@ -27,7 +28,7 @@ def score(
     curves: Path | None = None,
     split: str = "test",
     speaker: str | None = None,
-    limit: int | None = None,
+    limit: PositiveInt | None = None,
     device: str = "auto",
 ) -> None:
     """Score speech by a trained flow and write a CSV file, one line an utterance.
@@ -47,9 +48,7 @@ def score(
         limit: Score at most so many utterances, the first.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}: give a number from 1 up.")
-    flow = load_model(WaveFlow, model, device)
+    flow = load_model(SpeechFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
@@ -62,7 +61,7 @@ def score(
         if curves is not None and is_main():
             _write_curve(curves, utterance, frame_means(values, flow.spec.hop), flow, reference)
     if not names:
-        raise UserError(f"{speech} holds no utterance that can be scored: {given.reasons()}.")
+        raise UserError(f"{speech} holds no utterance that can be scored: {given.summary()}.")
     means = np.array(totals) / np.array(lengths)
     columns = {
         "utterance": names,
@@ -80,15 +79,15 @@ def score(
     for remark, count in sorted(given.converted.items()):
         print(f"{count:,} of them {remark}")
     if given.skipped:
-        print(f"skipped: {given.reasons()}")
+        print(f"skipped: {given.summary()}")
 
 
 @torch.no_grad()
-def sample_log_likelihoods(flow: WaveFlow, utterance: Speech) -> np.ndarray:
+def sample_log_likelihoods(flow: SpeechFlow, utterance: Speech) -> np.ndarray:
     """Log-likelihood of each sample of an utterance in nats, float64 (samples,); their sum is the utterance's."""
     assert utterance.waveform is not None
-    waveform, condition = utterance.waveform.to(flow.device), utterance.condition.to(flow.device)
-    return flow.log_prob_per_sample(waveform, condition)[0].double().cpu().numpy()
+    waveform, conditions = utterance.waveform.to(flow.device), utterance.condition.keywords(flow.device)
+    return flow.log_prob_per_sample(waveform, **conditions)[0].cpu().double().numpy()
 
 
 def frame_means(values: np.ndarray, hop: int) -> np.ndarray:
@@ -97,7 +96,7 @@ def frame_means(values: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _write_curve(
-    folder: Path, utterance: Speech, values: np.ndarray, flow: WaveFlow, reference: Reference | None
+    folder: Path, utterance: Speech, values: np.ndarray, flow: SpeechFlow, reference: Reference | None
 ) -> None:
     spec = flow.spec
     stem = utterance.name.replace("/", "_")
@@ -110,14 +109,3 @@ def _write_curve(
     save_figure(
         likelihood_curve(values, utterance.mel[0].cpu().numpy(), spec, usual, utterance.name), folder / f"{stem}.png"
     )
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(score, args, prog="arflows audio score")
-
-
-if __name__ == "__main__":
-    main()

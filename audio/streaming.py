@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from arflows.audio.representation import Condition
-from arflows.core.inversion import in_sequence
+from arflows.audio.speech_flow import Continuation, SpeechFlow
+from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from arflows.audio.model import WaveFlow
-
-LATENT_BLOCK = 1024
-"""Samples whose latents are drawn from one generator."""
+from arflows.core.runtime.noise import Noise
 
 
 def latents(batch: int, start: int, stop: int, seed: int) -> Float[Tensor, "batch samples"]:
-    """Standard normal latents of samples ``start`` … ``stop`` − 1: functions of the seed and of where the sample is.
+    """Standard normal latents of samples ``start`` … ``stop`` − 1: functions of the seed, the waveform and the sample.
 
     Args:
-        batch: how many waveforms.
-        start: first sample.
-        stop: the sample after the last.
-        seed: of all latents, 0 or more.
+        batch: The number of waveforms.
+        start: The first sample.
+        stop: The sample after the last.
+        seed: The seed of all latents.
     """
-    first = start // LATENT_BLOCK
-    drawn = [
-        np.random.Generator(np.random.Philox(key=[seed, block])).standard_normal((batch, LATENT_BLOCK))
-        for block in range(first, max(-(-stop // LATENT_BLOCK), first + 1))
-    ]
-    place = first * LATENT_BLOCK
-    return torch.from_numpy(np.concatenate(drawn, 1)[:, start - place : stop - place]).float()
+    waveforms = [Noise(seed, f"waveform {index}") for index in range(batch)]
+    return torch.stack([noise.normal(start, stop - start) for noise in waveforms]).float()
 
 
 def stream(
-    flow: WaveFlow,
+    flow: SpeechFlow,
     mel_chunks: Iterable[Float[Tensor, "batch bands frames"]],
     speaker: Int[Tensor, " batch"] | None = None,
     temperature: float = 1.0,
@@ -52,14 +40,16 @@ def stream(
 ) -> Iterator[Float[Tensor, "batch samples"]]:
     """Synthesises waveforms chunk by chunk; what comes out does not depend on how the frames are cut into chunks.
 
-    The waveform is `WaveFlow.decode` of `latents` times the temperature, given all frames. A flow of causal width gives
-    exactly that, up to rounding, as soon as two more frames are known: each layer keeps the columns it still needs.
+    The waveform is `SpeechFlow.decode` of `latents` times the temperature, given all frames. A flow with a
+    `continuation` (`WaveFlow` of causal width) gives exactly that, up to rounding, as soon as two more frames are
+    known.
 
     A flow that looks to both sides would have to wait for the end, since every sample depends on all others within
-    `reach`, though ever more weakly. It synthesises blocks of frames, each with a margin of frames on both sides that
-    is thrown away. With a margin of at least `reach` this is exact too; with less, blocks differ from the whole
-    waveform by what the frames beyond the margin contribute. Of a trained model of 6 flows of 6 layers, whose reach is
-    357 frames, samples differed by 3e-4 at most with a margin of 4 frames, by 2e-6 with 8, by rounding with 16.
+    `WaveFlow.reach`, though ever more weakly. It synthesises blocks of frames, each with a margin of frames on both
+    sides that is thrown away. With a margin of at least `WaveFlow.reach` this is exact too; with less, blocks differ
+    from the whole waveform by what the frames beyond the margin contribute. Of a trained model of 6 flows of 6 layers,
+    whose reach is 357 frames, samples differed by 3e-4 at most with a margin of 4 frames, by 2e-6 with 8, by rounding
+    with 16.
 
     Args:
         flow: the model.
@@ -67,7 +57,7 @@ def stream(
         speaker: number of the speaker of each waveform.
         temperature: multiplies the latents' standard deviation.
         seed: of the latents.
-        block: frames synthesised at once, for a flow that is not of causal width.
+        block: frames synthesised at once, for a flow without a continuation.
         margin: frames synthesised with them on both sides.
 
     Yields:
@@ -85,34 +75,23 @@ def stream(
         raise UserError(f"temperature must be greater than 0, got {temperature}")
     if block < 1 or margin < 0 or seed < 0:
         raise UserError(f"block={block}, margin={margin} and seed={seed} must be at least 1, 0 and 0")
+    continuation = flow.continuation()
     synthesis: _Synthesis
-    if flow.causal_width:
-        synthesis = _Continued(flow, speaker, temperature, seed)
-    else:
+    if continuation is None:
         synthesis = _Blocks(flow, speaker, temperature, seed, block, margin)
+    else:
+        synthesis = _Continued(flow, speaker, temperature, seed, continuation)
     for chunk in mel_chunks:
         synthesis.take(chunk)
         yield from synthesis.ready(ended=False)
     yield from synthesis.ready(ended=True)
 
 
-def reach(flow: WaveFlow) -> int:
-    """How many frames before and after a sample's own can have a part in it, when a waveform is generated.
-
-    A row depends on the rows before it as far as the convolutions are wide, these on the rows before them as far again.
-    """
-    columns = (flow.height - 1) * sum(
-        max(layer.margins) for network in flow.bijection.networks for layer in network.stack
-    )
-    return math.ceil(columns * flow.height / flow.spec.hop) + 2  # the encoder's convolution and interpolation
-
-
 class _Synthesis(ABC):
     """A waveform in the making: the frames that are still needed, and how many came before."""
 
-    def __init__(self, flow: WaveFlow, speaker: Tensor | None, temperature: float, seed: int) -> None:
+    def __init__(self, flow: SpeechFlow, speaker: Tensor | None, temperature: float, seed: int) -> None:
         self.flow, self.speaker, self.temperature, self.seed = flow, speaker, temperature, seed
-        self.step = math.lcm(flow.spec.hop, flow.height) // flow.spec.hop  # frames that fill whole columns
         self.first = 0
         self.mel: Tensor | None = None
 
@@ -144,24 +123,24 @@ class _Synthesis(ABC):
 
     def forget(self, frame: int) -> None:
         """Lets go of the frames before one, as far as whole columns go."""
-        start = max(frame // self.step * self.step, self.first)
+        start = max(frame // self.flow.frame_step * self.flow.frame_step, self.first)
         self.mel, self.first = self.window(start, self.count), start
 
     def draw(self, start: int, stop: int) -> Tensor:
         """Latents of samples."""
         assert self.mel is not None
         z = latents(len(self.mel), start, stop, self.seed)
-        return self.temperature * z.to(self.mel.device, self.flow.base.origin.dtype)
+        return self.temperature * z.to(self.mel.device, self.flow.dtype)
 
 
 class _Blocks(_Synthesis):
     """Blocks with margins, at places that do not depend on the chunks."""
 
     def __init__(
-        self, flow: WaveFlow, speaker: Tensor | None, temperature: float, seed: int, block: int, margin: int
+        self, flow: SpeechFlow, speaker: Tensor | None, temperature: float, seed: int, block: int, margin: int
     ) -> None:
         super().__init__(flow, speaker, temperature, seed)
-        self.block, self.margin = (-(-frames // self.step) * self.step for frames in (block, margin))
+        self.block, self.margin = (-(-frames // flow.frame_step) * flow.frame_step for frames in (block, margin))
         self.done = 0  # frames
 
     @torch.no_grad()
@@ -170,8 +149,8 @@ class _Blocks(_Synthesis):
         hop = self.flow.spec.hop
         while self.done < self.count and (ended or self.done + self.block + self.margin <= self.count):
             start, stop = max(self.done - self.margin, 0), min(self.done + self.block + self.margin, self.count)
-            condition = Condition(self.window(start, stop), self.speaker)
-            waveform = self.flow.decode(self.draw(start * hop, stop * hop), condition)
+            z = self.draw(start * hop, stop * hop)
+            waveform = self.flow.decode(z, mel=self.window(start, stop), speaker=self.speaker)
             end = min(self.done + self.block, self.count)
             yield waveform[:, (self.done - start) * hop : (end - start) * hop]
             self.done = end
@@ -179,47 +158,24 @@ class _Blocks(_Synthesis):
 
 
 class _Continued(_Synthesis):
-    """Columns that go on where those before them ended."""
+    """Samples that go on where those before them ended."""
 
-    def __init__(self, flow: WaveFlow, speaker: Tensor | None, temperature: float, seed: int) -> None:
+    def __init__(
+        self, flow: SpeechFlow, speaker: Tensor | None, temperature: float, seed: int, continuation: Continuation
+    ) -> None:
         super().__init__(flow, speaker, temperature, seed)
-        self.done = 0  # columns
-        self.memories: list[list[Tensor]] = []
+        self.continuation = continuation
+        self.done = 0  # samples
 
     @torch.no_grad()
     def ready(self, ended: bool) -> Iterator[Tensor]:
-        """Synthesises the columns whose features are known."""
-        if not self.count:
+        """Synthesises the samples whose features are known."""
+        known = self.continuation.known(self.count, ended)
+        if known <= self.done:
             return
-        height, hop = self.flow.height, self.flow.spec.hop
-        # Sample t lies (t + ½) / hop − ½ frames in. Its features are interpolated up to the next frame, whose features
-        # are those of a convolution that sees one more.
-        known = math.ceil(((self.count - 1.5) * hop + 0.5) / height) - 1
-        columns = -(-self.count * hop // height) if ended else known
-        if columns <= self.done:
-            return
-        self.forget(max(math.floor((self.done * height + 0.5) / hop - 0.5) - 2, 0))
-        assert self.mel is not None
-        offset = self.first * hop // height
-        features = self.flow.column_features(Condition(self.mel, self.speaker), columns - offset)
-        assert features is not None
-        samples = min(columns * height, self.count * hop) - self.done * height
-        z = self.draw(self.done * height, self.done * height + samples)
-        context = self.flow.counted(features[..., self.done - offset :], z)
-        self.done = columns
-        yield self._continue(z, context)
-
-    def _continue(self, z: Tensor, context: Tensor | None) -> Tensor:
-        folded = self.flow.bijection
-        rows = folded.fold(z)
-        if not self.memories:
-            self.memories = [network.memory(rows) for network in folded.networks]
-        parts = list(zip(folded.flows, folded.networks, self.memories, strict=True))
-        for bijection, network, memory in reversed(parts):
-            assert bijection.order is not None
-            assert bijection.rank is not None
-            arranged = rows.index_select(1, bijection.order)
-            at_work = network.stream(arranged, context, memory)
-            rows, _ = in_sequence(at_work, bijection.elementwise, arranged)
-            rows = rows.index_select(1, bijection.rank)
-        return folded.unfold(rows, z.shape[1])
+        self.forget(self.continuation.needed(self.done))
+        z = self.draw(self.done, known)
+        with evaluating(self.flow):
+            waveform = self.continuation.extend(z, Condition(self.mel, self.speaker), self.first)
+        self.done = known
+        yield waveform

@@ -1,6 +1,6 @@
 """Train a flow on a store of speech: ``arflows audio train --config recipe.yaml``.
 
-On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 -m arflows.audio.train …``.
+On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 --no-python arflows audio train …``.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataModule
 from arflows.audio.metrics import Mean
-from arflows.audio.model import WaveFlow
-from arflows.audio.representation import Condition
-from arflows.core.commands.train import train
+from arflows.audio.model import SpeechFlow
+from arflows.core.commands.train import run_experiment
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs
 from arflows.core.runtime.errors import UserError
@@ -32,7 +31,7 @@ REFERENCE_UTTERANCES = 100
 """Training utterances whose scores are kept with the model."""
 
 
-class WaveFlowTraining(FlowTraining):
+class SpeechFlowTraining(FlowTraining):
     """Trains a flow of speech in nats per sample; see `FlowTraining`.
 
     Args:
@@ -40,7 +39,7 @@ class WaveFlowTraining(FlowTraining):
         **options: Those of `FlowTraining`.
     """
 
-    def __init__(self, flow: WaveFlow, **options: Any) -> None:
+    def __init__(self, flow: SpeechFlow, **options: Any) -> None:
         super().__init__(flow, unit="nats_per_dim", **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -74,7 +73,7 @@ class SampleClip(Callback):
 
     def _synthesise(self, trainer: Trainer, pl_module: LightningModule) -> None:
         flow, data = pl_module.flow, trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(flow, WaveFlow)
+        assert isinstance(flow, SpeechFlow)
         try:
             clip = self._clip(flow, data)
         except InversionError as error:  # an early state of a model is not worth a run
@@ -86,15 +85,15 @@ class SampleClip(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_audio("clip", clip, trainer.global_step, sample_rate=data.spec.sample_rate)
 
-    def _clip(self, flow: WaveFlow, data: SpeechDataModule) -> torch.Tensor:
+    def _clip(self, flow: SpeechFlow, data: SpeechDataModule) -> torch.Tensor:
         batch = data.dataset("val").__getitems__([0])
         frames = max(1, min(round(self.seconds * data.spec.sample_rate), batch["x"].shape[1]) // data.spec.hop)
-        condition = batch.get("context", Condition())
-        assert isinstance(condition, Condition)
+        conditions = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
+        if "mel" in conditions:
+            conditions["mel"] = conditions["mel"][..., :frames]
         return flow.sample(
             1,
-            mel=None if condition.mel is None else condition.mel[..., :frames].to(flow.device),
-            speaker=None if condition.speaker is None else condition.speaker.to(flow.device),
+            **conditions,
             samples=frames * data.spec.hop,
             temperature=self.temperature,
             generator=torch.Generator().manual_seed(0),
@@ -104,11 +103,11 @@ class SampleClip(Callback):
 class SpeechExperiment(Experiment):
     """Trains a flow on a store of speech."""
 
-    model: WaveFlowTraining
+    model: SpeechFlowTraining
     datamodule: SpeechDataModule
 
     def __init__(self, words: Sequence[str]) -> None:
-        super().__init__(WaveFlowTraining, SpeechDataModule, words, "audio", [SampleClip()])
+        super().__init__(SpeechFlowTraining, SpeechDataModule, words, "audio", [SampleClip()])
 
     def check(self) -> None:
         """Makes sure that the flow is one of such mel spectrograms, and of their speakers.
@@ -117,7 +116,7 @@ class SpeechExperiment(Experiment):
             UserError: If it is not.
         """
         flow, data = self.model.flow, self.datamodule
-        assert isinstance(flow, WaveFlow)
+        assert isinstance(flow, SpeechFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
                 f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set "
@@ -165,10 +164,14 @@ class SpeechExperiment(Experiment):
         return log_probs(self.model.flow, batches()).numpy(), np.array(lengths)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    train(SpeechExperiment, args, package="arflows.audio")
+def train(*words: str) -> None:
+    """Train a flow on a store of speech by maximum likelihood.
 
+    Args:
+        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+            `arflows audio train --help` lists the options.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        UserError: If the options do not fit together, or training cannot go on.
+    """
+    run_experiment(SpeechExperiment, words)

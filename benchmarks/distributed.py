@@ -47,7 +47,10 @@ def speed(store: Path, out: Path, processes: int, threads: int, batch: int, step
     options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run(
-        [sys.executable, "-m", "arflows.vision.train", *options], env=environment, check=True, capture_output=True
+        [sys.executable, "-m", "arflows.core.commands.cli", "vision", "train", *options],
+        env=environment,
+        check=True,
+        capture_output=True,
     )
     with (out / "logs" / "version_0" / "metrics.csv").open(newline="") as file:
         rates = [

@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the JSON file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "arflows.molecules.sample", "--model", options.model]
-        words += ["--n", str(options.count), "--out", f"{folder}/molecules.csv"]
+        words = [sys.executable, "-m", "arflows.core.commands.cli", "molecules", "sample", "--model", options.model]
+        words += ["--count", str(options.count), "--out", f"{folder}/molecules.csv"]
         seen, seconds = watch(words, options.every)
     rows = by_parts(seen, seconds)
     print(table(rows))

@@ -1,10 +1,7 @@
 """Base densities: what the latents of a flow are distributed like."""
 
-import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -12,33 +9,7 @@ from torch import Tensor, nn
 
 from arflows.core.bijections.base import sum_except_batch, zero_log_det
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.processes import seed_of
-
-
-class PerExample(torch.Generator):
-    """A source of randomness in which every example has its own, on the CPU.
-
-    What is drawn for an example depends on the seed and on its place among all that are sampled: not on the size of its
-    batch, nor on which process draws it.
-
-    Args:
-        seed: The seed of all.
-        first: The place of the first example of the batch that is drawn with it.
-    """
-
-    def __new__(cls, seed: int, first: int) -> Self:
-        """Makes the generator that serves where there are no examples."""
-        return super().__new__(cls)
-
-    def __init__(self, seed: int, first: int) -> None:
-        self.manual_seed(seed_of(seed, first))
-        self._own = (torch.Generator().manual_seed(seed_of(seed, place)) for place in itertools.count(first))
-        self._known: list[torch.Generator] = []
-
-    def draw(self, noise: Callable[..., Tensor], count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Noise of (count, *shape), a row from each example's own source."""
-        self._known += itertools.islice(self._own, max(0, count - len(self._known)))
-        return torch.stack([noise(shape, generator=own, dtype=dtype) for own in self._known[:count]])
+from arflows.core.runtime.noise import Distribution, PerExample
 
 
 class Base(nn.Module, ABC):
@@ -81,14 +52,14 @@ class Base(nn.Module, ABC):
                 whatever they are drawn together with.
         """
 
-    def _draw(self, noise: Callable[..., Tensor], count: int, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, distribution: Distribution, count: int, generator: torch.Generator | None) -> Tensor:
         """Noise of the latents' shape, drawn where the generator lives and moved to where the base lives."""
         if isinstance(generator, PerExample):
-            return generator.draw(noise, count, self.shape, self.origin.dtype).to(self.origin.device)
+            return generator.draw(distribution, count, self.shape, self.origin.dtype).to(self.origin.device)
         device = generator.device if generator is not None else self.origin.device
-        return noise(count, *self.shape, generator=generator, device=device, dtype=self.origin.dtype).to(
-            self.origin.device
-        )
+        draw = torch.randn if distribution == "normal" else torch.rand
+        noise = draw(count, *self.shape, generator=generator, device=device, dtype=self.origin.dtype)
+        return noise.to(self.origin.device)
 
 
 class StandardNormal(Base):
@@ -107,7 +78,7 @@ class StandardNormal(Base):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draws latents with standard deviation ``temperature``."""
-        return temperature * self._draw(torch.randn, count, generator)
+        return temperature * self._draw("normal", count, generator)
 
 
 class DiagonalNormal(Base):
@@ -153,7 +124,7 @@ class DiagonalNormal(Base):
     ) -> Tensor:
         """Draws latents with ``temperature`` times the learned standard deviation."""
         mean, log_scale = self._mean_and_log_scale(context)
-        return mean + temperature * log_scale.exp() * self._draw(torch.randn, count, generator)
+        return mean + temperature * log_scale.exp() * self._draw("normal", count, generator)
 
 
 class Uniform(Base):
@@ -179,4 +150,4 @@ class Uniform(Base):
         """
         if temperature != 1.0:
             raise UserError(f"temperature={temperature} has no meaning for a uniform base density; leave it at 1")
-        return self._draw(torch.rand, count, generator)
+        return self._draw("uniform", count, generator)

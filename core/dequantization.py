@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arflows.core.bijections.base import Bijection, sum_except_batch
-from arflows.core.runtime.processes import noise_rows
+from arflows.core.runtime.noise import noise_rows
 
 
 class Dequantizer(nn.Module, ABC):

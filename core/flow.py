@@ -1,9 +1,10 @@
-"""A flow: a base density seen through a bijection."""
+"""Flows: the contract of all models with a likelihood, and those of a base density and a bijection."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import prod
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from jaxtyping import Float, Shaped
@@ -17,8 +18,125 @@ from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
 
 
-class Flow(nn.Module):
-    """The density p(x) = p_base(z) · |det ∂z/∂x| with z = bijection(x), to score and to sample.
+class Flow(nn.Module, ABC):
+    """A model that gives examples a likelihood, and draws examples.
+
+    Training, likelihood figures and the command line rely on this interface alone. Conditions (a context, class labels,
+    a mel spectrogram) follow the examples as arguments of the flow's own.
+
+    Every flow has `log_prob`, `sample`, `likelihood`, `dims`, `device`, `dtype` and `initialize`. Two parts are
+    optional: the latents (`encode`, `decode`, `round_trip_error`, see `has_latents`) and `sample_with_log_prob` (see
+    `scores_samples`). A flow offers a part by defining its methods; those defined here raise `UserError`.
+    """
+
+    @abstractmethod
+    def log_prob(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, " batch"]:
+        """Log-likelihood of each example in nats, of the kind that `likelihood` names.
+
+        Args:
+            x: examples: a tensor of them, or what `sample` returns.
+            *conditions: what to condition on, one row for each example.
+            **options: the flow's own.
+        """
+
+    def forward(self, *arguments: Any, **options: Any) -> Float[Tensor, " batch"]:
+        """Log-likelihood of each example; the same as `log_prob`, for tools that call a module."""
+        return self.log_prob(*arguments, **options)
+
+    @abstractmethod
+    def sample(self, count: int, /, *conditions: Any, **options: Any) -> Tensor | Sequence[Any]:
+        """Draws examples, in evaluation mode and without gradients.
+
+        Args:
+            count: how many.
+            *conditions: what to condition on, one row for each example.
+            **options: the flow's own.
+
+        Returns:
+            ``count`` examples, in a form that `log_prob` takes.
+        """
+
+    def sample_with_log_prob(
+        self, count: int, /, *conditions: Any, **options: Any
+    ) -> tuple[Tensor | Sequence[Any], Float[Tensor, " count"]]:
+        """Draws examples, and gives what `log_prob` returns for each of them; arguments are those of `sample`.
+
+        Raises:
+            UserError: if the flow does not offer it, see `scores_samples`.
+        """
+        self._not_offered("sample_with_log_prob")
+
+    def encode(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, "batch *latent"]:
+        """Data → latent, in evaluation mode; arguments are those of `log_prob`.
+
+        Raises:
+            UserError: if the flow has no latents, see `has_latents`.
+        """
+        self._not_offered("encode")
+
+    def decode(self, z: Float[Tensor, "batch *latent"], /, *conditions: Any, **options: Any) -> Tensor | Sequence[Any]:
+        """Latent → data, in evaluation mode; conditions are those of `log_prob`.
+
+        Raises:
+            UserError: if the flow has no latents, see `has_latents`.
+        """
+        self._not_offered("decode")
+
+    def round_trip_error(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, " batch"]:
+        """Difference of each example from what its latents decode to; arguments are those of `log_prob`.
+
+        Raises:
+            UserError: if the flow has no latents, see `has_latents`.
+        """
+        self._not_offered("round_trip_error")
+
+    @property
+    def has_latents(self) -> bool:
+        """True if each example has a point in latent space: `encode`, `decode` and `round_trip_error` exist."""
+        return type(self).encode is not Flow.encode
+
+    @property
+    def scores_samples(self) -> bool:
+        """True if a sample has a log-likelihood that `sample_with_log_prob` can give."""
+        return type(self).sample_with_log_prob is not Flow.sample_with_log_prob
+
+    @property
+    @abstractmethod
+    def likelihood(self) -> Literal["exact", "density", "bound"]:
+        """Kind of `log_prob`: the log-probability of discrete data, a density, or a lower bound of the former."""
+
+    @property
+    def dims(self) -> int | None:
+        """Number of variables of an example, for bits per dimension; None if examples differ in it."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters, on which the flow computes."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters, in which the flow computes."""
+        return next(self.parameters()).dtype
+
+    def initialize(self, x: Any, /, *conditions: Any, **options: Any) -> None:
+        """Initialises the layers that start from data (`ActNorm`) by one batch; initialised layers are left alone.
+
+        Args:
+            x: examples.
+            *conditions: those of `log_prob`.
+            **options: those of `log_prob`.
+        """
+        initialize(self, lambda: self.log_prob(x, *conditions, **options))
+
+    def _not_offered(self, name: str) -> NoReturn:
+        flag = "scores_samples" if name == "sample_with_log_prob" else "has_latents"
+        raise UserError(f"{type(self).__name__} has no {name}: check flow.{flag} before calling it")
+
+
+class BijectiveFlow(Flow):
+    """The density p(x) = p_base(z) · |det ∂z/∂x| with z = bijection(x).
 
     Rezende & Mohamed, "Variational inference with normalizing flows", 2015 (arXiv:1505.05770), equation 5; for a
     survey Papamakarios et al. 2021 (arXiv:1912.02762).
@@ -32,9 +150,6 @@ class Flow(nn.Module):
         context_encoder: turns what the user conditions on (class labels, say) into the (batch, features) context that
             base and bijection take; None passes it on as it is.
     """
-
-    has_round_trip = True
-    """Whether an example has a point in latent space that gives it back, so that `round_trip_error` can be watched."""
 
     def __init__(
         self,
@@ -51,13 +166,18 @@ class Flow(nn.Module):
 
     @property
     def likelihood(self) -> Literal["exact", "density", "bound"]:
-        """What `log_prob` is: a density of continuous data, or a bound on (or exactly) the probability of integers."""
+        """Kind of `log_prob`: a density of continuous data, or what the dequantizer makes of it."""
         return "density" if self.dequantizer is None else self.dequantizer.likelihood
 
     @property
     def device(self) -> torch.device:
-        """Where the flow computes."""
+        """Device on which the flow computes, that of its base."""
         return self.base.origin.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the flow computes, that of its base."""
+        return self.base.origin.dtype
 
     @property
     def dims(self) -> int:
@@ -93,12 +213,12 @@ class Flow(nn.Module):
             context: what to condition on, one row for each example.
             temperature: multiplies the base density's standard deviation.
             generator: source of randomness; a CPU generator gives the same latents on every device.
-            solver: how autoregressive parts are inverted; None for the solver in force, `Sequential` by default.
+            solver: how autoregressive parts are inverted; None for the active solver, `Sequential` by default.
 
         Raises:
             InversionError: if the solver finds no solution.
         """
-        with self._evaluating():
+        with evaluating(self):
             z, encoded = self._latents(count, context, temperature, generator)
             y, _ = self._inverse(z, encoded, solver)
         return y if self.dequantizer is None else self.dequantizer.quantize(y)
@@ -113,12 +233,12 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Shaped[Tensor, "count *event"], Float[Tensor, " count"]]:
-        """Draws examples and says how likely the model holds each of them, in nats.
+        """Draws examples, and gives what `log_prob` returns for each of them, in nats; arguments are those of `sample`.
 
-        The figure is what `log_prob` returns for the example, of the model at temperature 1 whatever the temperature of
-        the samples, so that samples and data compare. Arguments are those of `sample`.
+        The log-likelihood is that of the model at temperature 1 at any temperature of the samples. With a dequantizer
+        it is computed with noise of its own, as by a call of `log_prob`.
         """
-        with self._evaluating():
+        with evaluating(self):
             z, encoded = self._latents(count, context, temperature, generator)
             y, log_det = self._inverse(z, encoded, solver)
             if self.dequantizer is None:
@@ -130,7 +250,7 @@ class Flow(nn.Module):
         self, x: Shaped[Tensor, "batch *event"], context: Shaped[Tensor, "batch ..."] | None = None
     ) -> Float[Tensor, "batch *latent"]:
         """Data → latent, in evaluation mode; integers enter as the middles of their cells."""
-        with self._evaluating():
+        with evaluating(self):
             y = x if self.dequantizer is None else self.dequantizer.midpoint(x)
             return self.bijection(y, self._encode_context(context))[0]
 
@@ -138,7 +258,7 @@ class Flow(nn.Module):
         self, z: Float[Tensor, "batch *latent"], context: Shaped[Tensor, "batch ..."] | None = None
     ) -> Shaped[Tensor, "batch *event"]:
         """Latent → data, in evaluation mode."""
-        with self._evaluating():
+        with evaluating(self):
             y, _ = self.bijection.inverse(z, self._encode_context(context))
         return y if self.dequantizer is None else self.dequantizer.quantize(y)
 
@@ -151,20 +271,16 @@ class Flow(nn.Module):
         With a dequantizer y lies in [0, 1], so an error below half a cell (1/512 for 8-bit pixels) reconstructs every
         integer.
         """
-        with self._evaluating():
+        with evaluating(self):
             y = x if self.dequantizer is None else self.dequantizer.midpoint(x)
             encoded = self._encode_context(context)
             back, _ = self.bijection.inverse(self.bijection(y, encoded)[0], encoded)
         return (back - y).abs().flatten(1).amax(1)
 
-    def initialize(self, x: Shaped[Tensor, "batch *event"], context: Shaped[Tensor, "batch ..."] | None = None) -> None:
-        """Initialises the layers that start from data (`ActNorm`) by one batch; what was initialised before stays."""
-        initialize(self, lambda: self.log_prob(x, context))
-
     def _latents(
         self, count: int, context: Tensor | None, temperature: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws from the base; gives the encoded context with it."""
+        """Latents drawn from the base, and the encoded context."""
         if count < 1:
             raise UserError(f"the number of samples must be at least 1, got {count}")
         if not temperature > 0:
@@ -173,7 +289,7 @@ class Flow(nn.Module):
         return self.base.sample(count, encoded, temperature=temperature, generator=generator), encoded
 
     def _inverse(self, z: Tensor, encoded: Tensor | None, solver: Solver | None) -> tuple[Tensor, Tensor]:
-        """Latent → data by a solver, or by the one in force."""
+        """Latent → data by a solver, or by the active one."""
         with nullcontext() if solver is None else use_solver(solver):
             return self.bijection.inverse(z, encoded)
 
@@ -182,12 +298,18 @@ class Flow(nn.Module):
             return context
         return self.context_encoder(context)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode for a while: statistics of a batch must not enter what is not training."""
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each module is in the mode that it was in before.
+
+    Parts that are in evaluation mode already (frozen ones, say) are not touched, and nothing is if all of them are.
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -9,24 +9,26 @@ see `Estimate`.
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.noise import fixed_noise, seed_of
 from arflows.core.runtime.processes import distributed_map
 
 Batch: TypeAlias = dict[str, Tensor]
-"""What a datamodule yields: ``{"x": examples, "context": what they are conditioned on}``; "context" may be absent."""
+"""Fields of a batch: "x", the examples, and what they are conditioned on, see `call_with`."""
+
+Result = TypeVar("Result")
 
 Kind: TypeAlias = Literal["exact", "density", "bound"]
 """The log-probability itself, a density of continuous data, or a lower bound on the log-probability."""
@@ -83,7 +85,7 @@ class Estimate:
         """
         if len(log_prob) == 0:
             raise UserError("no example to average over: the data set or split is empty; prepare one with examples.")
-        values = log_prob.detach().double().cpu()
+        values = log_prob.detach().cpu().double()
         values = -values if dims is None else bits_per_dim(values, dims)
         error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         unit: Literal["bits/dim", "nats"] = "nats" if dims is None else "bits/dim"
@@ -103,22 +105,23 @@ class Estimate:
 
 def dequantization(flow: Flow, draws: int = 1) -> str:
     """How a flow's integers were made continuous, as `Estimate.protocol` has it; empty for continuous data."""
-    if flow.dequantizer is None:
+    if not isinstance(flow, BijectiveFlow) or flow.dequantizer is None:
         return ""
     return f"{flow.dequantizer.protocol}, {draws} {'draw' if draws == 1 else 'draws'}"
 
 
-@contextmanager
-def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Makes random draws inside follow from a seed; outside, the generators go on as though nothing had been drawn.
+def call_with(method: Callable[..., Result], batch: Batch) -> Result:
+    """Calls a method of a flow with the fields of a batch: ``method(x, context, **others)``.
+
+    A field named "context" is the second positional argument, whatever the flow calls it; the other fields are keyword
+    arguments, such as ``mel`` and ``speaker`` of speech.
 
     Args:
-        seed: The seed.
-        device: The device drawn on, beside the CPU.
+        method: `Flow.log_prob` or another method with the same arguments.
+        batch: the fields.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    others = {name: field for name, field in batch.items() if name not in ("x", "context")}
+    return method(*(batch[name] for name in ("x", "context") if name in batch), **others)
 
 
 @torch.no_grad()
@@ -130,11 +133,11 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     expectation never looser than with fewer draws, and tends to the log-probability as K grows. Compare figures only
     at equal K.
 
-    The noise depends on the seed, the batch's place and its size alone, so that a run can be repeated. Processes at one
+    The noise depends on the seed, the batch's index and its size alone, so that a run can be repeated. Processes at one
     task (see `core.processes`) share the batches, and each gets all results.
 
     Args:
-        flow: The flow, on the device to compute on. It is put into evaluation mode, and back.
+        flow: The flow, on the device to compute on. It computes in evaluation mode.
         batches: Batches of examples, on any device.
         draws: K, the number of dequantisation draws; more than one only makes sense for a bound.
         seed: Seed of the dequantisation noise.
@@ -152,20 +155,15 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
     device = flow.device
 
     def of_batch(index: int, batch: Batch) -> Tensor:
-        x = batch["x"].to(device, non_blocking=True)
-        context = batch["context"].to(device, non_blocking=True) if "context" in batch else None
-        with fixed_noise(seed * 1_000_003 + index, device):
-            total = flow.log_prob(x, context).double()
+        moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
+        with fixed_noise(seed_of(seed, "log_prob", index), device):
+            total = call_with(flow.log_prob, moved).cpu().double()
             for _ in range(draws - 1):
-                total = torch.logaddexp(total, flow.log_prob(x, context).double())
-        return (total - math.log(draws)).cpu()
+                total = torch.logaddexp(total, call_with(flow.log_prob, moved).cpu().double())
+        return total - math.log(draws)
 
-    was_training = flow.training
-    flow.eval()
-    try:
+    with evaluating(flow):
         results = list(distributed_map(batches, of_batch))
-    finally:
-        flow.train(was_training)
     return torch.cat(results) if results else torch.empty(0, dtype=torch.float64)
 
 
@@ -184,7 +182,7 @@ class Reference:
     @classmethod
     def of(cls, scores: Float[Tensor, " count"]) -> "Reference":
         """Keeps the scores of a sample of training examples."""
-        values = np.sort(scores.double().cpu().numpy())
+        values = np.sort(scores.cpu().double().numpy())
         return cls(values, float(values.mean()))
 
     @classmethod

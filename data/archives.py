@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 
 LARGEST_RATIO = 100
 """By which text or data unfold; text mostly by 3 to 20, while an archive made to do harm unfolds by a thousand."""
@@ -22,7 +22,7 @@ ALWAYS_ALLOWED = 1 << 26
 def open_text(path: Path, newline: str | None = "") -> IO[str]:
     """Open a text file in UTF-8 for reading, unpacking it on the way if its name ends in ``.gz``.
 
-    What is read raises `DataError` where the file is damaged or unfolds beyond measure.
+    What is read raises `UserError` where the file is damaged or unfolds beyond measure.
 
     Args:
         path: The file.
@@ -50,7 +50,7 @@ class _Unfolding(io.RawIOBase):
         try:
             content = self._file.read(len(buffer))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{self._path} is damaged ({error}): copy it again.") from error
+            raise UserError(f"{self._path} is damaged ({error}): copy it again.") from error
         self._left -= len(content)
         if self._left < 0:
             raise _too_large(self._path)
@@ -66,7 +66,7 @@ def unpack_tar(path: Path, folder: Path) -> None:
     """Unpack a tar archive, packed or not, into a folder.
 
     Raises:
-        DataError: It is damaged, unfolds beyond measure, or names a place outside the folder, a link out of it or a
+        UserError: It is damaged, unfolds beyond measure, or names a place outside the folder, a link out of it or a
             device. Nothing is unpacked then.
     """
     left = _allowance(path)
@@ -80,17 +80,17 @@ def unpack_tar(path: Path, folder: Path) -> None:
                 members.append(tarfile.data_filter(member, str(folder)))
             archive.extractall(folder, members, filter="data")
     except tarfile.FilterError as error:
-        raise DataError(f"{path} would write where it should not ({error}): do not use it.") from error
+        raise UserError(f"{path} would write where it should not ({error}): do not use it.") from error
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged ({error}): copy it again.") from error
+        raise UserError(f"{path} is damaged ({error}): copy it again.") from error
 
 
 def _allowance(path: Path) -> int:
     return max(ALWAYS_ALLOWED, LARGEST_RATIO * path.stat().st_size)
 
 
-def _too_large(path: Path) -> DataError:
-    return DataError(
+def _too_large(path: Path) -> UserError:
+    return UserError(
         f"{path} unfolds to more than {LARGEST_RATIO} times its size, as files made to do harm do: unpack it yourself "
         "if you know where it is from."
     )

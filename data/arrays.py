@@ -21,7 +21,7 @@ from typing import IO
 import h5py
 import numpy as np
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 
 LONGEST_HEADER = 10_000
 """Bytes of an array's description; that of any array of numbers takes some hundred."""
@@ -45,7 +45,7 @@ def read_npy(path: Path) -> np.ndarray:
     """Read the one array of an ``.npy`` file.
 
     Raises:
-        DataError: It is damaged, holds Python objects, or claims more than there is.
+        UserError: It is damaged, holds Python objects, or claims more than there is.
     """
     with _sentence(path), path.open("rb") as file:
         return _array(path, path.stem, file, path.stat().st_size)
@@ -59,7 +59,7 @@ def read_npz(path: Path, only: set[str] | None = None) -> dict[str, np.ndarray]:
         only: The names of those that are wanted; None for all.
 
     Raises:
-        DataError: It is damaged, holds Python objects, or would take more memory than there is.
+        UserError: It is damaged, holds Python objects, or would take more memory than there is.
     """
     with _sentence(path), zipfile.ZipFile(path) as archive:
         parts = {part.filename.removesuffix(".npy"): part for part in archive.infolist()}
@@ -76,7 +76,7 @@ def npz_names(path: Path) -> list[str]:
     """The names of the arrays in an ``.npz`` file.
 
     Raises:
-        DataError: It is damaged.
+        UserError: It is damaged.
     """
     with _sentence(path), zipfile.ZipFile(path) as archive:
         return [part.filename.removesuffix(".npy") for part in archive.infolist()]
@@ -86,7 +86,7 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays at the top of an HDF5 file.
 
     Raises:
-        DataError: It is damaged, leads to other files, needs a plug-in, or would take more memory than there is.
+        UserError: It is damaged, leads to other files, needs a plug-in, or would take more memory than there is.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -95,7 +95,7 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
             _check_memory(path, sum(dataset.nbytes for dataset in datasets.values()))
             return {name: dataset[...] for name, dataset in datasets.items()}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({_first_line(error)}): copy it again.") from error
+        raise UserError(f"{path} is damaged ({_first_line(error)}): copy it again.") from error
 
 
 def check_heaps(path: Path, file: h5py.File) -> None:
@@ -146,16 +146,16 @@ def _end_of_heap(content: mmap.mmap, start: int) -> int:
 def _datasets(path: Path, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     for name in file:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise DataError(f"{path}: {name!r} leads elsewhere, which is refused: save the arrays themselves.")
+            raise UserError(f"{path}: {name!r} leads elsewhere, which is refused: save the arrays themselves.")
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset):
             continue
         if dataset.external or dataset.is_virtual:
-            raise DataError(f"{path}: {name!r} lies in other files, which is refused: save the arrays themselves.")
+            raise UserError(f"{path}: {name!r} lies in other files, which is refused: save the arrays themselves.")
         settings = dataset.id.get_create_plist()
         filters = {settings.get_filter(index)[0] for index in range(settings.get_nfilters())}
         if unknown := filters - KNOWN_FILTERS:
-            raise DataError(
+            raise UserError(
                 f"{path}: {name!r} is packed by the filter {min(unknown)}, for which HDF5 would load a plug-in: save "
                 "it without, or with gzip."
             )
@@ -170,7 +170,7 @@ def _array(path: Path, name: str, file: IO[bytes], size: int) -> np.ndarray:
         raise ValueError(f"{name} is in an unknown version of NumPy's format")
     shape, fortran_order, dtype = read_header[version](file, max_header_size=LONGEST_HEADER)
     if dtype.hasobject:
-        raise DataError(f"{path} holds arrays of Python objects, which are refused: save arrays of numbers.")
+        raise UserError(f"{path} holds arrays of Python objects, which are refused: save arrays of numbers.")
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > size:
         raise ValueError(f"{name} claims {nbytes:,} bytes, and there are {size:,}")
@@ -185,9 +185,12 @@ def _array(path: Path, name: str, file: IO[bytes], size: int) -> np.ndarray:
 
 
 def _check_memory(path: Path, nbytes: int) -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows; there NumPy refuses what does not fit
+        return
     if nbytes > memory:
-        raise DataError(
+        raise UserError(
             f"{path} unfolds to {nbytes / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB of memory: "
             "save its arrays in parts."
         )
@@ -198,7 +201,7 @@ def _sentence(path: Path) -> Iterator[None]:
     """Turns what the readers of arrays and zip files raise for broken ones into one sentence."""
     try:
         yield
-    except DataError:
+    except UserError:
         raise
     except (
         zipfile.BadZipFile,
@@ -215,7 +218,7 @@ def _sentence(path: Path) -> Iterator[None]:
         RuntimeError,
         struct.error,
     ) as error:
-        raise DataError(
+        raise UserError(
             f"{path} is damaged, or holds no arrays of numbers ({_first_line(error)}): save it again."
         ) from error
 

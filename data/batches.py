@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
 
 Batch = dict[str, Tensor]
@@ -44,7 +44,7 @@ class StoreDataset(Dataset[Batch]):
             seed: Decides which.
 
         Raises:
-            DataError: The store has no such split.
+            UserError: The store has no such split.
         """
         self.store = store
         self.split = split
@@ -163,15 +163,15 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
             seed: Decides the order of the examples, and which are used with a limit.
 
         Raises:
-            DataError: The file is no store of the domain, or a setting is out of range.
+            UserError: The file is no store of the domain, or a setting is out of range.
         """
         super().__init__()
         settings = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}
         for name, value in settings.items():
             if value is not None and value < 1:
-                raise DataError(f"{name} is {value}: give a number from 1 up.")
+                raise UserError(f"{name} is {value}: give a number from 1 up.")
         if workers < 0:
-            raise DataError(f"workers is {workers}: give 0 or more.")
+            raise UserError(f"workers is {workers}: give 0 or more.")
         self.store = Store(store, expect_domain=domain)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -189,14 +189,14 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
             training: Change them at random, where the domain does so in training.
 
         Raises:
-            DataError: The store has no such split.
+            UserError: The store has no such split.
         """
 
     def loader(self, split: str) -> DataLoader[Batch]:
         """Return batches of ``eval_batch_size`` that hold every example of a split once, in order, unchanged.
 
         Raises:
-            DataError: The store has no such split.
+            UserError: The store has no such split.
         """
         return self._loader(self.dataset(split), self.eval_batch_size)
 
@@ -208,13 +208,13 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
         """Return the shuffled training batches of this process.
 
         Raises:
-            DataError: There are fewer examples than one batch takes.
+            UserError: There are fewer examples than one batch takes.
         """
         processes = self.trainer.world_size if self.trainer else 1
         dataset = self.dataset("train", training=True)
         if len(dataset) < self.batch_size * processes:
             share = f" in each of {processes} processes" if processes > 1 else ""
-            raise DataError(
+            raise UserError(
                 f"{self.store.path} gives {len(dataset):,} training examples, fewer than one batch of "
                 f"{self.batch_size}{share}: lower batch_size."
             )
@@ -254,7 +254,7 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
         """Return the test batches.
 
         Raises:
-            DataError: The store has no test examples.
+            UserError: The store has no test examples.
         """
         return self.loader("test")
 

@@ -13,7 +13,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 
 ATTEMPTS = 5
 """How often a transfer that was cut is taken up again before it is given up."""
@@ -116,7 +116,7 @@ def fetch(files: Sequence[Remote], folder: Path, attempts: int = ATTEMPTS, patie
         Where the files are.
 
     Raises:
-        DataError: A file cannot be had; the sentence says how to get it by hand.
+        UserError: A file cannot be had; the sentence says how to get it by hand.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -131,12 +131,12 @@ def fetch(files: Sequence[Remote], folder: Path, attempts: int = ATTEMPTS, patie
                 downloader=Resuming(part, attempts, patience),
             )
         except ValueError as error:  # pooch's word for a wrong checksum; it has removed the file
-            raise DataError(
+            raise UserError(
                 f"{remote.url} gave another file than it should (its SHA-256 is not {remote.sha256[:16]}…), which was "
                 f"removed: try again later, or put the right file into {folder} yourself."
             ) from error
         except (OSError, requests.RequestException) as error:
-            raise DataError(
+            raise UserError(
                 f"{remote.name} could not be downloaded ({_reason(error)}): check the network and start again, which "
                 f"goes on where it ended; or open {remote.url} on any machine and put the file into {folder}."
             ) from error

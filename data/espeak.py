@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ import espeakng_loader
 import numpy as np
 from jaxtyping import Int16
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import Clip, convert_audio
-from arflows.data.errors import DataError
 from arflows.data.sentences import SENTENCES
 from arflows.data.speech_sources import SpeechSource, Utterance
 
@@ -96,7 +97,7 @@ def speak(text: str, voice: str, pitch: int, rate: int, seed: int = 0) -> tuple[
         The samples, and their rate in Hz.
 
     Raises:
-        DataError: There is no such voice, or the synthesiser failed.
+        UserError: There is no such voice, or the synthesiser failed.
     """
     parts: list[np.ndarray] = []
 
@@ -109,12 +110,12 @@ def speak(text: str, voice: str, pitch: int, rate: int, seed: int = 0) -> tuple[
     encoded = text.encode() + b"\0"
     with _synthesiser(seed) as (library, own_rate):
         if library.espeak_SetVoiceByName(voice.encode()):
-            raise DataError(f"eSpeak NG has no voice {voice!r}: choose one of its voices, such as en-us+f2.")
+            raise UserError(f"eSpeak NG has no voice {voice!r}: choose one of its voices, such as en-us+f2.")
         for parameter, value in ((_RATE, rate), (_VOLUME, 60), (_PITCH, pitch), (_RANGE, 50)):
             library.espeak_SetParameter(parameter, value, 0)
         library.espeak_SetSynthCallback(callback)
         if library.espeak_Synth(encoded, len(encoded), 0, _CHARACTERS, 0, _UTF8, None, None):
-            raise DataError(f"eSpeak NG could not speak {text!r}: install espeakng-loader again.")
+            raise UserError(f"eSpeak NG could not speak {text!r}: install espeakng-loader again.")
         library.espeak_Synchronize()
     return np.concatenate(parts) if parts else np.empty(0, np.int16), own_rate
 
@@ -145,9 +146,9 @@ def _synthesiser(seed: int) -> Iterator[tuple[ctypes.CDLL, int]]:
     try:
         rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         if rate <= 0:
-            raise DataError("eSpeak NG does not start: install espeakng-loader again.")
+            raise UserError("eSpeak NG does not start: install espeakng-loader again.")
         library.espeak_ng_SetRandSeed(seed)
         yield library, rate
         library.espeak_Terminate()
     finally:
-        _ctypes.dlclose(library._handle)
+        (_ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose)(library._handle)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.arrays import npz_names
 from arflows.data.arrays import read_npz as arrays_of_npz
-from arflows.data.errors import DataError
 from arflows.data.folders import SPLIT_NAMES, printable, walk
 from arflows.data.image_sources import ArrayExamples, Examples, FileExamples, ImageSource
 
@@ -25,7 +25,7 @@ def read_path(path: Path, test: Path | None = None) -> ImageSource:
         test: Where the images of the split ``test`` are, if not inside ``path``.
 
     Raises:
-        DataError: There is nothing usable; the sentence names the path and the mend.
+        UserError: There is nothing usable; the sentence names the path and the mend.
     """
     parts = {"train": path}
     if path.is_dir():
@@ -40,7 +40,7 @@ def read_path(path: Path, test: Path | None = None) -> ImageSource:
             parts = found
     if test is not None:
         if "test" in parts:
-            raise DataError(f"{path} has test images of its own: leave out test={test}, or give only the train part.")
+            raise UserError(f"{path} has test images of its own: leave out test={test}, or give only the train part.")
         parts["test"] = test
     return ImageSource(str(path), {split: _read_part(part) for split, part in parts.items()})
 
@@ -51,8 +51,8 @@ def _read_part(path: Path) -> Examples:
     if path.suffix == ".npz" and path.is_file():
         return read_npz(path)
     if not path.exists():
-        raise DataError(f"there is no {path}: give a folder of images, an .npz file, or the name of a built-in source.")
-    raise DataError(f"{path} is neither a folder of images nor an .npz file: give one of these.")
+        raise UserError(f"there is no {path}: give a folder of images, an .npz file, or the name of a built-in source.")
+    raise UserError(f"{path} is neither a folder of images nor an .npz file: give one of these.")
 
 
 def read_folder(folder: Path) -> FileExamples:
@@ -62,11 +62,11 @@ def read_folder(folder: Path) -> FileExamples:
     class is then the name of the first folder below ``folder``, and classes are numbered in the order of their names.
 
     Raises:
-        DataError: There is no file.
+        UserError: There is no file.
     """
     paths = sorted(walk(folder))
     if not paths:
-        raise DataError(f"{folder} holds no files: give a folder with images in it.")
+        raise UserError(f"{folder} holds no files: give a folder with images in it.")
     tops = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
     if len(tops) < 2 or any("/" not in path for path in paths):
         return FileExamples(folder, paths)
@@ -82,11 +82,11 @@ def read_npz(path: Path) -> ArrayExamples:
     of whole numbers 0…255 or of floats 0…1 (which become round(255 × value)). Labels are class numbers from 0, (n,).
 
     Raises:
-        DataError: The file is damaged or its arrays are not as above; the sentence says in what.
+        UserError: The file is damaged or its arrays are not as above; the sentence says in what.
     """
     names = npz_names(path)
     if "images" not in names:
-        raise DataError(
+        raise UserError(
             f"{path} has no array 'images' (it has {', '.join(names) or 'none'}): save it with "
             "np.savez(path, images=…, labels=…)."
         )
@@ -107,18 +107,18 @@ def array_examples(
         classes: Names of the classes; their numbers if None.
 
     Raises:
-        DataError: The arrays are of another shape, type or range.
+        UserError: The arrays are of another shape, type or range.
     """
     pixels = _eight_bits(_channels_last(images, where), where)
     if labels is None:
         return ArrayExamples(pixels)
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
-        raise DataError(
+        raise UserError(
             f"{where}: labels are {labels.dtype} of shape {labels.shape}; give one whole number for each of the "
             f"{len(pixels):,} images, or leave them out."
         )
     if labels.min() < 0 or labels.max() >= CLASS_LIMIT:
-        raise DataError(f"{where}: labels run from {labels.min()} to {labels.max()}; number the classes from 0 up.")
+        raise UserError(f"{where}: labels run from {labels.min()} to {labels.max()}; number the classes from 0 up.")
     return ArrayExamples(pixels, labels.astype(np.int64), classes or tuple(map(str, range(int(labels.max()) + 1))))
 
 
@@ -128,12 +128,12 @@ def _channels_last(images: np.ndarray, where: str) -> np.ndarray:
     elif images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
     if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise DataError(
+        raise UserError(
             f"{where}: images of shape {images.shape} cannot be used; give (n, height, width), (n, height, width, "
             "channels) or (n, channels, height, width) with 1 or 3 channels."
         )
     if images.size == 0:
-        raise DataError(f"{where} holds no images: its shape is {images.shape}.")
+        raise UserError(f"{where} holds no images: its shape is {images.shape}.")
     return images
 
 
@@ -141,15 +141,15 @@ def _eight_bits(images: np.ndarray, where: str) -> UInt8[np.ndarray, "examples h
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind not in "iuf":
-        raise DataError(f"{where}: images of type {images.dtype} cannot be used; save them as uint8.")
+        raise UserError(f"{where}: images of type {images.dtype} cannot be used; save them as uint8.")
     if images.dtype.kind == "f" and (bad := images.size - np.count_nonzero(np.isfinite(images))):
-        raise DataError(
+        raise UserError(
             f"{where}: {bad:,} of {images.size:,} pixels are NaN or infinite; mend or leave out these images."
         )
     lowest, highest = images.min(), images.max()
     top = 1 if images.dtype.kind == "f" else 255
     if lowest < 0 or highest > top:
-        raise DataError(
+        raise UserError(
             f"{where}: {images.dtype} pixels run from {lowest:g} to {highest:g}, outside 0…{top}; save uint8, or "
             "floats from 0 to 1."
         )

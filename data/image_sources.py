@@ -16,10 +16,10 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.folders import printable
 from arflows.data.images import GREY_MODES, SkippedImage, convert, open_image
-from arflows.data.tally import Tally
+from arflows.data.read_stats import ReadStats
 
 BATCH = 256  # images converted and written together
 
@@ -151,7 +151,7 @@ class ImageSource:
         for split, examples in self.splits.items():
             assert examples.classes is not None
             if unknown := [name for name in examples.classes if name not in number]:
-                raise DataError(
+                raise UserError(
                     f"{self.name}: the split {split!r} has the class {unknown[0]!r}, which the split 'train' has not; "
                     "give both the same classes."
                 )
@@ -169,7 +169,7 @@ class ImageSource:
 
 
 def uniform_batches(
-    examples: Examples, indices: Sequence[int] | np.ndarray, size: int, channels: int, tally: Tally
+    examples: Examples, indices: Sequence[int] | np.ndarray, size: int, channels: int, stats: ReadStats
 ) -> Iterator[tuple[UInt8[np.ndarray, "batch channels size size"], Int64[np.ndarray, " batch"] | None]]:
     """Convert images and yield them in batches, in order, with their labels; count what was converted and skipped.
 
@@ -178,7 +178,7 @@ def uniform_batches(
         indices: Which of them.
         size: Height and width to convert to (see `arflows.data.images`).
         channels: 1 or 3.
-        tally: Counts; added to.
+        stats: Counts; added to.
     """
 
     def load(index: int) -> tuple[np.ndarray, list[str]] | SkippedImage:
@@ -194,14 +194,14 @@ def uniform_batches(
             chosen = np.asarray(indices[start : start + BATCH])
             images, kept = [], []
             for index, result in zip(chosen, threads.map(load, chosen), strict=True):
-                tally.read += 1
+                stats.read += 1
                 if isinstance(result, SkippedImage):
-                    tally.skipped[str(result)].append(examples.name(index))
+                    stats.skipped[str(result)].append(examples.name(index))
                     continue
                 images.append(result[0])
                 kept.append(index)
-                tally.converted.update(result[1])
-            tally.written += len(kept)
+                stats.converted.update(result[1])
+            stats.written += len(kept)
             if kept:
                 batch = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
                 yield batch, None if examples.labels is None else examples.labels[kept]

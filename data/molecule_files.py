@@ -6,15 +6,14 @@ Nothing here parses chemistry; an `Entry` is text for those who do. Line ends ma
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from arflows.core.runtime.errors import UserError, did_you_mean
 from arflows.data.archives import open_text
-from arflows.data.errors import DataError
 
 READABLE = "a file of SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf, .sd), also as .gz"
 
@@ -70,15 +69,15 @@ def read_molecules(path: Path, column: str | None = None, values: Sequence[str] 
         values: Columns of a table, or fields of an SD file, with numbers to read.
 
     Raises:
-        DataError: The file is missing, empty, damaged or of another kind, or has no such column.
+        UserError: The file is missing, empty, damaged or of another kind, or has no such column.
     """
     if not path.is_file():
-        raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: give {READABLE}.")
+        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: give {READABLE}.")
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if column is not None and kind not in _TABLES:
-        raise DataError(f"{path} is no table: leave out the column {column!r}.")
+        raise UserError(f"{path} is no table: leave out the column {column!r}.")
     if values and kind in _SMILES:
-        raise DataError(f"{path} has no columns: {', '.join(values)} can be read from a table or an SD file only.")
+        raise UserError(f"{path} has no columns: {', '.join(values)} can be read from a table or an SD file only.")
     if kind in _SMILES:
         source = MoleculeFile(str(path), "smiles", lambda: _smiles(path))
     elif kind in _TABLES:
@@ -87,9 +86,9 @@ def read_molecules(path: Path, column: str | None = None, values: Sequence[str] 
     elif kind in _SD:
         source = MoleculeFile(str(path), "mol block", lambda: _sd(path, values))
     else:
-        raise DataError(f"{path} cannot be read as molecules: give {READABLE}.")
+        raise UserError(f"{path} cannot be read as molecules: give {READABLE}.")
     if next(iter(source), None) is None:
-        raise DataError(f"{path} holds no molecules: give {READABLE}.")
+        raise UserError(f"{path} holds no molecules: give {READABLE}.")
     return source
 
 
@@ -98,7 +97,7 @@ def _lines(path: Path) -> Iterator[str]:
         with open_text(path, newline=None) as file:
             yield from file
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is damaged, or no text ({error}): save or copy it again.") from error
+        raise UserError(f"{path} is damaged, or no text ({error}): save or copy it again.") from error
 
 
 def _smiles(path: Path) -> Iterator[Entry]:
@@ -123,7 +122,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             if any(cell.strip() for cell in row):
                 yield reader.line_num, [cell.strip() for cell in row]
     except csv.Error as error:
-        raise DataError(f"{path} is no table, see its line {reader.line_num} ({error}): save it again.") from error
+        raise UserError(f"{path} is no table, see its line {reader.line_num} ({error}): save it again.") from error
 
 
 def _layout(path: Path, delimiter: str, column: str | None, values: Sequence[str]) -> _Layout:
@@ -135,10 +134,8 @@ def _layout(path: Path, delimiter: str, column: str | None, values: Sequence[str
     wanted = column or (exact or like or [""])[0]
     for name in (wanted, *values):
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
             what = f"no column {name!r}" if name else "no column called smiles"
-            raise DataError(f"{path} has {what}.{hint} Its first line has {', '.join(names)}.")
+            raise UserError(f"{path} has {what}.{did_you_mean(name, names)} Its first line has {', '.join(names)}.")
     return _Layout(True, names.index(wanted), tuple(names.index(name) for name in values))
 
 

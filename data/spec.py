@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.fingerprint import fingerprint
 
 
@@ -24,13 +24,13 @@ class Spec:
         """Read what `as_dict` gave.
 
         Raises:
-            DataError: A setting is missing, or unknown to this version.
+            UserError: A setting is missing, or unknown to this version.
         """
         try:
             return cls(**settings)
         except TypeError as error:
             known = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise DataError(
+            raise UserError(
                 f"the data's settings must be {known}, not {', '.join(settings)}: update arflows, or prepare the data "
                 "again."
             ) from error

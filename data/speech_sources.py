@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import AUDIO_SUFFIXES, Clip, read_audio
-from arflows.data.errors import DataError
 from arflows.data.folders import SPLIT_NAMES, printable, walk
 
 LJSPEECH_CLIPS = 13_100
@@ -82,19 +82,19 @@ def read_speech(path: Path) -> SpeechSource:
     if there are at least two and no file lies beside them.
 
     Raises:
-        DataError: There is no folder, or no audio in it.
+        UserError: There is no folder, or no audio in it.
     """
     if path.is_file():
         if path.suffix.lower() not in AUDIO_SUFFIXES:
-            raise DataError(f"{path} is no audio file: give one, a folder of them, or a built-in source.")
+            raise UserError(f"{path} is no audio file: give one, a folder of them, or a built-in source.")
         return SpeechSource(str(path), [Recording(name=path.name, file=path)])
     if not path.is_dir():
-        raise DataError(f"there is no {path}: give a folder of audio files, or the name of a built-in source.")
+        raise UserError(f"there is no {path}: give a folder of audio files, or the name of a built-in source.")
     if (path / "metadata.csv").is_file():
         return _with_metadata(path)
     files = sorted(name for name in walk(path) if name.lower().endswith(AUDIO_SUFFIXES))
     if not files:
-        raise DataError(f"{path} holds no audio files: give a folder with {', '.join(AUDIO_SUFFIXES[:3])}, … in it.")
+        raise UserError(f"{path} holds no audio files: give a folder with {', '.join(AUDIO_SUFFIXES[:3])}, … in it.")
     for layout in (_vctk, _libritts, _plain):
         if (source := layout(path, files)) is not None:
             return source
@@ -111,16 +111,16 @@ def _with_metadata(path: Path) -> SpeechSource:
         with table.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE) if row]
     except UnicodeDecodeError as error:
-        raise DataError(f"{table} is not text in UTF-8: save it as such, with lines id|text|split.") from error
+        raise UserError(f"{table} is not text in UTF-8: save it as such, with lines id|text|split.") from error
     if rows and [cell.strip().lower() for cell in rows[0][:2]] == ["id", "text"]:
         rows = rows[1:]
     if not rows or any(len(row) < 2 for row in rows):
-        raise DataError(f"{table} must have lines id|text or id|text|split: mend it, or remove it to use all files.")
+        raise UserError(f"{table} must have lines id|text or id|text|split: mend it, or remove it to use all files.")
     known = {name: split for split, names in SPLIT_NAMES.items() for name in names} | {"dev": "val"}
     splits = [known.get(row[2].strip().lower()) if len(row) > 2 else None for row in rows]
     if any(splits) and not all(splits):
         wrong = rows[splits.index(None)]
-        raise DataError(
+        raise UserError(
             f"{table} gives {wrong[0]} the split {wrong[2] if len(wrong) > 2 else ''!r}: give every line train, val or "
             "test, or none."
         )
@@ -231,10 +231,10 @@ def assign_splits(
         ``train`` first, then those of ``val`` and ``test`` that have utterances; each in the order of the source.
 
     Raises:
-        DataError: Nothing is left for training, or the speakers are not known.
+        UserError: Nothing is left for training, or the speakers are not known.
     """
     if by == "speaker" and any(utterance.speaker is None for utterance in utterances):
-        raise DataError("split_by speaker needs to know who speaks: give a folder for each speaker, or a known layout.")
+        raise UserError("split_by speaker needs to know who speaks: give a folder for each speaker, or a known layout.")
     key: Callable[[Utterance], str] = (lambda u: str(u.speaker)) if by == "speaker" else sentence
     chosen: dict[str, list[Utterance]] = {"train": [u for u in utterances if u.split in (None, "train")]}
     for split in ("val", "test"):
@@ -248,7 +248,7 @@ def assign_splits(
         chosen[split] = [u for u in chosen["train"] if key(u) in aside]
         chosen["train"] = [u for u in chosen["train"] if key(u) not in aside]
     if not chosen["train"]:
-        raise DataError(
+        raise UserError(
             f"of {len(utterances)} utterances none is left for training once val and test are set aside: give more, or "
             "lower val_fraction and test_fraction."
         )

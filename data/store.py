@@ -35,8 +35,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.arrays import check_heaps
-from arflows.data.errors import DataError
 from arflows.data.fingerprint import fingerprint
 
 FORMAT = "arflows-store"
@@ -117,7 +117,7 @@ class Store:
             expect_domain: Refuse a store of any other domain.
 
         Raises:
-            DataError: The path leads to no store, to a damaged one, to one of a newer format or of another domain.
+            UserError: The path leads to no store, to a damaged one, to one of a newer format or of another domain.
         """
         self.path = Path(path)
         self._maps: dict[tuple[str, str], np.ndarray] = {}
@@ -125,9 +125,9 @@ class Store:
             check_heaps(self.path, file)
             attributes = dict(file.attrs)
             if attributes.get("format") != FORMAT:
-                raise DataError(f"{self.path} is an HDF5 file but not an arflows store: make one with `prepare`.")
+                raise UserError(f"{self.path} is an HDF5 file but not an arflows store: make one with `prepare`.")
             if (version := int(attributes["format_version"])) > FORMAT_VERSION:
-                raise DataError(
+                raise UserError(
                     f"{self.path} is a store of format version {version}, newer than the {FORMAT_VERSION} that this "
                     "arflows reads: update arflows, or prepare the data again with this one."
                 )
@@ -146,7 +146,7 @@ class Store:
             }
             self.splits = {split: _count(split, fields) for split, fields in self._fields.items()}
         if expect_domain is not None and self.domain != expect_domain:
-            raise DataError(
+            raise UserError(
                 f"{self.path} is a store of the domain {self.domain!r}, not {expect_domain!r}: give a store made by "
                 f"`arflows {expect_domain} prepare`."
             )
@@ -159,10 +159,10 @@ class Store:
         """Return the layout of each field of a split.
 
         Raises:
-            DataError: There is no such split; the sentence names those there are.
+            UserError: There is no such split; the sentence names those there are.
         """
         if split not in self._fields:
-            raise DataError(f"{self.path} has no split {split!r}: it has {', '.join(self._fields)}.")
+            raise UserError(f"{self.path} has no split {split!r}: it has {', '.join(self._fields)}.")
         return dict(self._fields[split])
 
     def array(self, split: str, name: str) -> np.ndarray:
@@ -171,14 +171,14 @@ class Store:
         Of a ragged field these are the values of all examples one after the other; see `ragged`.
 
         Raises:
-            DataError: There is no such split or field, or the file was replaced since the store was opened.
+            UserError: There is no such split or field, or the file was replaced since the store was opened.
         """
         layout = self.fields(split).get(name)
         if layout is None:
-            raise DataError(f"{self.path} has no field {name!r} in {split!r}: it has {', '.join(self._fields[split])}.")
+            raise UserError(f"{self.path} has no field {name!r} in {split!r}: it has {', '.join(self._fields[split])}.")
         if (split, name) not in self._maps:
             if _stamp(self.path) != self._stamp:
-                raise DataError(f"{self.path} was replaced while it was in use: start again.")
+                raise UserError(f"{self.path} was replaced while it was in use: start again.")
             mapped = np.memmap(self.path, layout.dtype, mode="r", offset=layout.offset, shape=layout.shape)
             self._maps[split, name] = mapped.view(np.ndarray)
         return self._maps[split, name]
@@ -187,11 +187,11 @@ class Store:
         """Return a field of examples of different lengths.
 
         Raises:
-            DataError: There is no such split or field, or its offsets are damaged.
+            UserError: There is no such split or field, or its offsets are damaged.
         """
         field = Ragged(self.array(split, name), self.array(split, name + OFFSETS))
         if field.offsets[0] != 0 or field.offsets[-1] != len(field.values) or (field.lengths < 0).any():
-            raise DataError(f"{self.path} is damaged in {split}/{name}{OFFSETS}: prepare or copy it again.")
+            raise UserError(f"{self.path} is damaged in {split}/{name}{OFFSETS}: prepare or copy it again.")
         return field
 
     def facts(self) -> dict[str, Any]:
@@ -216,7 +216,7 @@ class Store:
         """Read every byte and compare it with its checksum.
 
         Raises:
-            DataError: Something differs; the sentence names each damaged dataset.
+            UserError: Something differs; the sentence names each damaged dataset.
         """
         damaged = [] if fingerprint(self.spec) == self.fingerprint else ["spec"]
         for split, fields in self._fields.items():
@@ -224,11 +224,26 @@ class Store:
                 if _sha256(self.array(split, name)) != layout.sha256:
                     damaged.append(f"{split}/{name}")
         if damaged:
-            raise DataError(f"{self.path} is damaged in {', '.join(damaged)}: prepare or copy it again.")
+            raise UserError(f"{self.path} is damaged in {', '.join(damaged)}: prepare or copy it again.")
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry the whole array; the process that receives the store maps it anew.
         return self.__dict__ | {"_maps": {}}
+
+
+def is_store(path: Path) -> bool:
+    """Return True if a file is a store, or a damaged HDF5 file, whose damage `Store` names.
+
+    False for anything else: a folder, a file of another kind, an HDF5 file of other arrays.
+    """
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            check_heaps(path, file)
+            return file.attrs.get("format") == FORMAT
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        return True
 
 
 def verify(path: Path) -> str | None:
@@ -238,7 +253,7 @@ def verify(path: Path) -> str | None:
         What was found sound; None if the path is no HDF5 file, nor called like one.
 
     Raises:
-        DataError: Something differs; the sentence names each damaged dataset.
+        UserError: Something differs; the sentence names each damaged dataset.
     """
     if not path.is_file() or not (h5py.is_hdf5(path) or path.suffix in (".h5", ".hdf5")):
         return None
@@ -263,21 +278,21 @@ def _printable(value: Any) -> Any:
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file, with one sentence for each way it can fail to be one."""
     if not path.exists():
-        raise DataError(f"there is no store at {path}: check the path, or make one with `prepare`.")
+        raise UserError(f"there is no store at {path}: check the path, or make one with `prepare`.")
     if path.is_dir():
-        raise DataError(f"{path} is a folder, not a store: make a store of it with `prepare`.")
+        raise UserError(f"{path} is a folder, not a store: make a store of it with `prepare`.")
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty: prepare or copy it again.")
+        raise UserError(f"{path} is empty: prepare or copy it again.")
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except PermissionError as error:
-        raise DataError(f"{path} cannot be read: permission denied.") from error
+        raise UserError(f"{path} cannot be read: permission denied.") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, ArithmeticError) as error:
         if not h5py.is_hdf5(path):
-            raise DataError(f"{path} is not an HDF5 file: give a store made by `prepare`.") from error
+            raise UserError(f"{path} is not an HDF5 file: give a store made by `prepare`.") from error
         state = "is truncated" if "truncated" in str(error) else "is damaged and cannot be read"
-        raise DataError(f"{path} {state}: prepare or copy it again.") from error
+        raise UserError(f"{path} {state}: prepare or copy it again.") from error
 
 
 def _children(group: h5py.Group, kind: type) -> Iterator[tuple[str, Any]]:

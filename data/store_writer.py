@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, Self
 import h5py
 import numpy as np
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import sync
 from arflows.data.fingerprint import canonical_json, fingerprint
 from arflows.data.store import FORMAT, OFFSETS
 
@@ -88,9 +89,9 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         if self.path.is_dir():
-            raise DataError(f"cannot write a store to {self.path}: it is a folder, give a file name such as data.h5.")
+            raise UserError(f"cannot write a store to {self.path}: it is a folder, give a file name such as data.h5.")
         if self.path.exists() and self.path.stat().st_size and not h5py.is_hdf5(self.path):
-            raise DataError(f"cannot write a store to {self.path}: a file that is not a store lies there.")
+            raise UserError(f"cannot write a store to {self.path}: a file that is not a store lies there.")
         with self._disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._scratch = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
@@ -107,7 +108,7 @@ class StoreWriter:
 
         Raises:
             ValueError: The arrays do not fit each other or the batches before.
-            DataError: They cannot be written, for example because the disk is full.
+            UserError: They cannot be written, for example because the disk is full.
         """
         if len({len(values) for values in fields.values()}) != 1:
             raise ValueError(f"fields differ in their number of examples: { {n: len(v) for n, v in fields.items()} }")
@@ -148,7 +149,7 @@ class StoreWriter:
     def _commit(self) -> None:
         assert self._scratch is not None
         if not self._splits or not all(spool.count for spool in self._all_spools()):
-            raise DataError(f"{self.path} was not written: there are no examples for it.")
+            raise UserError(f"{self.path} was not written: there are no examples for it.")
         for spool in self._all_spools():
             spool.file.close()
         finished = self._scratch / "store.h5"
@@ -171,9 +172,9 @@ class StoreWriter:
                     data = np.memmap(spool.file.name, spool.dtype, mode="r", shape=(spool.count, *spool.shape))
                     dataset = file.create_dataset(f"{split}/{name}", data=data)
                     dataset.attrs["sha256"] = spool.hash.hexdigest()
-        _sync(finished)
+        sync(finished)
         os.replace(finished, self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def _offsets(self, split: str, name: str, lengths: list[int]) -> np.ndarray:
         """Return where the next examples of a ragged field end; before its first ones the 0 where they begin."""
@@ -201,7 +202,7 @@ class StoreWriter:
             yield
         except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeError where a file cannot be closed
             reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-            raise DataError(
+            raise UserError(
                 f"cannot write the store {self.path} ({reason}): make room or choose another place."
             ) from error
 
@@ -250,12 +251,3 @@ def _reserve(path: Path, attributes: int, datasets: Sequence[int]) -> None:
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(file.fileno(), 0, room)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.archives import unpack_tar
 from arflows.data.downloads import Remote, fetch
-from arflows.data.errors import DataError
 from arflows.data.image_files import array_examples
 from arflows.data.image_sources import Examples, FileExamples, ImageSource
 
@@ -115,7 +115,7 @@ def torchvision_set(name: str, root: Path, download: bool = False) -> ImageSourc
         download: Fetch them if they are not there.
 
     Raises:
-        DataError: The set is not there and may not, or cannot, be downloaded.
+        UserError: The set is not there and may not, or cannot, be downloaded.
     """
     read = _celeba if name == "celeba" else _arrays
     splits = {
@@ -132,7 +132,7 @@ def _load(name: str, root: Path, download: bool, **options: Any) -> Any:
         return dataset(root, download=False, **options)
     except RuntimeError as error:
         if not download:
-            raise DataError(
+            raise UserError(
                 f"{name} is not, or not whole, in {root}: add --download true to fetch it, or say with --root "
                 "where it is."
             ) from error
@@ -146,7 +146,7 @@ def _load(name: str, root: Path, download: bool, **options: Any) -> Any:
         return dataset(root, download=True, **options)
     except (OSError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split()).rstrip(".:")
-        raise DataError(
+        raise UserError(
             f"{name} could not be downloaded to {root} ({reason}): check the network, or put its files there yourself."
         ) from error
 

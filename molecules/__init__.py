@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arflows.molecules.model import GraphAF, MoleculeFlow
+    from arflows.molecules.model import GraphAF, GraphFlow, MoleculeFlow
     from arflows.molecules.representation import MoleculeSpec
 
-__all__ = ["GraphAF", "MoleculeFlow", "MoleculeSpec"]
+__all__ = ["GraphAF", "GraphFlow", "MoleculeFlow", "MoleculeSpec"]
 
 _HOMES = dict.fromkeys(__all__, "arflows.molecules.model") | {"MoleculeSpec": "arflows.molecules.representation"}
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.core.bijections import Bijection
+from arflows.core.runtime.machine import widest_float
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.decisions import Decisions, decisions
 from arflows.molecules.generation import FromLatents, cdf, grow, latent_shape
@@ -39,7 +40,7 @@ class DecisionCDFs(Bijection):
     ) -> tuple[Float[Tensor, "batch atoms steps"], Float[Tensor, " batch"]]:
         """Data → latent: all decisions in one pass."""
         given = self.read(x)
-        types, rows = (logits.double() for logits in self.logits(given, context))
+        types, rows = (logits.to(widest_float(x.device)) for logits in self.logits(given, context))
         stop = self._stops(given)
         z = types.new_full((len(x), *latent_shape(self.spec)), 0.5)
         places = torch.arange(types.shape[1], device=x.device)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from arflows.core.bijections import Standardize
+from arflows.core.bijections import InitializedFromData, Standardize
 
 KNOWN_ROWS = 1024
 """Training molecules whose properties a conditional model keeps."""
 
 
-class KnownProperties(nn.Module):
+class KnownProperties(InitializedFromData):
     """Properties as the network sees them, of zero mean and unit variance over the training data.
 
     Attributes:
@@ -26,11 +26,10 @@ class KnownProperties(nn.Module):
         self.standardize = Standardize(count)
         self.register_buffer("rows", torch.zeros(KNOWN_ROWS, count))
 
-    def initialize_from(self, properties: Float[Tensor, "batch properties"]) -> None:
-        """Keeps rows of training data; what was kept before stays."""
-        if not self.rows.any():
-            places = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
-            self.rows.copy_(properties[places])
+    def _set_from(self, properties: Float[Tensor, "batch properties"]) -> None:
+        """Keeps rows of training data."""
+        places = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
+        self.rows.copy_(properties[places])
 
     def forward(self, properties: Float[Tensor, "batch properties"]) -> Float[Tensor, "batch properties"]:
         """Standardises."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.molecules.decisions import pack
 from arflows.molecules.representation import MoleculeSpec
@@ -48,7 +48,7 @@ class MoleculeDataModule(StoreDataModule):
             seed: Decides the order of the molecules, and which are used with a limit.
 
         Raises:
-            DataError: The file is no store of molecules or of another version, or a setting is out of range.
+            UserError: The file is no store of molecules or of another version, or a setting is out of range.
         """
         super().__init__(store, "molecules", batch_size, eval_batch_size, workers, limit, seed)
         self.spec = MoleculeSpec.from_dict(self.store.spec)
@@ -58,11 +58,11 @@ class MoleculeDataModule(StoreDataModule):
         """Return the molecules of a split in order.
 
         Raises:
-            DataError: The store has no such split, or lacks a property.
+            UserError: The store has no such split, or lacks a property.
         """
         known = self.store.categories.get("properties", [])
         if missing := [name for name in self.properties if name not in known]:
-            raise DataError(
+            raise UserError(
                 f"{self.store.path} has no property {missing[0]!r}: it has {', '.join(known) or 'none'}; name others, "
                 "or prepare the store again with that column among --values."
             )

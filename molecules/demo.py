@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from arflows.core.commands.recipes import resolve_configs
 from arflows.core.commands.report import Chapter, Picture, Protocol, Table
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
@@ -15,7 +14,7 @@ from arflows.molecules.metrics import MEASURES, describe
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.prepare import prepare
 from arflows.molecules.render import grid_png, property_histograms
-from arflows.molecules.train import MoleculeExperiment
+from arflows.molecules.train import train
 from arflows.molecules.workers import Workers
 
 MAX_ATOMS = 24
@@ -35,7 +34,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     shutil.rmtree(run, ignore_errors=True)
     prepare("nci", store, max_atoms=MAX_ATOMS, seed=seed, workers=1)
     words = ["--config", "demo", "--data.store", str(store), "--out", str(run), "--seed", str(seed)]
-    MoleculeExperiment(resolve_configs(words, "arflows.molecules")).fit()
+    train(*words)
     result = evaluate(str(run), store, out / "nci.json", samples=SAMPLES, fcd=False, seed=seed, workers=1)
     return Chapter(
         "Molecules",

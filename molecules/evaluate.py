@@ -13,11 +13,12 @@ from torch import Tensor
 from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.likelihood import Batch, Estimate, log_probs
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.metrics import chemnet, quality, share
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow
 from arflows.molecules.postprocess import validities
 from arflows.molecules.representation import MoleculeSpec, decode, smiles_of_all
 from arflows.molecules.workers import Workers
@@ -30,11 +31,11 @@ def evaluate(
     store: Path,
     out: Path,
     split: str = "test",
-    samples: int = 10_000,
+    samples: PositiveInt = 10_000,
     fcd: bool = True,
     seed: int = 0,
-    batch_size: int = 1024,
-    workers: int | None = None,
+    batch_size: PositiveInt = 1024,
+    workers: PositiveInt | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a trained flow on a split of a store: exact likelihood, three validities, and the metrics of MOSES.
@@ -64,9 +65,6 @@ def evaluate(
     Returns:
         What was written.
     """
-    for name, value in (("samples", samples), ("batch_size", batch_size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     options = {
         "model": model,
         "store": str(store),
@@ -77,7 +75,7 @@ def evaluate(
         "batch_size": batch_size,
     }
     start = time.perf_counter()
-    flow = load_model(MoleculeFlow, model, device)
+    flow = load_model(GraphFlow, model, device)
     data = MoleculeDataModule(store, eval_batch_size=batch_size)
     if differences := flow.spec.differences(data.spec):
         raise UserError(f"{store} does not fit the model, model ≠ store: {', '.join(differences)}; give its own store.")
@@ -101,7 +99,7 @@ def evaluate(
         }
     result: dict[str, Any] = {
         "nats_per_molecule": figure.as_dict(),
-        **({"round_trip": round_trip(flow, next(iter(data.loader(split))))} if flow.has_round_trip else {}),
+        **({"round_trip": round_trip(flow, next(iter(data.loader(split))))} if flow.has_latents else {}),
         **measured,
         "samples_per_second": {"value": samples / seconds, "samples": samples, "what": "valid SMILES, with masks"},
         **protocol(flow, model, options, data.store.facts()),
@@ -111,7 +109,7 @@ def evaluate(
     return result
 
 
-def round_trip(flow: MoleculeFlow, batch: Batch) -> dict[str, Any]:
+def round_trip(flow: GraphFlow, batch: Batch) -> dict[str, Any]:
     """Say how many molecules come back from their latents as they were.
 
     Args:
@@ -163,14 +161,3 @@ def _rows(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
         rows[name] = f"Wasserstein-1 {value['wasserstein']:.4f}, {means}"
     rows["samples"] = f"{result['samples_per_second']['value']:,.0f} a second"
     return rows
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(evaluate, args, prog="arflows molecules evaluate")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
 from arflows.core.bijections import PiecewiseLinearCDF
+from arflows.core.runtime.machine import widest_float
 from arflows.molecules.decisions import pack, unpack
 from arflows.molecules.representation import MoleculeSpec
 from arflows.molecules.stream import MoleculeStream
@@ -57,7 +58,7 @@ class FromLatents:
 
     def decide(self, logits: Tensor, ids: Tensor, atom: int, step: int) -> Tensor:
         """Takes the category in whose bin the latent falls."""
-        return cdf(logits.shape[1]).inverse(self.latents[ids, atom, step].double(), logits)[0].long()
+        return cdf(logits.shape[1]).inverse(self.latents[ids, atom, step].to(logits.dtype), logits)[0].long()
 
 
 class Known:
@@ -77,7 +78,9 @@ class Known:
         stop = len(spec.atom_types)
         types = torch.where(atoms > 0, atoms - 1, stop)
         self.types = torch.cat([types, torch.full_like(types[:, :1], stop)], 1)
-        self.latents = torch.full((batch, *latent_shape(spec)), torch.nan, dtype=torch.float64, device=packed.device)
+        self.latents = torch.full(
+            (batch, *latent_shape(spec)), torch.nan, dtype=widest_float(packed.device), device=packed.device
+        )
         # The decisions on an atom's bonds in their order, then zeros, which mean that it has them.
         self.choices = atoms.new_zeros(batch, size, spec.max_back_bonds + 1)
         later, earlier, order = bonds.unbind(-1)
@@ -179,12 +182,12 @@ def grow(
     stop = len(stream.spec.atom_types)
     atoms = torch.zeros(batch, size, dtype=torch.uint8, device=stream.ids.device)
     orders = torch.zeros_like(stream.orders)
-    log_prob = torch.zeros(batch, dtype=torch.float64, device=stream.ids.device)
+    log_prob = torch.zeros(batch, dtype=widest_float(stream.ids.device), device=stream.ids.device)
     log_prob_policy = torch.zeros_like(log_prob)
 
     def decide(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         ids = stream.ids[rows]
-        logits = logits.double()  # a rare decision's bin would have no float32 in it
+        logits = logits.to(log_prob.dtype)  # a rare decision's bin would have no float32 in it
         policy = logits
         drawn = stream.atom >= begun
         if rules is not None and drawn:

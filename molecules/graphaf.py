@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from arflows.core.bases import StandardNormal
-from arflows.core.bijections import Chain, LocationScale
-from arflows.core.flow import Flow
+from arflows.core.bijections import LocationScale
+from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import widest_float
+from arflows.core.runtime.noise import Noise
 from arflows.molecules.decisions import unpack
 from arflows.molecules.generation import Grown
-from arflows.molecules.molecule_flow import Given, MoleculeFlow
+from arflows.molecules.graph_flow import Given, GraphFlow
 from arflows.molecules.records import Generated, Targets
 from arflows.molecules.representation import MoleculeSpec
 from arflows.molecules.validity import Masks
@@ -80,7 +81,7 @@ class Steps(NamedTuple):
     earlier: Int64[Tensor, " steps"]
 
 
-class GraphAF(MoleculeFlow):
+class GraphAF(GraphFlow):
     """An affine autoregressive flow over dequantised one-hot vectors of atom types and bonds.
 
     An atom's type is a one-hot vector plus noise, and so is the bond to each of the earlier atoms within the look-back,
@@ -88,9 +89,10 @@ class GraphAF(MoleculeFlow):
     convolution of the graph so far (equations 3-8). Sampling takes the largest entry.
 
     What the publication does and one should know: `log_prob` is a density of noisy vectors, neither the probability of
-    a molecule nor a bound of it, since noise of [0, 0.9) leaves gaps in which a sample may fall. Generation ends when
-    an atom gets no bond, which training never shows, so that the likelihood is of another model than the one that is
-    sampled. Nothing is shared between the graphs so far, some 70 for a molecule.
+    a molecule nor a bound of it, since noise of [0, 0.9) leaves gaps in which a sample may fall. A molecule is a region
+    of latent space and a sample carries no noise, so there is neither `encode` nor `sample_with_log_prob`. Generation
+    ends when an atom gets no bond, which training never shows, so that the likelihood is of another model than the one
+    that is sampled. Nothing is shared between the graphs so far, some 70 for a molecule.
 
     Ours: the types have charges, as `MoleculeSpec` has them. No batch normalisation, through which graphs of a batch
     would see each other.
@@ -105,8 +107,6 @@ class GraphAF(MoleculeFlow):
     Raises:
         UserError: For settings that do not fit together, or missing ones.
     """
-
-    has_round_trip = False
 
     def __init__(
         self,
@@ -125,9 +125,7 @@ class GraphAF(MoleculeFlow):
                 "prepare the data with --order bfs."
             )
         kinds, bonds = len(settings.atom_types), RELATIONS + 1
-        Flow.__init__(self, StandardNormal((settings.max_atoms * (kinds + look_back * bonds),)), Chain())
-        self.spec = settings
-        self.properties: list[str] = []
+        super().__init__(settings)
         self.look_back = look_back
         self.noise = noise
         self.map = LocationScale()
@@ -140,16 +138,16 @@ class GraphAF(MoleculeFlow):
         """A density of noisy vectors."""
         return "density"
 
-    def log_prob(
-        self, x: Given, context: Float[Tensor, "batch properties"] | None = None, orders: int | None = None
-    ) -> Float[Tensor, " batch"]:
-        """Log-density of molecules as noisy vectors, with new noise at every call."""
-        if context is not None or orders is not None:
-            raise UserError("GraphAF as published has no conditions, and no probabilities to sum over orders.")
+    def log_prob(self, x: Given) -> Float[Tensor, " batch"]:
+        """Log-density of each molecule as a noisy vector in nats, with new noise at every call.
+
+        Args:
+            x: Molecules; SMILES are taken in the canonical order.
+        """
         x = self._packed(x)
         atoms, graph = _dense(x, self.spec.max_atoms)
         steps = self._steps((atoms > 0).sum(1))
-        total = self.base.origin.new_zeros(len(x))
+        total = torch.zeros(len(x), dtype=self.dtype, device=x.device)
         for places in torch.arange(len(steps.molecule), device=x.device).split(STEPS):
             part = Steps(*(values[places] for values in steps))
             total = total.index_add(0, part.molecule, self._step_log_prob(atoms, graph, part))
@@ -169,7 +167,7 @@ class GraphAF(MoleculeFlow):
         first: int = 0,
         batch_size: int = 512,
     ) -> Iterator[Generated]:
-        """Draws graphs; see `MoleculeFlow.generate`. Log-densities are unknown, for a sample has no noise: NaN.
+        """Draws graphs; see `GraphFlow.generate`. A sample has no noise, hence no log-density: it is NaN.
 
         Args:
             count: How many.
@@ -191,16 +189,6 @@ class GraphAF(MoleculeFlow):
             )
         limits = Masks(self.spec, 1, max_atoms)
         return self._drawn(count, limits, masks, temperature, seed, first, batch_size)
-
-    def encode(self, *_: Any, **__: Any) -> Any:
-        """Not offered: a molecule is no point of this flow's latent space but a region.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("GraphAF as published maps noisy vectors, not molecules, to latents: take a MoleculeFlow.")
-
-    decode = interpolate = order_marginal = round_trip_error = encode
 
     # ------------------------------------------------------------------------------------------ steps
 
@@ -241,7 +229,7 @@ class GraphAF(MoleculeFlow):
         # Atoms before the one decided on, which is there too once its type is known; its bonds as far as decided.
         there = places < (atom + (earlier >= 0))[:, None]
         kinds = nn.functional.one_hot(atoms[molecule, : len(places)].long(), len(self.spec.atom_types) + 1)[..., 1:]
-        kinds = kinds.to(self.base.origin.dtype) * there[..., None]
+        kinds = kinds.to(self.dtype) * there[..., None]
         later, before = torch.maximum(places[:, None], places), torch.minimum(places[:, None], places)
         last = atom[:, None, None]
         known = (later < last) | ((later == last) & (before < earlier[:, None, None]))
@@ -269,30 +257,31 @@ class GraphAF(MoleculeFlow):
     ) -> Iterator[Generated]:
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
-            # A generator for each batch is enough here: batches of one size repeat.
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + first + start)
-            with self._evaluating():
-                grown = self._grow(size, limits, masks, temperature, generator)
+            shape = (self.spec.max_atoms, len(self.spec.atom_types) + self.look_back * (RELATIONS + 1))
+            z = Noise(seed, "latents").normal(first + start, size, shape).float().to(self.device)
+            with evaluating(self):
+                grown = self._grow(temperature * z, limits, masks)
             unknown = [torch.nan] * size
             yield Generated(self._decoded(grown), unknown, unknown, None)
 
-    def _grow(self, batch: int, limits: Masks, masks: bool, temperature: float, generator: torch.Generator) -> Grown:
-        size, device = self.spec.max_atoms, self.device
+    def _grow(self, z: Float[Tensor, "batch atoms latents"], limits: Masks, masks: bool) -> Grown:
+        batch, size, device = len(z), self.spec.max_atoms, z.device
+        kinds = len(self.spec.atom_types)
+        bond_latents = z[:, :, kinds:].unflatten(2, (self.look_back, RELATIONS + 1))  # the nearest atom comes first
         growing = _Growing(
-            torch.full((batch, size), len(self.spec.atom_types), device=device),
+            torch.full((batch, size), kinds, device=device),
             torch.zeros(batch, size, size, dtype=torch.uint8, device=device),
             torch.arange(batch, device=device),
         )
         atoms = torch.zeros(batch, size, dtype=torch.uint8, device=device)
 
-        def draw(parameters: Tensor) -> Tensor:
-            noise = torch.randn(len(alive), parameters.shape[1], generator=generator).to(device)
-            return self.map.inverse(temperature * noise, parameters)[0]
-
         alive = growing.ids
         for atom in range(limits.max_atoms):
+            if not len(alive):
+                break
             growing.atom = atom
-            y = draw(self._predict(atoms[alive], growing.orders[alive], _same_step(alive, atom, -1))[0])
+            parameters = self._predict(atoms[alive], growing.orders[alive], _same_step(alive, atom, -1))[0]
+            y = self.map.inverse(z[alive, atom, :kinds], parameters)[0]
             if masks:
                 possible = limits.types(growing, alive)[:, :-1]
                 y = y.masked_fill(~possible, -torch.inf)
@@ -306,7 +295,8 @@ class GraphAF(MoleculeFlow):
                 if not len(alive):
                     break
                 step = _same_step(alive, atom, earlier)
-                y = draw(self._predict(atoms[alive], growing.orders[alive], step)[1])
+                parameters = self._predict(atoms[alive], growing.orders[alive], step)[1]
+                y = self.map.inverse(bond_latents[alive, atom, atom - 1 - earlier], parameters)[0]
                 if masks:
                     fits = limits.bonds(growing, alive)[:, 1:].unflatten(1, (-1, 3))[:, earlier]
                     y[:, 1:] = y[:, 1:].masked_fill(~fits, -torch.inf)
@@ -318,7 +308,7 @@ class GraphAF(MoleculeFlow):
                 atoms[alive[~bound], atom] = 0
                 alive = alive[bound]
             growing.used = growing.orders.sum(2, dtype=torch.uint8)
-        nan = torch.full((batch,), torch.nan, dtype=torch.float64, device=device)
+        nan = torch.full((batch,), torch.nan, dtype=widest_float(device), device=device)
         return Grown(atoms, growing.orders, nan, nan)
 
 

@@ -73,7 +73,7 @@ class Reading:
         """How many entries were rejected for each reason, the most frequent first."""
         return dict(Counter(reason for _, _, reason in self.rejects).most_common())
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The reasons in words."""
         return ", ".join(f"{reason} ({count:,})" for reason, count in self.reasons().items())
 
@@ -142,7 +142,9 @@ def keep(reading: Reading, reasons: Iterable[str | None]) -> None:
             reading.rejects.append((molecule.number, molecule.smiles, reason))
     reading.molecules = kept
     if not kept:
-        raise UserError(f"{reading.source.name}: none of its {reading.read:,} molecules can be used: {reading.told()}.")
+        raise UserError(
+            f"{reading.source.name}: none of its {reading.read:,} molecules can be used: {reading.summary()}."
+        )
 
 
 def write_rejects(path: Path, readings: Iterable[Reading]) -> None:

@@ -9,33 +9,27 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
-from arflows.core.bases import Uniform
-from arflows.core.flow import Flow
+from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import Pretrained
+from arflows.core.runtime.noise import Noise
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.conditions import KnownProperties
 from arflows.molecules.decisions import unpack
 from arflows.molecules.fragments import Fragment, fragment_of
-from arflows.molecules.generation import Begun, FromLatents, Grown, Known, Source, grow, latent_shape
+from arflows.molecules.generation import Begun, FromLatents, Known, Source, grow, latent_shape
+from arflows.molecules.graph_flow import Given, GraphFlow
 from arflows.molecules.marginal import order_marginal, packed
-from arflows.molecules.parallel import draw_batches
-from arflows.molecules.records import Generated, Molecule, Targets, latents, molecules, targets_from
-from arflows.molecules.representation import Graph, MoleculeSpec, Refused, decode, graph_of
+from arflows.molecules.records import Generated, Molecule, Targets, targets_from
+from arflows.molecules.representation import Graph, MoleculeSpec, decode
 from arflows.molecules.validity import Masks
-from arflows.molecules.workers import Workers
 
 TOKENS = 1536
 """Atoms, padding included, of molecules of similar size that are computed at once: for a processor's cache."""
 
-Given = UInt8[Tensor, "batch packed"] | Sequence[str | Graph]
-"""Molecules: as a datamodule gives them, as SMILES, or as graphs in the order to be scored."""
 
-
-class MoleculeFlow(Flow, Pretrained):
+class MoleculeFlow(GraphFlow):
     """A flow over molecules, as sequences of decisions: atom types, bonds to earlier atoms, and to stop.
 
     Every decision is a category with a piecewise-linear CDF, whose logits a graph transformer computes from the
@@ -55,8 +49,6 @@ class MoleculeFlow(Flow, Pretrained):
         UserError: For settings that do not fit together, or missing ones.
     """
 
-    bijection: DecisionCDFs
-
     def __init__(
         self,
         spec: dict[str, Any] | None = None,
@@ -74,13 +66,9 @@ class MoleculeFlow(Flow, Pretrained):
         conditioner = GraphTransformer(
             len(settings.atom_types), settings.max_atoms, width, layers, heads, context_features=len(names)
         )
-        super().__init__(
-            Uniform(latent_shape(settings)),
-            DecisionCDFs(settings, conditioner),
-            context_encoder=KnownProperties(len(names)) if names else None,
-        )
-        self.spec = settings
-        self.properties = names
+        super().__init__(settings, names)
+        self.bijection = DecisionCDFs(settings, conditioner)
+        self.context_encoder = KnownProperties(len(names)) if names else None
 
     @property
     def likelihood(self) -> Literal["exact", "density", "bound"]:
@@ -151,42 +139,23 @@ class MoleculeFlow(Flow, Pretrained):
         estimates, errors = torch.tensor(found, dtype=torch.float64).reshape(-1, 2).unbind(1)
         return estimates, errors
 
-    def sample(  # type: ignore[override]
+    def sample_with_log_prob(
         self,
         count: int,
         context: Float[Tensor, "count properties"] | Targets | None = None,
-        *,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        workers: Workers | None = None,
         **options: Any,
-    ) -> list[Molecule]:
-        """Draws molecules.
+    ) -> tuple[list[Molecule], Float[Tensor, " count"]]:
+        """Draws molecules, and gives the log-probability of each in the order in which it was generated, in nats.
+
+        It is that of the model at temperature 1 and without masks, whatever decided; see `Molecule.log_prob`.
 
         Args:
             count: How many.
             context: Wanted properties, for a conditional model.
-            seed: Seed of the latents.
-            generator: Where the seed is drawn from, if there is one.
-            workers: Processes in which RDKit finishes the molecules; by default it works in this one.
-            **options: masks, temperature and others of `generate`.
+            **options: Those of `sample`.
         """
-        if generator is not None:
-            seed = int(torch.randint(2**62, (), generator=generator))
-        drawn = self.draw(count, context, seed=seed, workers=workers, **options)
-        return list(tqdm(drawn, "sampling", count, unit=" molecules", leave=False, disable=None))
-
-    def draw(self, count: int, *conditions: Any, workers: Workers | None = None, **options: Any) -> Iterator[Molecule]:
-        """Draws molecules one after the other, for any number of them; arguments are those of `generate`.
-
-        Args:
-            count: How many.
-            *conditions: Wanted properties, if any.
-            workers: Processes in which RDKit finishes the molecules; by default it works in this one.
-            **options: The others of `generate`.
-        """
-        batches = draw_batches(self, molecules, count, *conditions, workers=workers or Workers(1), **options)
-        return (molecule for batch in batches for molecule in batch)
+        drawn = self.sample(count, context, **options)
+        return drawn, torch.tensor([each.log_prob for each in drawn], dtype=self.dtype, device=self.device)
 
     def generate(
         self,
@@ -202,27 +171,7 @@ class MoleculeFlow(Flow, Pretrained):
         first: int = 0,
         batch_size: int = 512,
     ) -> Iterator[Generated]:
-        """Draws graphs of molecules a batch at a time, so that memory does not grow with their number.
-
-        Molecule number k of a seed is the same however many are drawn, in whichever batches, up to rounding.
-
-        Args:
-            count: How many.
-            context: For a conditional model wanted properties, by name a value or a range, or a row of all for each
-                molecule; without it those of training molecules.
-            masks: Allow only decisions after which a molecule can be finished: see `Masks`. Without them, every
-                decision that can be represented.
-            min_atoms: The least number of heavy atoms; needs masks.
-            max_atoms: The most; needs masks.
-            fragment: What all molecules begin with, see `fragment_of`; needs masks.
-            temperature: Divides the logits of all decisions; below 1 for likelier molecules.
-            seed: Seed of the latents.
-            first: Number of the first molecule, to go on where an earlier call ended.
-            batch_size: Molecules computed at a time.
-
-        Raises:
-            UserError: For settings out of range or that do not fit the model.
-        """
+        """Draws graphs of molecules a batch at a time, see `GraphFlow.generate`; temperature divides all logits."""
         if count < 1 or batch_size < 1 or not temperature > 0:
             raise UserError(
                 f"count={count}, batch_size={batch_size} and temperature={temperature} must be positive numbers."
@@ -251,14 +200,14 @@ class MoleculeFlow(Flow, Pretrained):
     ) -> Iterator[Generated]:
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
-            z = latents(seed, first + start, size, latent_shape(self.spec)).to(self.device)
+            z = Noise(seed, "latents").uniform(first + start, size, latent_shape(self.spec)).to(self.device)
             rows = context[start : start + size] if isinstance(context, Tensor) else context
             targets = self._targets(rows, seed, first + start, size)
             source: Source = FromLatents(z)
             if begun is not None:
                 known = Known(packed([begun.graph], self.spec).to(self.device), self.spec)
                 source = Begun(known, len(begun.graph.atoms), source)
-            with self._evaluating(), torch.no_grad():
+            with evaluating(self), torch.no_grad():
                 stream = self.bijection.stream(size, self._encode_context(targets))
                 grown = grow(stream, source, rules, temperature, 0 if begun is None else len(begun.graph.atoms))
             yield Generated(
@@ -282,7 +231,7 @@ class MoleculeFlow(Flow, Pretrained):
         return self._latents_of(self._packed(x), context, masks).nan_to_num(0.5)
 
     @torch.no_grad()
-    def decode(  # type: ignore[override]
+    def decode(
         self,
         z: Float[Tensor, "batch atoms steps"],
         context: Float[Tensor, "batch properties"] | None = None,
@@ -290,7 +239,7 @@ class MoleculeFlow(Flow, Pretrained):
         masks: bool = False,
     ) -> list[Graph]:
         """Latents → molecules, by the flow without or with masks."""
-        with self._evaluating():
+        with evaluating(self):
             stream = self.bijection.stream(len(z), self._encoded(context, len(z)))
             return self._decoded(grow(stream, FromLatents(z), Masks(self.spec) if masks else None))
 
@@ -323,7 +272,7 @@ class MoleculeFlow(Flow, Pretrained):
         one, other = (self._latents_of(self._packed([each]), context, masks=True) for each in (start, end))
         ends = torch.cat([one.where(~one.isnan(), other), other.where(~other.isnan(), one)]).nan_to_num(0.5)
         first, last = torch.special.ndtri(ends.clamp(1e-12, 1 - 1e-12))
-        weights = torch.linspace(0, 1, steps, dtype=torch.float64, device=ends.device)[:, None, None]
+        weights = torch.linspace(0, 1, steps, dtype=ends.dtype, device=ends.device)[:, None, None]
         way = torch.special.ndtr(first + weights * (last - first))
         way[0], way[-1] = ends  # exactly, where rounding could leave the bin
         return self.decode(way, None if context is None else context.expand(steps, -1), masks=True)
@@ -334,33 +283,10 @@ class MoleculeFlow(Flow, Pretrained):
     def _latents_of(self, x: UInt8[Tensor, "batch packed"], context: Tensor | None, masks: bool) -> Tensor:
         """Latents of molecules, NaN where they have no decision."""
         known = Known(x, self.spec)
-        with self._evaluating():
+        with evaluating(self):
             stream = self.bijection.stream(len(x), self._encoded(context, len(x)))
             grow(stream, known, Masks(self.spec) if masks else None)
         return known.latents
-
-    def _packed(self, x: Given) -> UInt8[Tensor, "batch packed"]:
-        if isinstance(x, Tensor):
-            return x
-        return packed(self._graphs(x), self.spec).to(self.device)
-
-    def _graphs(self, x: Given) -> list[Graph]:
-        if isinstance(x, Tensor):
-            atoms, bonds = unpack(x.cpu(), self.spec.max_atoms)
-            return decode(atoms.numpy(), bonds.numpy(), self.spec)
-        graphs = []
-        for each in x:
-            try:
-                graph = graph_of(each, self.spec.order) if isinstance(each, str) else each
-            except Refused as reason:
-                raise UserError(f"{each} cannot be represented: {reason}.") from None
-            if objection := self.spec.objection(graph):
-                raise UserError(f"{each} cannot be represented: {objection}.")
-            graphs.append(graph)
-        return graphs
-
-    def _decoded(self, grown: Grown) -> list[Graph]:
-        return decode(grown.atoms.cpu().numpy(), grown.bonds.cpu().numpy(), self.spec)
 
     # ------------------------------------------------------------------------------------------ conditions
 
@@ -375,6 +301,9 @@ class MoleculeFlow(Flow, Pretrained):
             )
         return self._encode_context(context)
 
+    def _encode_context(self, context: Tensor | None) -> Tensor | None:
+        return context if self.context_encoder is None or context is None else self.context_encoder(context)
+
     def _targets(
         self, context: Tensor | Targets | None, seed: int, first: int, count: int
     ) -> Float[Tensor, "count properties"] | None:
@@ -382,11 +311,9 @@ class MoleculeFlow(Flow, Pretrained):
             if context.ndim != 2 or context.shape[1] != len(self.properties):
                 self._encoded(context, len(context))
             return context.to(self.device)
-        rows = self.base.origin.new_zeros(0, 0)
-        if isinstance(self.context_encoder, KnownProperties):
-            rows = self.context_encoder.rows
         if not self.properties and not context:
             return None
+        rows = torch.zeros(0, 0) if self.context_encoder is None else self.context_encoder.rows
         return targets_from(rows.cpu(), self.properties, context or {}, seed, first, count).to(self.device)
 
     @torch.no_grad()
@@ -398,7 +325,7 @@ class MoleculeFlow(Flow, Pretrained):
         x = packed([each.graph for each in wide], self.spec).to(self.device)
         context = self._targets(None, 0, 0, 1)
         encoded = self._encode_context(context)
-        with self._evaluating():
+        with evaluating(self):
             scores = self.bijection.prefix_log_prob(x, None if encoded is None else encoded.expand(len(x), -1))
         return wide[int(scores.argmax())]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,17 +13,27 @@ from arflows.core.runtime.processes import distributed_imap
 from arflows.molecules.records import Generated, Targets
 from arflows.molecules.workers import Workers
 
-if TYPE_CHECKING:
-    from arflows.molecules.molecule_flow import MoleculeFlow
-
 Result = TypeVar("Result")
 
 Stretch = tuple[int, int, "Tensor | Targets | None"]
 """Molecules to draw: the number of the first, how many, and their wanted properties."""
 
 
+class Generates(Protocol):
+    """A flow that draws graphs; see `arflows.molecules.graph_flow.GraphFlow`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which it draws."""
+
+    def generate(
+        self, count: int, context: Tensor | Targets | None = None, *, first: int, batch_size: int, **options: Any
+    ) -> Iterator[Generated]:
+        """Draws graphs, a batch at a time."""
+
+
 def draw_batches(
-    flow: MoleculeFlow,
+    flow: Generates,
     finish: Callable[..., Result],
     count: int,
     context: Float[Tensor, "count properties"] | Targets | None = None,
@@ -68,7 +78,7 @@ def draw_batches(
     return distributed_imap(stretches, here)
 
 
-def _grow(stretch: Stretch, flow: MoleculeFlow, options: Mapping[str, Any]) -> Generated:
+def _grow(stretch: Stretch, flow: Generates, options: Mapping[str, Any]) -> Generated:
     first, count, context = stretch
     (batch,) = flow.generate(count, context, first=first, batch_size=count, **options)
     return batch
@@ -76,7 +86,7 @@ def _grow(stretch: Stretch, flow: MoleculeFlow, options: Mapping[str, Any]) -> G
 
 def _grow_and_finish(
     stretch: Stretch,
-    flow: MoleculeFlow,
+    flow: Generates,
     options: Mapping[str, Any],
     finish: Callable[..., Result],
     arguments: tuple[Any, ...],

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
 from arflows.molecules.graph import Order
@@ -27,11 +28,11 @@ def prepare(
     column: str | None = None,
     values: list[str] | None = None,
     order: Order = "dfs",
-    max_atoms: int = 100,
-    val_fraction: float = 0.05,
-    test_fraction: float = 0.1,
-    limit: int | None = None,
-    workers: int | None = None,
+    max_atoms: PositiveInt = 100,
+    val_fraction: Fraction = 0.05,
+    test_fraction: Fraction = 0.1,
+    limit: PositiveInt | None = None,
+    workers: PositiveInt | None = None,
     seed: int = 0,
 ) -> None:
     """Make a store of molecules that `train`, `score` and `evaluate` read.
@@ -55,7 +56,7 @@ def prepare(
         workers: Processes; one for each core if not given.
         seed: Decides which molecules are set aside or chosen.
     """
-    _check(max_atoms, val_fraction, test_fraction if test is None else 0, limit, workers)
+    _check(max_atoms, val_fraction, test_fraction if test is None else 0)
     start = time.perf_counter()
     values = values or []
     names = [*PROPERTIES, *values]
@@ -103,16 +104,11 @@ def prepare(
     _report(out, rejects, spec, splits, counts, time.perf_counter() - start)
 
 
-def _check(max_atoms: int, val: float, test: float, limit: int | None, workers: int | None) -> None:
-    if not 1 <= max_atoms <= MOST_ATOMS:
+def _check(max_atoms: int, val: float, test: float) -> None:
+    if max_atoms > MOST_ATOMS:
         raise UserError(f"max_atoms is {max_atoms}: give a number from 1 to {MOST_ATOMS}.")
-    for name, value in (("limit", limit), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise UserError(
-            f"val_fraction is {val} and test_fraction {test}: give numbers from 0 up whose sum is less than 1."
-        )
+    if val + test >= 1:
+        raise UserError(f"val_fraction is {val} and test_fraction {test}: give numbers whose sum is less than 1.")
 
 
 def _repeated(molecules: list[Example], seen: dict[str, str], file: str) -> Iterator[str | None]:
@@ -151,7 +147,7 @@ def _covered(molecules: list[Example], spec: MoleculeSpec, reading: Reading) -> 
     keep(reading, (objections.get(molecule.smiles) for molecule in reading.molecules))
     covered = [molecule for molecule in molecules if objections[molecule.smiles] is None]
     if not covered:
-        raise UserError(f"{reading.source.name}: no test molecule is like those trained on: {reading.told()}.")
+        raise UserError(f"{reading.source.name}: no test molecule is like those trained on: {reading.summary()}.")
     return covered
 
 
@@ -184,14 +180,3 @@ def _report(
         for reason, number in count["rejected"].items():  # type: ignore[attr-defined]
             print(f"        {number:>9,} rejected: {reason}")
     print(f"  every rejected molecule with its reason: {rejects}")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(prepare, args, prog="arflows molecules prepare")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,15 @@
-"""Samples as records, and where their randomness comes from."""
+"""Samples as records, and the properties that conditional ones are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import Noise
 from arflows.molecules.graph import Graph
 from arflows.molecules.representation import smiles_of
 
@@ -63,19 +62,6 @@ def molecules(batch: Generated) -> list[Molecule]:
     ]
 
 
-def latents(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Float64[Tensor, count * shape]:
-    """Uniform latents of molecules number ``first`` and after, which depend on the seed and the number alone.
-
-    A counter-based generator (Salmon et al. 2011) is put where the first of them begins, so that any stretch of a
-    million samples can be drawn by itself, in batches of any size.
-    """
-    size = int(np.prod(shape))
-    blocks = -(-size // 4)  # of four numbers each
-    generator = np.random.Generator(np.random.Philox(key=seed).advance(first * blocks))
-    drawn = generator.random((count, 4 * blocks))[:, :size].reshape(count, *shape)
-    return torch.from_numpy(drawn)
-
-
 def targets_from(
     rows: Float[Tensor, "rows properties"], names: Sequence[str], wanted: Targets, seed: int, first: int, count: int
 ) -> Float[Tensor, "count properties"]:
@@ -120,7 +106,7 @@ def targets_from(
             raise UserError(
                 f"no training molecule known to the model has all of {', '.join(wanted)} as wanted: widen a range."
             )
-    pick = (latents(seed + 1, first, count, (1,))[:, 0] * len(kept)).long()
+    pick = (Noise(seed, "targets").uniform(first, count) * len(kept)).long()
     chosen = kept[pick].clone()
     for at, value in fixed.items():
         chosen[:, at] = value

@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
+from arflows.core.runtime.options import renamed
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import is_main, wait
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.records import Generated, Targets
@@ -34,28 +36,29 @@ FORMS = (".csv", ".smi", ".sdf")
 DRAWN = 20
 
 
+@renamed(n="count", scaffold="fragment")
 def sample(
     model: str,
     out: Path,
-    n: int = 1000,
+    count: PositiveInt = 1000,
     masks: bool = True,
-    scaffold: str | None = None,
+    fragment: str | None = None,
     property: str | None = None,
-    min_atoms: int = 1,
-    max_atoms: int | None = None,
-    temperature: float = 1.0,
+    min_atoms: PositiveInt = 1,
+    max_atoms: PositiveInt | None = None,
+    temperature: PositiveFloat = 1.0,
     seed: int = 0,
     grid: Path | None = None,
     resume: bool = False,
-    batch_size: int = 512,
-    workers: int | None = None,
+    batch_size: PositiveInt = 512,
+    workers: PositiveInt | None = None,
     device: str = "auto",
 ) -> None:
     """Draw molecules with a trained flow.
 
     The file's name decides its form. A .csv has columns smiles (canonical), log_prob (nats, of the graph in the order
     in which it was generated, under the model), log_prob_policy (the same under what decided: masks, limits,
-    temperature, given the scaffold), logP, QED, TPSA, MW, and for a conditional model what was wanted. A .smi has
+    temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model what was wanted. A .smi has
     SMILES and log_prob; an .sdf structures with coordinates of a drawing, and all the figures. Molecules that RDKit
     refuses, which there are only without masks, are lines without SMILES in a .csv, and missing elsewhere.
 
@@ -65,9 +68,9 @@ def sample(
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         out: The file to write, which ends in .csv, .smi or .sdf; it must not exist.
-        n: How many molecules.
+        count: How many molecules.
         masks: Allow only what keeps valences; without masks one sees what the model itself has learned.
-        scaffold: SMILES of a fragment that is kept in every molecule, with * at the atoms that may get more bonds, such
+        fragment: SMILES of a fragment that is kept in every molecule, with * at the atoms that may get more bonds, such
             as '*c1ccncc1'; without any * all of its atoms may.
         property: What a conditional model is asked for: values or ranges, such as 'logP=2..3,QED=0.9'.
         min_atoms: The least number of heavy atoms.
@@ -80,34 +83,31 @@ def sample(
         workers: Processes that work with RDKit; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("n", n), ("batch_size", batch_size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     if out.suffix not in FORMS:
         raise UserError(f"{out} is no form that can be written: give a name that ends in {', '.join(FORMS)}.")
     if grid is not None and grid.suffix not in (".png", ".svg"):
         raise UserError(f"{grid} is no picture that can be drawn: give a name that ends in .png or .svg.")
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out, or remove it.")
-    flow = load_model(MoleculeFlow, model, device)
+    flow = load_model(GraphFlow, model, device)
     options: dict[str, Any] = {
         "masks": masks,
-        "fragment": scaffold,
+        "fragment": fragment,
         "min_atoms": min_atoms,
         "max_atoms": max_atoms,
         "temperature": temperature,
         "seed": seed,
     }
     wanted = read_targets(property)
-    part = Part(out, {"model": model, "n": n, "property": property, **options}, resume)
+    part = Part(out, {"model": model, "count": count, "property": property, **options}, resume)
     columns = ["smiles", "log_prob", "log_prob_policy", *PROPERTIES, *(f"wanted_{name}" for name in flow.properties)]
     wait()  # until all processes know where they begin
-    if part.drawn < n:
+    if part.drawn < count:
         with Workers(workers) as pool:
             drawn = draw_batches(
                 flow,
                 finish,
-                n - part.drawn,
+                count - part.drawn,
                 wanted or None,
                 out.suffix,
                 columns,
@@ -116,7 +116,10 @@ def sample(
                 batch_size=batch_size,
                 **options,
             )
-            with part, tqdm(total=n, initial=part.drawn, desc="sampling", unit=" molecules", disable=None) as progress:
+            with (
+                part,
+                tqdm(total=count, initial=part.drawn, desc="sampling", unit=" molecules", disable=None) as progress,
+            ):
                 if out.suffix == ".csv" and not part.bytes:
                     part.write(Finished(",".join(columns) + "\r\n", 0, 0))
                 for finished in drawn:
@@ -127,7 +130,7 @@ def sample(
         shown = list(islice(written_smiles(out), DRAWN))
         save_grid(grid, shown)
     how = "with masks" if masks else "without masks"
-    print(f"{out}: {part.valid:,} of {n:,} molecules drawn {how} are valid; seed {seed}")
+    print(f"{out}: {part.valid:,} of {count:,} molecules drawn {how} are valid; seed {seed}")
 
 
 class Finished(NamedTuple):
@@ -211,6 +214,8 @@ class Part:
             then, self.drawn, self.valid, self.bytes = (known[name] for name in ("options", "drawn", "valid", "bytes"))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.progress} is damaged ({error}): remove it and {self.part}.") from error
+        if "n" in then:  # of earlier versions
+            then["count"] = then.pop("n")
         if different := [name for name, value in self.options.items() if then.get(name) != value]:
             name = different[0]
             raise UserError(
@@ -295,14 +300,3 @@ def written_smiles(path: Path) -> Iterator[str]:
             yield from (row["smiles"] for row in csv.DictReader(lines) if row["smiles"])
         else:
             yield from (line.split()[0] for line in lines)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(sample, args, prog="arflows molecules sample")
-
-
-if __name__ == "__main__":
-    main()

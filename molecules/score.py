@@ -11,12 +11,14 @@ from tqdm import tqdm
 
 from arflows.core.likelihood import Batch, Estimate, Reference, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import seed_of
+from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import pack
 from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow, MoleculeFlow
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers
@@ -31,10 +33,10 @@ def score(
     out: Path,
     column: str | None = None,
     values: list[str] | None = None,
-    orders: int = 0,
+    orders: NonNegativeInt = 0,
     seed: int = 0,
-    batch_size: int = 256,
-    workers: int | None = None,
+    batch_size: PositiveInt = 256,
+    workers: PositiveInt | None = None,
     device: str = "auto",
 ) -> None:
     """Score molecules by a trained flow and write a CSV file, the likeliest first.
@@ -59,12 +61,11 @@ def score(
         workers: Processes that read molecules; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
-    if orders < 0 or orders == 1:
+    if orders == 1:
         raise UserError(f"orders is {orders}: give 2 or more for an estimate with its standard error, or 0.")
-    flow = load_model(MoleculeFlow, model, device)
+    flow = load_model(GraphFlow, model, device)
+    if orders and not isinstance(flow, MoleculeFlow):
+        raise UserError(f"{type(flow).__name__} has no probabilities to sum over orders: leave --orders out.")
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     source = open_molecules(molecules, column, values or [])
     given = covered(source, flow.spec, workers, properties=bool(flow.properties))
@@ -75,12 +76,13 @@ def score(
     log_prob = log_probs(flow, batches(given.molecules, flow.spec, batch_size, wanted, progress="scoring"))
     ranked = np.argsort(-log_prob.numpy(), kind="stable")
     columns: dict[str, Sequence[str]] = {
-        "rank": [str(place + 1) for place in range(len(ranked))],
+        "rank": [str(rank + 1) for rank in range(len(ranked))],
         "line": [str(given.molecules[at].number) for at in ranked],
         "smiles": [given.molecules[at].smiles for at in ranked],
         "log_prob": [f"{log_prob[at]:.6f}" for at in ranked],
     }
     if orders:
+        assert isinstance(flow, MoleculeFlow)
         estimates, errors = marginals(flow, given.molecules, wanted, orders, seed)
         columns["log_prob_all_orders"] = [f"{estimates[at]:.6f}" for at in ranked]
         columns["standard_error"] = [f"{errors[at]:.6f}" for at in ranked]
@@ -91,7 +93,7 @@ def score(
     best = list(zip(columns["smiles"], columns["log_prob"], strict=True))[:LISTED]
     print("likeliest: " + ", ".join(f"{smiles} ({value})" for smiles, value in best))
     if given.rejects:
-        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.told()}")
+        print(f"{len(given.rejects):,} of {given.read:,} not scored, see {rejects}: {given.summary()}")
 
 
 def covered(source: MoleculeFile, spec: MoleculeSpec, workers: int | None, properties: bool) -> Reading:
@@ -127,7 +129,7 @@ def marginals(
 
     def estimate(at: int, molecule: Example) -> list[float]:
         context = torch.tensor([[molecule.values[each] for each in properties]]) if properties else None
-        estimates, errors = flow.order_marginal([molecule.graph], orders, seed + at, context)
+        estimates, errors = flow.order_marginal([molecule.graph], orders, seed_of(seed, "orders", at), context)
         return [float(estimates), float(errors)]
 
     found = distributed_map(tqdm(molecules, "orders", unit=" molecules", disable=None), estimate)
@@ -157,14 +159,3 @@ def batches(
                 batch["context"] = torch.tensor(values, dtype=torch.float32)
             yield batch
             bar.update(len(chosen))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(score, args, prog="arflows molecules score")
-
-
-if __name__ == "__main__":
-    main()

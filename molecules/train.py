@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arflows.core.commands.train import train
+from arflows.core.commands.train import run_experiment
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.experiment import Experiment
 from arflows.core.training.module import FlowTraining
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow
 
 
 class MoleculeFlowTraining(FlowTraining):
@@ -20,7 +20,7 @@ class MoleculeFlowTraining(FlowTraining):
         **options: Those of `FlowTraining`.
     """
 
-    def __init__(self, flow: MoleculeFlow, **options: Any) -> None:
+    def __init__(self, flow: GraphFlow, **options: Any) -> None:
         super().__init__(flow, unit="nats", **options)
 
 
@@ -44,11 +44,10 @@ class MoleculeExperiment(Experiment):
         """Makes sure that the flow is one of such molecules, and that the store has the properties it is to know.
 
         Raises:
-            UserError: If it is not.
-            DataError: If the store lacks a property.
+            UserError: It is not, or the store lacks a property.
         """
         flow, data = self.model.flow, self.datamodule
-        assert isinstance(flow, MoleculeFlow)
+        assert isinstance(flow, GraphFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
                 f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; leave out spec in "
@@ -62,10 +61,14 @@ class MoleculeExperiment(Experiment):
         return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    train(MoleculeExperiment, args, package="arflows.molecules")
+def train(*words: str) -> None:
+    """Train a flow on a store of molecules by maximum likelihood.
 
+    Args:
+        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+            `arflows molecules train --help` lists the options.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        UserError: If the options do not fit together, or training cannot go on.
+    """
+    run_experiment(MoleculeExperiment, words)

@@ -43,7 +43,7 @@ class TableDataModule(StoreDataModule):
             seed: Decides the order of the rows, and which are used with a limit.
 
         Raises:
-            DataError: The file is no store of rows or of another version, or a setting is out of range.
+            UserError: The file is no store of rows or of another version, or a setting is out of range.
         """
         super().__init__(store, "tabular", batch_size, eval_batch_size, workers, limit, seed)
         self.spec = TableSpec.from_dict(self.store.spec)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from arflows.core.commands.recipes import resolve_configs
 from arflows.core.commands.report import Chapter, Picture, Protocol, Table
 from arflows.core.flows import VectorFlow
 from arflows.core.runtime.pretrained import load_model
@@ -16,7 +15,7 @@ from arflows.tabular.evaluate import evaluate
 from arflows.tabular.prepare import prepare
 from arflows.tabular.render import density_figure, density_map, extent_of, mass
 from arflows.tabular.sample import draw
-from arflows.tabular.train import TableExperiment
+from arflows.tabular.train import train
 
 SETS = {
     "two_moons": "two half circles",
@@ -41,7 +40,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         shutil.rmtree(run, ignore_errors=True)
         prepare(name, store, seed=seed)
         words = ["--config", "demo_plane", "--data.store", str(store), "--out", str(run), "--seed", str(seed)]
-        TableExperiment(resolve_configs(words, "arflows.tabular")).fit()
+        train(*words)
         flow = load_model(VectorFlow, str(run), "cpu")
         figure, integral = _picture(flow, store, name, description, seed)
         figures.append(figure)

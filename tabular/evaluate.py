@@ -10,7 +10,7 @@ from arflows.core.commands.evaluation import per_second, protocol, write_result
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName, relative_residual, use_solver
 from arflows.core.likelihood import Estimate, log_probs
-from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.tabular.inputs import Columns, Rows
@@ -24,7 +24,7 @@ def evaluate(
     out: Path,
     split: str = "test",
     solver: SolverName = "sequential",
-    batch_size: int = 1000,
+    batch_size: PositiveInt = 1000,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a trained flow on a split of a store: log-likelihood, speed, and how exactly it is inverted.
@@ -45,8 +45,6 @@ def evaluate(
     Returns:
         What was written.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
     options = {"model": model, "store": str(store), "split": split, "solver": solver, "batch_size": batch_size}
     start = time.perf_counter()
     flow = load_model(VectorFlow, model, device)
@@ -90,14 +88,3 @@ def evaluate(
     }
     write_result(out, result, rows)
     return result
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(evaluate, args, prog="arflows tabular evaluate")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Batch
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import model_folder
-from arflows.data.store import Store
+from arflows.data.store import Store, is_store
 from arflows.data.tables import WHOLE, Table, default_names, read_table
 from arflows.tabular.representation import TableSpec
 
@@ -72,10 +71,9 @@ class Rows:
             columns: What its columns are called.
 
         Raises:
-            UserError: If they do not fit.
-            DataError: If the file is damaged, or no table of numbers.
+            UserError: The rows do not fit, or the file is damaged or no table of numbers.
         """
-        if source.is_file() and h5py.is_hdf5(source) and _is_store(source):
+        if is_store(source):
             store = Store(source, expect_domain="tabular")
             spec = TableSpec.from_dict(store.spec)
             given = TableSpec(spec.features, spec.context if flow.context_features else 0)
@@ -112,14 +110,6 @@ class Rows:
                 batch = {"x": self.x[start : start + size]}
                 yield batch if self.context is None else {**batch, "context": self.context[start : start + size]}
                 bar.update(len(batch["x"]))
-
-
-def _is_store(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return "format" in file.attrs
-    except OSError:
-        return True  # damaged; `Store` says so
 
 
 def _places(table: Table, names: Sequence[str]) -> list[int]:

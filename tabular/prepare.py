@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.data.densities import DENSITIES
 from arflows.data.store_writer import write_store
 from arflows.data.tables import WHOLE, Table, read_table
@@ -17,7 +18,7 @@ def prepare(
     source: str,
     out: Path,
     context: list[str] | str | None = None,
-    size: int = 50_000,
+    size: PositiveInt = 50_000,
     seed: int = 0,
 ) -> None:
     """Make a store of rows that `train`, `score` and `evaluate` read.
@@ -80,14 +81,3 @@ def _refuse_constant(table: Table, features: list[int]) -> None:
             f"{table.name} has one value alone, to the precision of float32, in all training rows of {names}: it has "
             "no density, so leave the column out."
         )
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(prepare, args, prog="arflows tabular prepare")
-
-
-if __name__ == "__main__":
-    main()

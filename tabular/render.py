@@ -40,7 +40,7 @@ def density_map(
     left, right, bottom, top = extent
     middles = (torch.arange(resolution) + 0.5) / resolution
     x, y = left + (right - left) * middles, bottom + (top - bottom) * middles
-    points = torch.cartesian_prod(y, x).flip(1).to(flow.base.origin)
+    points = torch.cartesian_prod(y, x).flip(1).to(flow.device, flow.dtype)
     values = torch.cat([flow.log_prob(part, context) for part in points.split(4096)])
     return values.exp().view(resolution, resolution).cpu().numpy()
 

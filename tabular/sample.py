@@ -10,11 +10,12 @@ from jaxtyping import Float32
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.bases import PerExample
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.noise import PerExample
+from arflows.core.runtime.option_types import NonNegativeFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.tabular.inputs import Columns
@@ -26,12 +27,12 @@ SHOWN = 5000
 def sample(
     model: str,
     out: Path,
-    count: int = 1000,
-    temperature: float = 1.0,
+    count: PositiveInt = 1000,
+    temperature: NonNegativeFloat = 1.0,
     context: list[float] | float | None = None,
     seed: int = 0,
     solver: SolverName = "sequential",
-    batch_size: int = 1000,
+    batch_size: PositiveInt = 1000,
     device: str = "auto",
 ) -> None:
     """Draw rows with a trained flow.
@@ -52,9 +53,6 @@ def sample(
         batch_size: Rows computed at a time.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     with new_folder(out) as folder:
         flow = load_model(VectorFlow, model, device)
         columns = Columns.of(model, flow)
@@ -70,7 +68,7 @@ def sample(
         _write_csv(folder / "samples.csv", columns, arrays)
         if flow.dims == 2:
             extent = extent_of(arrays["x"])
-            row = torch.from_numpy(arrays["context"][:1]).to(flow.base.origin) if "context" in arrays else None
+            row = torch.from_numpy(arrays["context"][:1]).to(flow.device, flow.dtype) if "context" in arrays else None
             points = [("samples", arrays["x"][:SHOWN])]
             density_figure(density_map(flow, extent, row), points, extent, columns.features).savefig(
                 folder / "density.png", dpi=150
@@ -103,8 +101,7 @@ def draw(
         ``x`` (count, features), ``log_density`` (count,) in nats and, of a conditional model, ``context`` (count,
         context).
     """
-    origin = flow.base.origin
-    row = None if context is None else torch.tensor([context], dtype=origin.dtype, device=origin.device)
+    row = None if context is None else torch.tensor([context], dtype=flow.dtype, device=flow.device)
 
     def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
         x, log_prob = flow.sample_with_log_prob(
@@ -132,14 +129,3 @@ def _write_csv(path: Path, columns: Columns, arrays: dict[str, np.ndarray]) -> N
         writer = csv.writer(file)
         writer.writerow([*columns.names, "log_density"])
         writer.writerows([f"{value:.9g}" for value in row] for row in values)  # nine digits tell any two float32 apart
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(sample, args, prog="arflows tabular sample")
-
-
-if __name__ == "__main__":
-    main()

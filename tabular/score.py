@@ -6,7 +6,7 @@ import numpy as np
 
 from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Reference, log_probs, write_scores
-from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.tabular.inputs import Columns, Rows
 
@@ -18,7 +18,7 @@ def score(
     rows: Path,
     out: Path,
     split: str = "test",
-    batch_size: int = 4096,
+    batch_size: PositiveInt = 4096,
     device: str = "auto",
 ) -> None:
     """Score rows by a trained flow and write a CSV file, one line a row.
@@ -36,8 +36,6 @@ def score(
         batch_size: Rows computed at a time.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
     flow = load_model(VectorFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     given = Rows.read(rows, split, flow, Columns.of(model, flow))
@@ -54,14 +52,3 @@ def score(
         print(f"training rows: {-reference.mean:.4f} nats on average")
     order = np.argsort(log_density, kind="stable")[:LISTED]
     print("least likely: " + ", ".join(f"row {i} ({log_density[i]:.3f})" for i in order))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(score, args, prog="arflows tabular score")
-
-
-if __name__ == "__main__":
-    main()

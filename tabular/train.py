@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arflows.core.commands.train import train
+from arflows.core.commands.train import run_experiment
 from arflows.core.flows import VectorFlow
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.experiment import Experiment
@@ -56,10 +56,14 @@ class TableExperiment(Experiment):
         return {**store.facts(), "columns": store.provenance["columns"], "limit": self.datamodule.limit}
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    train(TableExperiment, args, package="arflows.tabular")
+def train(*words: str) -> None:
+    """Train a flow on a store of rows by maximum likelihood.
 
+    Args:
+        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+            `arflows tabular train --help` lists the options.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        UserError: If the options do not fit together, or training cannot go on.
+    """
+    run_experiment(TableExperiment, words)

@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported; the
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("ARFLOWS_DEBUG", None)
 
+USUAL_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
@@ -24,12 +26,17 @@ def data_folder() -> Path:
 def _signals_left_alone():
     """What a test leaves behind as a signal's handler outlives it: the worker processes of later tests inherit it.
 
-    They hang where it swallows the SIGTERM that should end them.
+    They hang where it swallows the SIGTERM that should end them. A test starts with the usual handlers, whatever this
+    process inherited: under ``nohup``, and on some machines that run tests, signals are ignored.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    inherited = {number: signal.getsignal(number) for number in USUAL_HANDLERS}
+    for number, handler in USUAL_HANDLERS.items():
+        if inherited[number] == signal.SIG_IGN:
+            signal.signal(number, handler)
+    before = {number: signal.getsignal(number) for number in USUAL_HANDLERS}
     yield
     changed = [number.name for number, handler in before.items() if signal.getsignal(number) != handler]
-    for number, handler in before.items():
+    for number, handler in inherited.items():
         signal.signal(number, handler)
     assert not changed, f"the test left a handler of {' and '.join(changed)} behind"
 

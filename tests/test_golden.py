@@ -14,10 +14,10 @@ from arflows.core.flows import NSF, VectorFlow
 from arflows.core.runtime import pretrained
 from arflows.core.runtime.errors import UserError
 from arflows.data import store as store_module
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.tabular import train
 from tests.golden_models import KINDS, measure
+from tests.launch import command
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = np.arange(24, dtype=np.float32).reshape(12, 2) / 7
@@ -58,7 +58,7 @@ def test_config_1(tmp_path):
     options |= {"out": str(tmp_path / "run")}
     options["data"]["store"] = str(GOLDEN / "store_v1.h5")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
-    train.main(["--config", str(tmp_path / "config.yaml")])
+    command(train)(["--config", str(tmp_path / "config.yaml")])
     assert json.loads((tmp_path / "run/model/training.json").read_text())["steps"] == 4
 
 
@@ -69,7 +69,7 @@ def test_a_run_of_an_older_version_is_resumed(tmp_path):
     older = yaml.safe_load(saved.read_text())
     del older["model"]["recompute"], older["model"]["round_trip_examples"], older["keep"], older["save_every"]
     saved.write_text(yaml.safe_dump(older))
-    train.main(["--config", str(tmp_path / "config.yaml"), "--resume", "--trainer.max_epochs", "3"])
+    command(train)(["--config", str(tmp_path / "config.yaml"), "--resume", "--trainer.max_epochs", "3"])
     assert json.loads((tmp_path / "run/model/training.json").read_text())["steps"] == 6
 
 
@@ -105,7 +105,7 @@ def test_newer_files_are_refused_with_what_is_needed(newer, tmp_path):
     with h5py.File(tmp_path / "s.h5", "r+") as file:
         file.attrs["format_version"] = version
     with pytest.raises(
-        DataError, match=f"format version {version}, newer than the {known} that this arflows reads: update"
+        UserError, match=f"format version {version}, newer than the {known} that this arflows reads: update"
     ):
         Store(tmp_path / "s.h5")
 
@@ -120,5 +120,5 @@ def test_versions_that_never_were_are_refused(version, tmp_path):
     shutil.copy(GOLDEN / "store_v1.h5", tmp_path / "s.h5")
     with h5py.File(tmp_path / "s.h5", "r+") as file:
         file.attrs["format_version"] = version
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         Store(tmp_path / "s.h5")

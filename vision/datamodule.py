@@ -93,7 +93,7 @@ class ImageDataModule(StoreDataModule):
             seed: Decides the order of the images, and which are used with a limit.
 
         Raises:
-            DataError: The file is no store of images or of another version, or a setting is out of range.
+            UserError: The file is no store of images or of another version, or a setting is out of range.
         """
         super().__init__(store, "vision", batch_size, eval_batch_size, workers, limit, seed)
         self.spec = ImageSpec.from_dict(self.store.spec)

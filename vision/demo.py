@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from arflows.core.commands.plots import score_histogram, training_curve
-from arflows.core.commands.recipes import resolve_configs
 from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Table
 from arflows.core.likelihood import bits_per_dim, log_probs
 from arflows.core.runtime.pretrained import load_model
@@ -21,7 +20,7 @@ from arflows.vision.model import ImageFlow
 from arflows.vision.prepare import prepare
 from arflows.vision.render import grid
 from arflows.vision.sample import draw, interpolate
-from arflows.vision.train import ImageExperiment
+from arflows.vision.train import train
 
 SETS = {
     "patches": "32×32 colour patches of two photographs",
@@ -45,7 +44,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         shutil.rmtree(run, ignore_errors=True)
         prepare(name, out / f"{name}.h5", seed=seed)
         words = ["--config", f"demo_{name}", "--data.store", str(out / f"{name}.h5"), "--out", str(run)]
-        ImageExperiment(resolve_configs([*words, "--seed", str(seed)], "arflows.vision")).fit()
+        train(*words, "--seed", str(seed))
         results[name] = evaluate(str(run), out / f"{name}.h5", out / f"{name}.json", seed=seed)
         blocks += _pictures(load_model(ImageFlow, str(run), "cpu"), out / f"{name}.h5", run, name, seed)
 

@@ -9,10 +9,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.bases import PerExample
 from arflows.core.commands.evaluation import per_second, protocol, write_result
-from arflows.core.likelihood import Estimate, dequantization, fixed_noise, log_probs
+from arflows.core.likelihood import Estimate, dequantization, log_probs
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.noise import PerExample, fixed_noise
+from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.store import Store
@@ -28,10 +29,10 @@ def evaluate(
     store: Path,
     out: Path,
     split: str = "test",
-    draws: int = 1,
-    fid: int = 0,
+    draws: PositiveInt = 1,
+    fid: NonNegativeInt = 0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a trained flow on a split of a store: bits/dim, speed, and how exactly it is inverted.
@@ -59,9 +60,7 @@ def evaluate(
     Returns:
         What was written.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
-    if fid < 0 or fid == 1:
+    if fid == 1:
         raise UserError(f"fid is {fid}: give the number of samples, thousands for a figure that means something, or 0.")
     options = {
         "model": model,
@@ -76,14 +75,14 @@ def evaluate(
     flow = load_model(ImageFlow, model, device)
     facts = Store(store, expect_domain="vision").facts()
     given = ImageInput(store, flow, split=split)
-    place = flow.device
+    device = flow.device
     network = inception() if fid else None  # or says what is missing, before hours of work
 
     batches = given.batches(batch_size, progress=f"evaluating on {split}")
     log_prob = log_probs(flow, batches, draws=draws, seed=seed)
     figure = Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
     error = max(
-        flow.round_trip_error(batch["x"].to(place), batch["context"].to(place) if "context" in batch else None).max()
+        flow.round_trip_error(batch["x"].to(device), batch["context"].to(device) if "context" in batch else None).max()
         for batch in given.batches(batch_size, limit=ROUND_TRIP_IMAGES)
     )
     result: dict[str, Any] = {
@@ -94,7 +93,7 @@ def evaluate(
             "images": min(given.count, ROUND_TRIP_IMAGES),
         },
         "samples_per_second": {
-            "value": per_second(lambda: flow.sample(batch_size), batch_size, place),
+            "value": per_second(lambda: flow.sample(batch_size), batch_size, device),
             "batch_size": batch_size,
         },
         **protocol(flow, model, options, facts),
@@ -102,7 +101,7 @@ def evaluate(
     rows = {"bits/dim": str(figure)}
     logit = first_logit(flow)
     if logit is not None:
-        with fixed_noise(seed, place):
+        with fixed_noise(seed, device):
             density = logit_space_figure(flow, logit, log_prob, given.batches(batch_size))
         result["logit_space_nats"] = density.as_dict()
         rows["in logits"] = f"{density}, α = {logit.alpha:g}"
@@ -116,7 +115,7 @@ def evaluate(
                 network,
                 (batch["x"] for batch in given.batches(batch_size, progress=f"features of {split}")),
                 _samples(flow, fid, batch_size, seed),
-                place,
+                device,
             ),
             "samples": fid,
             "temperature": 1.0,
@@ -140,14 +139,3 @@ def _samples(
         for images in distributed_map(range(0, count, batch_size), draw):
             yield images
             bar.update(len(images))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(evaluate, args, prog="arflows vision evaluate")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from arflows.core.bases import Base
 from arflows.core.bijections import Bijection
 from arflows.core.dequantization import Dequantizer, UniformDequantizer
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
@@ -19,7 +19,7 @@ from arflows.vision.representation import ImageSpec
 PIXEL_LEVELS = 256
 
 
-class ImageFlow(Flow, Pretrained):
+class ImageFlow(BijectiveFlow, Pretrained):
     """A flow over 8-bit images, padded where its scales need a larger size.
 
     Pixels are dequantised, so `log_prob` is a lower bound of the log-probability of the discrete image. Where the image
@@ -104,7 +104,7 @@ class ImageFlow(Flow, Pretrained):
             labels: a class for each image or one for all; a class-conditional model without labels draws them evenly.
             temperature: multiplies the standard deviation of the latents.
             generator: source of randomness; a CPU generator gives the same latents on every device.
-            solver: how autoregressive parts are inverted; None for the solver in force, `Sequential` by default.
+            solver: how autoregressive parts are inverted; None for the active solver, `Sequential` by default.
         """
         labels = self.labels_for(count, labels, generator)
         return super().sample(count, labels, temperature=temperature, generator=generator, solver=solver)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
@@ -16,8 +15,8 @@ from arflows.data.image_files import read_folder, read_npz
 from arflows.data.image_sources import ArrayExamples, FileExamples, uniform_batches
 from arflows.data.images import SkippedImage, open_image
 from arflows.data.images import convert as convert_image
-from arflows.data.store import Store
-from arflows.data.tally import Tally
+from arflows.data.read_stats import ReadStats
+from arflows.data.store import Store, is_store
 from arflows.vision.datamodule import ImageDataset
 from arflows.vision.model import ImageFlow
 from arflows.vision.representation import ImageSpec
@@ -48,17 +47,16 @@ class ImageInput:
                 `arflows vision prepare` does, instead of refusing files of another kind.
 
         Raises:
-            UserError: If there are no images, or they do not fit the model.
-            DataError: If a file is damaged.
+            UserError: There are no images, they do not fit the model, or a file is damaged.
         """
         if label is not None:
             flow.labels_for(1, label)
         self._flow = flow
         self._label = label
-        self._tally = Tally()
+        self._stats = ReadStats()
         self.names: list[str] = []
         self._source: ImageDataset | ArrayExamples | FileExamples
-        if source.is_file() and h5py.is_hdf5(source):
+        if is_store(source):
             store = Store(source, expect_domain="vision")
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
             self._source = ImageDataset(store, split, labels=flow.classes > 0)
@@ -87,11 +85,11 @@ class ImageInput:
     @property
     def skipped(self) -> dict[str, list[str]]:
         """Names of images that could not be used so far, by the reason."""
-        return dict(self._tally.skipped)
+        return dict(self._stats.skipped)
 
-    def reasons(self) -> str:
+    def summary(self) -> str:
         """Says how many images were skipped so far, why, and which (the first few)."""
-        return self._tally.reasons()
+        return self._stats.summary()
 
     def batches(self, batch_size: int, *, limit: int | None = None, progress: str | None = None) -> Iterator[Batch]:
         """Reads the images in order, from the first.
@@ -101,7 +99,7 @@ class ImageInput:
             limit: Stop after so many images.
             progress: What the progress bar says; None for no bar.
         """
-        self._tally, self.names = Tally(), []
+        self._stats, self.names = ReadStats(), []
         batch_size = min(batch_size, LARGEST_BATCH)
         indices = np.arange(self.count)[:limit]
         with tqdm(total=len(indices), desc=progress, unit=" images", disable=None if progress else True) as bar:
@@ -115,7 +113,7 @@ class ImageInput:
             yield self._labelled(self._source.__getitems__(chosen.tolist()))
             return
         spec = self._flow.spec
-        for images, labels in uniform_batches(self._source, chosen, spec.height, spec.channels, self._tally):
+        for images, labels in uniform_batches(self._source, chosen, spec.height, spec.channels, self._stats):
             left_out = {name for names in self.skipped.values() for name in names}
             kept = [index for index in chosen if self._source.name(index) not in left_out]
             in_files = isinstance(self._source, FileExamples)

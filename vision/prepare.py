@@ -10,11 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data import builtin
 from arflows.data.image_files import read_path
 from arflows.data.image_sources import ImageSource, uniform_batches
+from arflows.data.read_stats import ReadStats
 from arflows.data.store_writer import StoreWriter
-from arflows.data.tally import Tally
 from arflows.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
 from arflows.vision.representation import ImageSpec
 
@@ -25,10 +26,10 @@ def prepare(
     source: str,
     out: Path,
     test: Path | None = None,
-    image_size: int | None = None,
+    image_size: PositiveInt | None = None,
     channels: Literal[1, 3] | None = None,
-    val_fraction: float = 0.05,
-    limit: int | None = None,
+    val_fraction: Fraction = 0.05,
+    limit: PositiveInt | None = None,
     root: Path | None = None,
     download: bool = False,
     seed: int = 0,
@@ -53,15 +54,10 @@ def prepare(
         download: Fetch a downloadable set that is not there.
         seed: Decides which images are set aside or chosen.
     """
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}: give a number from 0 up to, not including, 1.")
-    for name, value in (("image_size", image_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     images = _open(source, test, root, download)
     spec = _spec(images, image_size, channels)
     chosen = _choose(images, val_fraction, limit, np.random.default_rng(seed))
-    tallies = {split: Tally() for split in chosen}
+    stats = {split: ReadStats() for split in chosen}
     classes = images.classes
     with StoreWriter(
         out,
@@ -78,16 +74,14 @@ def prepare(
         for split, (origin, indices) in chosen.items():
             with tqdm(total=len(indices), desc=f"preparing {split}", leave=False, disable=None) as progress:
                 for batch, labels in uniform_batches(
-                    images.splits[origin], indices, spec.height, spec.channels, tallies[split]
+                    images.splits[origin], indices, spec.height, spec.channels, stats[split]
                 ):
                     writer.append(split, {"images": batch} | ({} if labels is None else {"labels": labels}))
-                    progress.update(tallies[split].read - progress.n)
-            if not tallies[split].written:
-                raise UserError(
-                    f"{images.name}: none of the images for {split} can be used: {tallies[split].reasons()}."
-                )
-        writer.provenance["splits"] = {split: tally.as_dict() for split, tally in tallies.items()}
-    _report(out, images, spec, tallies)
+                    progress.update(stats[split].read - progress.n)
+            if not stats[split].written:
+                raise UserError(f"{images.name}: none of the images for {split} can be used: {stats[split].summary()}.")
+        writer.provenance["splits"] = {split: counts.as_dict() for split, counts in stats.items()}
+    _report(out, images, spec, stats)
 
 
 def _open(source: str, test: Path | None, root: Path | None, download: bool) -> ImageSource:
@@ -140,23 +134,12 @@ def _choose(
     return chosen
 
 
-def _report(out: Path, images: ImageSource, spec: ImageSpec, tallies: dict[str, Tally]) -> None:
+def _report(out: Path, images: ImageSource, spec: ImageSpec, stats: dict[str, ReadStats]) -> None:
     classes = f"{len(images.classes)} classes" if images.classes else "no labels"
     print(f"{out}: {spec.height}×{spec.width}×{spec.channels}, {classes}, from {images.name}")
-    for split, tally in tallies.items():
-        print(f"  {split:<5} {tally.written:>9,} images")
-        for step, count in sorted(tally.converted.items()):
+    for split, counts in stats.items():
+        print(f"  {split:<5} {counts.written:>9,} images")
+        for step, count in sorted(counts.converted.items()):
             print(f"        {count:>9,} of them converted: {step}")
-        if tally.skipped:
-            print(f"        {sum(map(len, tally.skipped.values())):>9,} skipped: {tally.reasons()}")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(prepare, args, prog="arflows vision prepare")
-
-
-if __name__ == "__main__":
-    main()
+        if counts.skipped:
+            print(f"        {sum(map(len, counts.skipped.values())):>9,} skipped: {counts.summary()}")

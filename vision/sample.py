@@ -9,13 +9,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.bases import PerExample
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
-from arflows.core.likelihood import Estimate, dequantization, fixed_noise
+from arflows.core.likelihood import Estimate, dequantization
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
+from arflows.core.runtime.noise import PerExample, fixed_noise, seed_of, torch_generator
+from arflows.core.runtime.option_types import NonNegativeFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
-from arflows.core.runtime.processes import distributed_map, seed_of
+from arflows.core.runtime.processes import distributed_map
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -24,17 +25,17 @@ from arflows.vision.render import grid, save_png
 def sample(
     model: str,
     out: Path,
-    count: int = 64,
-    temperature: float = 1.0,
+    count: PositiveInt = 64,
+    temperature: NonNegativeFloat = 1.0,
     label: int | None = None,
     seed: int = 0,
     interpolate_from: Path | None = None,
     interpolate_to: Path | None = None,
     reconstruct: Path | None = None,
-    guidance: float = 0.0,
+    guidance: NonNegativeFloat = 0.0,
     denoise: bool = False,
     solver: SolverName = "sequential",
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> None:
     """Draw images with a trained flow; or interpolate between two images; or reconstruct images.
@@ -66,9 +67,6 @@ def sample(
         batch_size: Images computed at a time.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    for name, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
     if (interpolate_from is None) != (interpolate_to is None):
         raise UserError("an interpolation has two ends: give both --interpolate_from and --interpolate_to.")
     if interpolate_from is not None and reconstruct is not None:
@@ -110,13 +108,13 @@ def draw(
         ``images`` (count, channels, height, width) uint8, ``log_probs`` (count,) in nats and, of a class-conditional
         model, ``labels`` (count,).
     """
-    labels = flow.labels_for(count, label, torch.Generator().manual_seed(seed))
+    labels = flow.labels_for(count, label, torch_generator(seed, "labels"))
 
     def draw_batch(index: int, start: int) -> tuple[Tensor, Tensor]:
         size = min(batch_size, count - start)
         chosen = None if labels is None else labels[start : start + size]
         generator = PerExample(seed, start)
-        with fixed_noise(seed_of(seed, index), flow.device):
+        with fixed_noise(seed_of(seed, "log_prob", index), flow.device):
             batch, log_prob = flow.sample_with_log_prob(
                 size, chosen, temperature=temperature, generator=generator, **options
             )
@@ -212,7 +210,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         originals.append(batch["x"])
         errors.append(flow.round_trip_error(x, context).cpu())
     if not originals:
-        raise UserError(f"{source} holds no image that can be used: {given.reasons()}.")
+        raise UserError(f"{source} holds no image that can be used: {given.summary()}.")
     before, after, error = torch.cat(originals), torch.cat(decoded), torch.cat(errors)
     pairs = torch.stack([before, after], 1).flatten(0, 1)
     save_png(grid(pairs, columns=2 * min(len(before), 5)), folder / "grid.png")
@@ -223,7 +221,7 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         f"of its range (8-bit pixels come back exactly below {1 / 512:.2g})"
     )
     if given.skipped:
-        print(f"skipped: {given.reasons()}")
+        print(f"skipped: {given.summary()}")
 
 
 def _save_images(folder: Path, images: UInt8[Tensor, "count channels height width"], **arrays: Any) -> None:
@@ -231,14 +229,3 @@ def _save_images(folder: Path, images: UInt8[Tensor, "count channels height widt
     for index, image in enumerate(tqdm(images, "writing", disable=None, leave=False)):
         save_png(image, folder / "images" / f"{index:04d}.png")
     np.savez_compressed(folder / "samples.npz", **{"images": images.cpu().numpy(), **arrays})
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(sample, args, prog="arflows vision sample")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ import numpy as np
 
 from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.vision.inputs import ImageInput
 from arflows.vision.model import ImageFlow
@@ -20,9 +21,9 @@ def score(
     split: str = "test",
     label: int | None = None,
     convert: bool = False,
-    draws: int = 1,
+    draws: PositiveInt = 1,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> None:
     """Score images by a trained flow and write a CSV file, one line an image.
@@ -46,14 +47,12 @@ def score(
         batch_size: Images computed at a time, at most 256.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
     flow = load_model(ImageFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
     given = ImageInput(images, flow, split=split, label=label, convert=convert)
     log_prob = log_probs(flow, given.batches(batch_size, progress="scoring"), draws=draws, seed=seed)
     if not given.names:
-        raise UserError(f"{images} holds no image that can be scored: {given.reasons()}.")
+        raise UserError(f"{images} holds no image that can be scored: {given.summary()}.")
     bits = bits_per_dim(log_prob, flow.dims).numpy()
     columns = {"image": given.names, "bits_per_dim": [f"{value:.6f}" for value in bits]}
     write_scores(out, columns, bits, reference)
@@ -65,7 +64,7 @@ def score(
         Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws)),
     )
     if given.skipped:
-        print(f"skipped: {given.reasons()}")
+        print(f"skipped: {given.summary()}")
 
 
 def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None, figure: Estimate) -> None:
@@ -79,14 +78,3 @@ def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Referen
     )
     order = np.argsort(-typicality)[:LISTED]
     print("least typical: " + ", ".join(f"{names[i]} ({bits[i]:.3f} bits/dim)" for i in order))
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    run(score, args, prog="arflows vision score")
-
-
-if __name__ == "__main__":
-    main()

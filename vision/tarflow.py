@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -11,8 +12,8 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Autoregressive, Bijection, Chain, LocationScale
 from arflows.core.conditioners import CausalTransformer, Guided
 from arflows.core.dequantization import GaussianDequantizer
-from arflows.core.flow import Flow
-from arflows.core.inversion import Solver
+from arflows.core.flow import evaluating
+from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.vision.image_flow import PIXEL_LEVELS, ImageFlow, image_spec
 
@@ -97,7 +98,7 @@ class TarFlow(ImageFlow):
         if classes:
             self.context_encoder = ClassEmbedding(classes, context_features, label_dropout)
         self.noise = noise
-        self._sampler: tuple[float, Flow] | None = None
+        self._guided: tuple[float, Patchwise] | None = None
 
     def sample(
         self,
@@ -117,7 +118,7 @@ class TarFlow(ImageFlow):
             labels: a class for each image or one for all; a class-conditional model without labels draws them evenly.
             temperature: multiplies the standard deviation of the latents.
             generator: source of randomness; a CPU generator gives the same latents on every device.
-            solver: how the transformers are inverted; None for the solver in force, `Sequential` by default.
+            solver: how the transformers are inverted; None for the active solver, `Sequential` by default.
             guidance: weight w of classifier-free guidance, by which every mean and log-scale is moved away from that
                 without a class: θ + w (θ − θ_∅). The images are more typical of their class; they are no longer
                 distributed as `log_prob` says.
@@ -127,8 +128,14 @@ class TarFlow(ImageFlow):
             UserError: if guidance is asked of a model without classes, or denoising of one without noise.
         """
         labels = self.labels_for(count, labels, generator)
-        continuous = self._continuous(guidance)
-        y = continuous.sample(count, labels, temperature=temperature, generator=generator, solver=solver)
+        with torch.no_grad(), evaluating(self):
+            z, context = self._latents(count, labels, temperature, generator)
+            bijection = self.bijection
+            if guidance:
+                context = self._with_and_without(labels)
+                bijection = self._guided_by(guidance)
+            with nullcontext() if solver is None else use_solver(solver):
+                y, _ = bijection.inverse(z, context)
         assert self.dequantizer is not None
         return self.dequantizer.quantize(self.denoised(y, labels) if denoise else y)
 
@@ -154,7 +161,7 @@ class TarFlow(ImageFlow):
             guidance=guidance,
             denoise=denoise,
         )
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), evaluating(self):
             return images, self.log_prob(images, labels)
 
     def denoised(
@@ -173,25 +180,26 @@ class TarFlow(ImageFlow):
         """
         if not self.noise:
             raise UserError("this model was trained without noise, there is none to take out: leave denoise out")
-        with torch.enable_grad(), self._evaluating():
+        with torch.enable_grad(), evaluating(self):
             y = y.detach().requires_grad_()
             context = self._encode_context(labels)
             z, log_det = self.bijection(y, context)
             (score,) = torch.autograd.grad((self.base.log_prob(z, context) + log_det).sum(), y)
         return (y + (self.noise / 2) ** 2 * score).detach()
 
-    def _continuous(self, guidance: float) -> Flow:
-        """The flow of continuous pixels in [0, 1], guided or as it is; kept, for a CUDA graph may be bound to it."""
-        if guidance and not self.classes:
+    def _guided_by(self, weight: float) -> "Patchwise":
+        """The bijection under guidance; kept, since a CUDA graph may be bound to it."""
+        if self._guided is None or self._guided[0] != weight:
+            assert isinstance(self.bijection, Patchwise)
+            self._guided = weight, self.bijection.guided(weight)
+        return self._guided[1]
+
+    def _with_and_without(self, labels: Int[Tensor, " batch"] | None) -> Float[Tensor, "batch both"]:
+        """Vectors of the labels, each followed by the vector of no class: the context of guided flows."""
+        if not isinstance(self.context_encoder, ClassEmbedding) or labels is None:
             raise UserError("guidance needs a model with classes: this one was trained without, leave guidance at 0")
-        if self._sampler is None or self._sampler[0] != guidance:
-            bijection, encoder = self.bijection, self.context_encoder
-            if guidance:
-                assert isinstance(bijection, Patchwise)
-                assert isinstance(encoder, ClassEmbedding)
-                bijection, encoder = bijection.guided(guidance), _WithAndWithout(encoder)
-            self._sampler = guidance, Flow(self.base, bijection, context_encoder=encoder)
-        return self._sampler[1].train(self.training)
+        none = torch.full_like(labels, self.context_encoder.none)
+        return torch.cat([self.context_encoder(labels), self.context_encoder(none)], 1)
 
 
 class Patches(nn.Module):
@@ -287,15 +295,3 @@ class ClassEmbedding(nn.Module):
         if self.training and self.dropout:
             labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < self.dropout, self.none)
         return self.vectors(labels)
-
-
-class _WithAndWithout(nn.Module):
-    """Each label's vector followed by the one that stands for no class: the context of guided flows."""
-
-    def __init__(self, embedding: ClassEmbedding) -> None:
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, labels: Int[Tensor, " batch"]) -> Float[Tensor, "batch both"]:
-        none = torch.full_like(labels, self.embedding.none)
-        return torch.cat([self.embedding(labels), self.embedding(none)], 1)

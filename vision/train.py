@@ -1,6 +1,6 @@
 """Train a flow on a store of images: ``arflows vision train --config recipe.yaml``.
 
-On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 -m arflows.vision.train …``.
+On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 --no-python arflows vision train …``.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from arflows.core.commands.train import train
+from arflows.core.commands.train import run_experiment
 from arflows.core.inversion import InversionError
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.experiment import Experiment
@@ -104,10 +104,14 @@ class ImageExperiment(Experiment):
         return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    train(ImageExperiment, args, package="arflows.vision")
+def train(*words: str) -> None:
+    """Train a flow on a store of images by maximum likelihood.
 
+    Args:
+        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+            `arflows vision train --help` lists the options.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        UserError: If the options do not fit together, or training cannot go on.
+    """
+    run_experiment(ImageExperiment, words)

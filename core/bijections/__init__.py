@@ -16,7 +16,14 @@ from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
 from arflows.core.bijections.mixture import GaussianMixture, LogisticMixture, MixtureCDF
 from arflows.core.bijections.multiscale import Multiscale
-from arflows.core.bijections.normalization import ActNorm, BatchNorm, Standardize, initialize
+from arflows.core.bijections.normalization import (
+    ActNorm,
+    BatchNorm,
+    InitializedFromData,
+    Standardize,
+    initialize,
+    mark_initialized,
+)
 from arflows.core.bijections.piecewise import PiecewiseLinearCDF
 from arflows.core.bijections.recompute import recompute
 from arflows.core.bijections.spline import RationalQuadraticSpline
@@ -36,6 +43,7 @@ __all__ = [
     "ElementwiseChain",
     "Flatten",
     "GaussianMixture",
+    "InitializedFromData",
     "Inverse",
     "InvertibleConv1x1",
     "LocationScale",
@@ -53,5 +61,6 @@ __all__ = [
     "Standardize",
     "TanhAffine",
     "initialize",
+    "mark_initialized",
     "recompute",
 ]

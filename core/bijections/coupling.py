@@ -1,6 +1,5 @@
 """Coupling layers: one part of an example is mapped given the other."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -55,5 +54,5 @@ class Coupling(Bijection):
         raw = self.conditioner(self.mask.conditioner_input(kept), context)
         # Under autocast the conditioner returns half precision, but the flow's state stays in float32. Elementwise
         # operations are several times slower on the channels-last output of a convolution.
-        raw = raw.to(kept.dtype, memory_format=torch.contiguous_format)
+        raw = raw.to(kept.dtype).contiguous()
         return raw.unflatten(1, (self.elementwise.parameter_count, -1)).movedim(1, -1)

@@ -1,8 +1,9 @@
 """Normalisation layers and initialisation from data."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,10 +11,44 @@ from torch import Tensor, nn
 
 from arflows.core.bijections.base import Bijection, zero_log_det
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.machine import double
 from arflows.core.runtime.processes import batch_statistics, world_size
 
 
-class ActNorm(Bijection):
+class InitializedFromData(nn.Module, ABC):
+    """A module with state that is set from data, once.
+
+    Whether it has been set is part of the module's state: it is saved and loaded, so that a trained model keeps its
+    state however often training starts. Files of older versions lack the record; their state counts as set.
+
+    Attributes:
+        initialized: Whether the state has been set, bool ().
+    """
+
+    initialized: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor) -> None:
+        """Sets the state from a batch of data; a module that has been initialised, trained or loaded stays as it is."""
+        if not self.initialized:
+            self._set_from(x)
+            self.initialized.fill_(True)
+
+    @abstractmethod
+    def _set_from(self, x: Tensor) -> None:
+        """Sets the state from a batch of data."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if any(name.startswith(prefix) for name in state_dict):
+            state_dict.setdefault(f"{prefix}initialized", torch.ones((), dtype=torch.bool))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ActNorm(InitializedFromData, Bijection):
     """Activation normalisation: a learned scale and shift for each channel, initialised from a batch of data.
 
     Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 3.1: z = x · exp(s) + b. It is the identity until
@@ -30,13 +65,8 @@ class ActNorm(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.zeros(channels))
 
-    @torch.no_grad()
-    def initialize_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
-        """Sets scale and shift to normalise ``x``; a channel without spread keeps its scale.
-
-        Only a layer that is still the identity is set: what was initialised, trained or loaded stays, so that training
-        can go on with other data.
-        """
+    def _set_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
+        """Normalises ``x``; a channel without spread keeps its scale, and a layer trained from the identity both."""
         if self.log_scale.any() or self.shift.any():
             return
         mean, variance = channel_statistics(x)
@@ -56,7 +86,7 @@ class ActNorm(Bijection):
         return (z - along_channels(self.shift, z)) * scale, zero_log_det(z) - sites(z) * self.log_scale.sum()
 
 
-class Standardize(Bijection):
+class Standardize(InitializedFromData, Bijection):
     """Brings each channel to zero mean and unit variance: z = (x − mean) / scale, fixed, with nothing to learn.
 
     It is the identity until `initialize` sets mean and scale from a sample of the data. A flow that begins with it has
@@ -74,14 +104,14 @@ class Standardize(Bijection):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
 
-    @torch.no_grad()
-    def initialize_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
+    def _set_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
         """Sets mean and scale to those of ``x``; a channel without spread keeps its scale."""
-        mean, variance = channel_statistics(x.double())  # data whose mean is far larger than its spread are common
+        x = double(x)  # data whose mean is far larger than its spread are common
+        mean, variance = channel_statistics(x)
         over = [0, *range(2, x.ndim)]
         spread = x.amax(over) > x.amin(over)  # the variance of equal numbers need not be zero in floating point
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(spread, variance.sqrt(), 1.0))
+        self.mean.copy_(mean.to(self.mean.dtype))  # before it goes to a device that may lack float64
+        self.scale.copy_(torch.where(spread, variance.sqrt(), 1.0).to(self.scale.dtype))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
@@ -176,17 +206,18 @@ class BatchNorm(Bijection):
 def initialize(module: nn.Module, run: Callable[[], object]) -> None:
     """Initialises every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
 
-    A layer that starts from data has a method ``initialize_from(x)``; it is called with the layer's first input, just
-    before the layer itself runs, so each layer sees data that those before it have already normalised. A layer that was
-    initialised or trained before leaves it at that.
+    A layer that starts from data is an `InitializedFromData`, or has a method ``initialize_from(x)`` that hands the data
+    on to one. It is called with the layer's first input, just before the layer itself runs, so each layer sees data
+    that those before it have already normalised. A layer that was initialised before stays as it is.
 
     Args:
         module: a flow or bijection; nothing happens where no layer of it starts from data.
         run: passes data through the module in the direction data → latent, such as ``lambda: flow.log_prob(x)``.
     """
-    layers = [layer for layer in module.modules() if hasattr(layer, "initialize_from")]
-    if not layers:
+    parts = [layer for layer in module.modules() if isinstance(layer, InitializedFromData)]
+    if all(part.initialized for part in parts):
         return
+    layers = [layer for layer in module.modules() if hasattr(layer, "initialize_from")]
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs: layer.initialize_from(inputs[0])) for layer in layers
     ]
@@ -196,6 +227,13 @@ def initialize(module: nn.Module, run: Callable[[], object]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def mark_initialized(module: nn.Module) -> None:
+    """Records that the state of ``module`` stays as it is, as that of a module whose training has begun."""
+    for layer in module.modules():
+        if isinstance(layer, InitializedFromData):
+            layer.initialized.fill_(True)
 
 
 def channel_statistics(

@@ -1,8 +1,11 @@
 """The command line: ``arflows <domain> <verb> [options]``, and how every command speaks to its user.
 
-The words are looked up by `main`, which loads nothing but the standard library; only the verb that was asked for is
-imported. A verb is a function: `run` makes its command line from its signature and docstring. A verb with a parser of
-its own, as training by LightningCLI has, takes the same manners from `guarded` and `ShortErrors`.
+`main` looks up the words and loads nothing but the standard library; only the verb that was asked for is imported. A
+verb is the function of that name in the module of that name: ``arflows vision sample`` calls
+``arflows.vision.sample.sample``. `run` makes its options from its signature and docstring. A function of ``*words`` has
+a parser of its own, as training by LightningCLI has, and gets the words of the command line as they are.
+
+In several processes: ``torchrun --nproc-per-node 4 --no-python arflows vision sample …``.
 """
 
 from __future__ import annotations
@@ -15,13 +18,12 @@ import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from arflows.core.commands.domains import all_domains, find_domain
 from arflows.core.commands.exit_codes import MENDABLE, guarded
 from arflows.core.runtime.errors import UserError, unknown_name
-from arflows.core.runtime.options import ShortErrors
+from arflows.core.runtime.options import ShortErrors, renamed_options
 from arflows.core.runtime.processes import distributed_session, is_main
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ COMMANDS = {
     "reproduce": "repeat a measured result and compare",
     "verify": "compare a store, a model or a run with its checksums",
 }
-"""What is not a domain; the module ``arflows.core.commands.<command>`` has its ``main``."""
+"""Commands that belong to no domain: each is the function ``arflows.core.commands.<command>.<command>``."""
 
 
 # ------------------------------------------------------------------------------------------------------ the dispatch
@@ -58,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
             case ["--version", *_]:
                 print(f"arflows {importlib.metadata.version('arflows')}")
             case [command, *rest] if command in COMMANDS:
-                importlib.import_module(f"arflows.core.commands.{command}").main(rest)
+                run(_function("arflows.core.commands", command), rest, f"arflows {command}", positional=True)
             case [option, *_] if option.startswith("-"):
                 raise _misplaced(option, "a domain", "arflows")
             case [name, *rest]:
@@ -74,11 +76,16 @@ def _run_verb(name: str, words: list[str]) -> None:
         case ["-h" | "--help" | "help", *_]:
             print(_verbs(name))
         case [verb, *rest] if verb in domain.verbs:
-            importlib.import_module(f"{domain.module}.{verb}").main(rest)
+            run(_function(domain.module, verb), rest, f"arflows {name} {verb}")
         case [option, *_] if option.startswith("-"):
             raise _misplaced(option, "a verb", f"arflows {name}")
         case [verb, *_]:
             raise unknown_name(f"verb of {name}", verb, domain.verbs)
+
+
+def _function(package: str, name: str) -> Callable[..., object]:
+    function: Callable[..., object] = getattr(importlib.import_module(f"{package}.{name}"), name)
+    return function
 
 
 def _misplaced(option: str, place: str, prog: str) -> UserError:
@@ -118,39 +125,47 @@ def _help_text(usage: str, summary: str, groups: Mapping[str, Mapping[str, str]]
 # --------------------------------------------------------------------------------------- one function as one command
 
 
-def run(function: Callable[..., Result], args: Sequence[str] | None = None, prog: str | None = None) -> Result:
-    """Calls ``function`` with the options of a command line that is made from its signature and docstring.
+def run(
+    function: Callable[..., Result],
+    args: Sequence[str] | None = None,
+    prog: str | None = None,
+    *,
+    positional: bool = False,
+) -> Result:
+    """Call a function with the options of a command line that is made from its signature and docstring.
 
     Every parameter is an option ``--name``; ``--config FILE`` reads options from YAML, ``--print_config`` writes them.
-    Errors end the process as `guarded` describes.
+    A function of ``*words`` is called with the words as they are. Errors end the process as `guarded` describes.
 
     Args:
-        function: what to run; its parameters are annotated and described under ``Args:``.
-        args: the words of the command line, by default those of the process.
-        prog: what the user typed to get here, by default told from the function's module:
-            ``arflows vision sample`` for a function of ``arflows.vision.sample``.
+        function: The function; its parameters are annotated and described under ``Args:``.
+        args: The words of the command line, by default those of the process.
+        prog: The words that the user typed to get here, for messages; by default the function's name.
+        positional: Take parameters without a default that are not keyword-only as words without ``--name``.
 
     Returns:
-        What ``function`` returns.
+        The value that ``function`` returns.
     """
-    with guarded(args) as words, distributed_session(), nullcontext() if is_main() else redirect_stdout(io.StringIO()):
-        import jsonargparse
+    with guarded(args) as words:
+        if any(each.kind is each.VAR_POSITIONAL for each in inspect.signature(function).parameters.values()):
+            return function(*words)
+        with distributed_session(), nullcontext() if is_main() else redirect_stdout(io.StringIO()):
+            import jsonargparse
 
-        class Parser(ShortErrors, jsonargparse.ArgumentParser):
-            pass
+            class Parser(ShortErrors, jsonargparse.ArgumentParser):
+                renamed = renamed_options(function)
 
-        return jsonargparse.auto_cli(
-            function,
-            args=words,
-            as_positional=False,
-            parser_class=Parser,
-            prog=prog or _program(function),
-            description=(inspect.getdoc(function) or "").partition("\n\n")[0],
-            config_help="YAML file with options; those on the command line take precedence.",
-            epilog="--debug shows the traceback of an error.",
-        )
+            return jsonargparse.auto_cli(
+                function,
+                args=words,
+                as_positional=positional,
+                parser_class=Parser,
+                prog=prog or function.__name__,
+                description=(inspect.getdoc(function) or "").partition("\n\n")[0],
+                config_help="YAML file with options; those on the command line take precedence.",
+                epilog="--debug shows the traceback of an error.",
+            )
 
 
-def _program(function: Callable[..., object]) -> str:
-    spec = function.__globals__.get("__spec__")  # the module's name even where `python -m` calls it __main__
-    return spec.name.replace(".", " ") if spec else Path(sys.argv[0]).name
+if __name__ == "__main__":
+    main()

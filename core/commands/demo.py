@@ -3,10 +3,8 @@
 import importlib
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from arflows.core.commands.cli import run
 from arflows.core.commands.domains import Domain, all_domains
 from arflows.core.commands.exit_codes import FAULT, explain
 from arflows.core.commands.report import Chapter, Failure, write_report
@@ -68,8 +66,3 @@ def _machine() -> dict[str, object]:
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs ``arflows demo`` with the words ``args``."""
-    run(demo, args, prog="arflows demo")

@@ -22,7 +22,7 @@ _debug: ContextVar[bool | None] = ContextVar("debug", default=None)
 def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
     """Runs a command so that its errors end the process the way a user expects.
 
-    What the user can mend (an exception with ``mendable`` set, an `OSError`, exhausted memory) is one sentence on
+    What the user can mend (an exception with ``user_facing`` set, an `OSError`, exhausted memory) is one sentence on
     standard error and exit code 2. Ctrl-C is exit code 130, a reader of our output that has gone ends us silently, and
     any other exception is a fault of the program: exit code 1. The option ``--debug``, wherever it stands, or the
     environment variable ``ARFLOWS_DEBUG=1`` adds the traceback.
@@ -72,7 +72,7 @@ def explain(error: Exception) -> tuple[int, str]:
     """
     if _debug.get():
         traceback.print_exception(error)
-    sentence = _mendable_sentence(error)
+    sentence = _user_facing_sentence(error)
     if sentence is not None:
         return MENDABLE, sentence
     advice = "" if _debug.get() else "; --debug shows the traceback"
@@ -94,9 +94,9 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _mendable_sentence(error: Exception) -> str | None:
+def _user_facing_sentence(error: Exception) -> str | None:
     """What to tell the user; None if the error is not of their making."""
-    if getattr(error, "mendable", False):
+    if getattr(error, "user_facing", False):
         return str(error)
     if isinstance(error, OSError) or "No space left on device" in str(error):
         return _os_error_sentence(error)

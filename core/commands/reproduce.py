@@ -9,10 +9,13 @@ from typing import Any
 
 import yaml
 
+from arflows.core.commands.cli import main
 from arflows.core.commands.domains import all_domains, find_domain
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.machine import software
+from arflows.core.runtime.option_types import NonNegativeFloat
+from arflows.core.runtime.options import renamed_options
 from arflows.core.runtime.pretrained import CONFIG_FILE, model_folder
 
 SPEEDS = ("samples_per_second", "seconds", "factor", "real_time_factor")
@@ -23,10 +26,11 @@ NOT_REPEATED = ("model", "options", "training", "data", "software", "hardware", 
 
 def reproduce(
     result: Path,
+    *,
     out: Path,
     model: Path | None = None,
     store: Path | None = None,
-    tolerance: float = 1e-4,
+    tolerance: NonNegativeFloat = 1e-4,
     retrain: bool = False,
 ) -> None:
     """Repeat what a result file says was done, and compare the figures.
@@ -56,10 +60,14 @@ def reproduce(
             raise UserError(f"there is no model {model}: check the path, or leave out --model to train anew.")
         trained = _train(domain, then, place, out / "run", result)
     now_file = out / "result.json"
+    module = importlib.import_module(f"{find_domain(domain).module}.evaluate")
+    new_names = renamed_options(module.evaluate)
     words = [
-        word for name, value in (options | {"model": trained, "store": place}).items() for word in _words(name, value)
+        word
+        for name, value in (options | {"model": trained, "store": place}).items()
+        for word in _words(new_names.get(name, name), value)
     ]
-    importlib.import_module(f"{find_domain(domain).module}.evaluate").main([*words, "--out", str(now_file)])
+    main([domain, "evaluate", *words, "--out", str(now_file)])
     now = _read(now_file)
     rows = list(_compared(then, now, tolerance, anew))
     _report(result, then, now, rows)
@@ -80,7 +88,7 @@ def _train(domain: str, then: dict[str, Any], store: Path, run: Path, result: Pa
     words = ["--config", str(run.parent / "config.yaml")]
     if any((run / "checkpoints").glob("*.ckpt")):
         words.append("--resume")
-    importlib.import_module(f"{find_domain(domain).module}.train").main(words)
+    main([domain, "train", *words])
     return run / "model"
 
 
@@ -141,11 +149,3 @@ def _domain(then: dict[str, Any], result: Path) -> str:
 
 def _words(name: str, value: Any) -> list[str]:
     return [] if value is None else [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    words = list(args or [])
-    run(reproduce, ["--result", *words] if words and not words[0].startswith("-") else words, prog="arflows reproduce")

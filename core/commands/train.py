@@ -3,33 +3,32 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from arflows.core.commands.exit_codes import guarded
 from arflows.core.commands.recipes import resolve_configs
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.experiment import Experiment
 
 
-def train(experiment: Callable[[list[str]], Experiment], args: Sequence[str] | None, package: str) -> None:
-    """Runs a domain's ``train`` verb.
+def run_experiment(experiment: type[Experiment], words: Sequence[str]) -> None:
+    """Train: the ``train`` verb of a domain is a function of ``*words`` that calls this.
 
     Args:
-        experiment: Makes the experiment from the words of the command line.
-        args: These words; by default those of the process.
-        package: The domain's package, whose recipes ``--config`` may name.
+        experiment: The domain's experiment, which takes the words of the command line. ``--config`` may name the
+            recipes of the package that it is defined in.
+        words: The words of the command line.
 
     Raises:
-        SystemExit: With code 2 for what the user can mend, 130 after Ctrl-C.
+        UserError: If the options do not fit together, or training cannot go on.
+        KeyboardInterrupt: After Ctrl-C, with the last state saved.
     """
-    with guarded(args) as words:
-        _quiet_lightning()
-        try:
-            experiment(resolve_configs(words, package)).fit()
-        except MisconfigurationException as error:
-            raise UserError(" ".join(str(error).split())) from error
+    _quiet_lightning()
+    try:
+        experiment(resolve_configs(words, experiment.__module__.rpartition(".")[0])).fit()  # type: ignore[call-arg]
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def _quiet_lightning() -> None:

@@ -22,11 +22,3 @@ def verify(path: Path) -> None:
         raise UserError(f"{path} is no store, no model folder and no folder of a run: give one of these.")
     for told in found:
         print(f"{told}: sound")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run from the command line."""
-    from arflows.core.commands.cli import run
-
-    words = list(args or [])
-    run(verify, ["--path", *words] if words and not words[0].startswith("-") else words, prog="arflows verify")

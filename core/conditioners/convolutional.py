@@ -53,8 +53,8 @@ class ImageConditioner(nn.Module):
 
     @staticmethod
     def channels_last(x: Tensor) -> Tensor:
-        """The same values, laid out with channels next to each other."""
-        return x.contiguous(memory_format=torch.channels_last)
+        """Lay out the values with channels next to each other, where no transform hides the layout."""
+        return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
 
 
 class ResidualCNN(ImageConditioner):

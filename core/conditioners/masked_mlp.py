@@ -141,15 +141,14 @@ class MaskedMLP(AutoregressiveConditioner):
         self.activate = activation_function(activation)
         lowest = 0 if context_features or features == 1 else 1
         widths = [hidden_features[0], *(w for width in hidden_features[1:] for w in [width] * (2 if residual else 1))]
-        degrees = [[lowest + unit * (features - lowest) // width for unit in range(width)] for width in widths]
+        degrees = [lowest + torch.arange(width) * (features - lowest) // width for width in widths]
 
         # How many units of each hidden layer have a degree below 0, 1, …, features.
-        self.revealed = [[sum(d < step for d in layer) for step in range(features + 1)] for layer in degrees]
-        layers = [MaskedLinear(degrees[0], features)]
-        for before, layer in zip(self.revealed, degrees[1:], strict=False):
-            layers.append(MaskedLinear([before[d + 1] for d in layer], before[-1]))
-        last = [self.revealed[-1][site + 1] for site in range(features) for _ in range(parameter_count)]
-        layers.append(MaskedLinear(last, widths[-1]))
+        revealed = [torch.searchsorted(layer, torch.arange(features + 1)) for layer in degrees]
+        seen = [degrees[0], *(before[layer + 1] for before, layer in zip(revealed, degrees[1:], strict=False))]
+        seen.append(revealed[-1][1:].repeat_interleave(parameter_count))
+        layers = [MaskedLinear(each.tolist(), size) for each, size in zip(seen, [features, *widths], strict=True)]
+        self.revealed: list[list[int]] = [each.tolist() for each in revealed]
         layers[-1].zero_()
         self.layers = nn.ModuleList(layers)
         # The second layer of a residual block adds what entered the block: the output two layers before.

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Bijection, Chain, Standardize
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
 from arflows.core.runtime.transforms import is_transformed
 
 
-class VectorFlow(Flow, Pretrained):
+class VectorFlow(BijectiveFlow, Pretrained):
     """A flow over vectors with a standard normal base, optionally conditional.
 
     It begins by standardising examples and context, as `initialize` has set it; without that call, by nothing.
@@ -56,7 +56,7 @@ class VectorFlow(Flow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> Float[Tensor, "count features"]:
-        """Draws examples; see `Flow.sample`. One row of context serves for all of them."""
+        """Draws examples; see `BijectiveFlow.sample`. One row of context serves for all of them."""
         context = self._rows(context, count)
         return super().sample(count, context, temperature=temperature, generator=generator, solver=solver)
 
@@ -69,7 +69,7 @@ class VectorFlow(Flow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "count features"], Float[Tensor, " count"]]:
-        """Draws examples with their log-densities; see `Flow.sample_with_log_prob`."""
+        """Draws examples with their log-densities; see `BijectiveFlow.sample_with_log_prob`."""
         context = self._rows(context, count)
         return super().sample_with_log_prob(count, context, temperature=temperature, generator=generator, solver=solver)
 
@@ -92,10 +92,9 @@ class VectorFlow(Flow, Pretrained):
     def _check(self, name: str, values: Tensor, features: int) -> None:
         if values.ndim != 2 or values.shape[1] != features:
             raise UserError(f"{name} must have shape (batch, {features}), got {tuple(values.shape)}")
-        own = self.base.origin
-        if values.dtype != own.dtype or values.device != own.device:
+        if values.dtype != self.dtype or values.device != self.device:
             raise UserError(
-                f"{name} is {values.dtype} on {values.device}, the flow {own.dtype} on {own.device}: "
+                f"{name} is {values.dtype} on {values.device}, the flow {self.dtype} on {self.device}: "
                 f"convert one of them, as by {name}.to(…) or flow.to(…)"
             )
         # Reading values makes a GPU wait and can be neither compiled nor transformed; there NaN passes to the result.

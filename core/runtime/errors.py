@@ -8,11 +8,16 @@ class UserError(Exception):
     """Something the user can mend: a wrong path, setting or file.
 
     The message is one sentence that names the file or setting and says how to mend it. The command line prints it and
-    exits with code 2; it recognises such exceptions by the attribute ``mendable``, so that `arflows.data`, which does
-    not import `arflows.core`, can raise its own.
+    exits with code 2, as it does for any exception with a true attribute ``user_facing``.
     """
 
-    mendable = True
+    user_facing = True
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean …?" with the closest of the known names, or nothing if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -24,6 +29,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         known: the names that exist.
     """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return UserError(f"There is no {kind} {name!r}.{hint} There is: {', '.join(known) or 'none'}.")
+    return UserError(f"There is no {kind} {name!r}.{did_you_mean(name, known)} There is: {', '.join(known) or 'none'}.")

@@ -72,7 +72,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Makes sure that a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # it syncs files that are open for writing, and no folders
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

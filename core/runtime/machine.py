@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.processes import local_rank
@@ -36,6 +37,16 @@ def pick_device(name: str = "auto") -> torch.device:
         ]
         raise UserError(f"there is no device {name!r} on this machine: choose among {', '.join(present)}.") from error
     return device
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The widest floating-point type of a device: float64, or float32 on those that lack it, as Apple's mps."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def double(values: Tensor) -> Tensor:
+    """Values in float64: on their device, or on the CPU where the device lacks that type."""
+    return values.to(values.device if widest_float(values.device) == torch.float64 else "cpu").double()
 
 
 def software() -> dict[str, Any]:

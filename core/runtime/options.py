@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from arflows.core.runtime.errors import UserError, unknown_name
+from arflows.core.runtime.jsonargparse_compat import let_switches_stand_alone, option_names
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -15,21 +17,59 @@ else:
     ArgumentParser = object  # jsonargparse takes a tenth of a second to import; `--help` must not wait for it
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+RANGES = {
+    "PositiveInt": "a whole number from 1 up",
+    "NonNegativeInt": "a whole number from 0 up",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number from 0 up",
+    "Fraction": "a number from 0 up to, not including, 1",
+}
+"""The types of `arflows.core.runtime.option_types` in words."""
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Mark a verb whose options had other names: who gives an old one is told the new one.
+
+    >>> @renamed(n="count")
+    ... def sample(count: int) -> None: ...
+
+    Args:
+        **names: The new name of each old one.
+    """
+
+    def mark(function: Function) -> Function:
+        function.renamed = names  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def renamed_options(function: Callable[..., Any]) -> Mapping[str, str]:
+    """Return the new names of a verb's renamed options by their old names."""
+    names: Mapping[str, str] = getattr(function, "renamed", {})
+    return names
+
+
 class ShortErrors(ArgumentParser):
     """Mixed into a parser of jsonargparse, makes it answer a wrong option by one sentence instead of a page of usage.
 
     >>> class Parser(ShortErrors, LightningArgumentParser): ...
     >>> LightningCLI(Model, Data, parser_class=Parser, args=words)
+
+    Attributes:
+        renamed: New names of options by their old names.
     """
+
+    renamed: Mapping[str, str] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parses; a switch may be given without ``true``."""
-        for action in self._actions:
-            if getattr(action, "_typehint", None) is bool and action.nargs is None:
-                action.nargs, action.const = "?", True
+        let_switches_stand_alone(self)
         return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -37,7 +77,7 @@ class ShortErrors(ArgumentParser):
         if not self.exit_on_error:  # jsonargparse is trying one of several readings, and catches its own error
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        raise UserError(_option_error(message, parser.prog, list(parser._option_string_actions))) from ex
+        raise UserError(_option_error(message, parser.prog, option_names(parser), self.renamed)) from ex
 
     def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Reads a config file; an error in it is told with the file's name."""
@@ -54,7 +94,7 @@ class ShortErrors(ArgumentParser):
         return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", super().format_help(*args, **kwargs))
 
 
-def _option_error(message: str, prog: str, options: list[str]) -> str:
+def _option_error(message: str, prog: str, options: list[str], renamed: Mapping[str, str]) -> str:
     """Says in one sentence what jsonargparse says in a paragraph; what is not recognised is only put on one line."""
     more = f"`{prog} --help` lists the options."
     if match := re.match(r"(?:Group '(?P<group>.+)' does not accept option|Option) '(?P<key>.+?)'", message):
@@ -63,6 +103,8 @@ def _option_error(message: str, prog: str, options: list[str]) -> str:
         return f"{match[1]} is no class that a config may name: name one of arflows. {more}"
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         name = match[1].partition("=")[0]
+        if new := renamed.get(name.lstrip("-")):
+            return f"{name} is now --{new}. {more}"
         if name.startswith("-"):
             return f"{unknown_name('option', name, options).args[0].partition(' There is: ')[0]} {more}"
         return f"Unexpected {name!r}: options are written as --name value. {more}"
@@ -74,6 +116,12 @@ def _option_error(message: str, prog: str, options: list[str]) -> str:
         wanted = re.match(r"Expected an? (.+?)\. Got value", problem) or re.search(r"Subtypes: \[(.+)\]", problem)
         if value and wanted:
             return f"--{option} takes {_plain_type(wanted[1])}, not {value[1]!r}."
+        if ranged := re.fullmatch(
+            r"Not of type (\w+): (?:(.*) does not conform to .*|.*: '?(.*?)'?|(.*) not an? .*)", problem
+        ):
+            kind, *values = ranged.groups()
+            value = next(value for value in values if value is not None)
+            return f"--{option} takes {RANGES.get(kind, kind)}, not {value!r}."
         message = f"--{option}: {problem}"
     return " ".join(message.split()).rstrip(".") + f". {more}"
 
@@ -81,5 +129,6 @@ def _option_error(message: str, prog: str, options: list[str]) -> str:
 def _plain_type(text: str) -> str:
     """``<class 'int'>, <class 'NoneType'>`` as ``int or null``."""
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
+    text = re.sub(r"\b\w+\b", lambda match: RANGES.get(match[0], match[0]), text)
     text = re.sub(r"typing\.Literal\[(.+?)\]", lambda match: match[1].replace(", ", " or "), text)
     return re.sub(r", (?![^\[]*\])", " or ", text)

@@ -8,9 +8,10 @@ import hashlib
 import inspect
 import json
 import re
+import reprlib
 import tempfile
+import textwrap
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -22,12 +23,17 @@ from torch import nn
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
+from arflows.core.runtime.limits import Header, TooLarge, check_arguments, limited_to
 from arflows.core.runtime.machine import pick_device
+from arflows.core.runtime.signatures import default_arguments
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FACTS_FILE = "training.json"
 SUMS_FILE = "SHA256SUMS"
+LARGEST_CONFIG = 4 << 20
+"""Bytes of `CONFIG_FILE`."""
+
 FORMAT_VERSION = 2
 """Version of `CONFIG_FILE`.
 
@@ -72,7 +78,7 @@ class Pretrained(nn.Module):
         instance = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
         _, *given = signature.bind_partial(instance, *args, **kwargs).arguments.items()
-        arguments = dict(_default_arguments(cls))
+        arguments = dict(default_arguments(cls))
         for name, value in given:
             passed_on = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             arguments.update(value if passed_on else {name: value})
@@ -97,7 +103,12 @@ class Pretrained(nn.Module):
 
         Both files are written under temporary names and then renamed, so that an interrupted save leaves the older
         model readable.
+
+        Raises:
+            UserError: If an argument of the constructor is not of the type of its annotation, or out of range (see
+                `check_arguments`), so that the model could not be read again.
         """
+        check_arguments(type(self), self._arguments)
         folder = Path(folder)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with replacing(folder / WEIGHTS_FILE) as temporary:
@@ -116,29 +127,36 @@ class Pretrained(nn.Module):
 
         Raises:
             UserError: if there is no such folder, a file of it is missing or damaged, it holds a model of another
-                class, or it was written by a newer version of arflows.
+                class or one larger than its weights, or it was written by a newer version of arflows.
         """
         folder = _local_folder(source, revision)
         config = _read_config(folder / CONFIG_FILE)
         model_class = cls._named(config["class"], folder)
+        arguments, weights = config["arguments"], folder / WEIGHTS_FILE
+        header = Header.read(weights)
         try:
-            model = model_class(**config["arguments"])
-        except UserError as error:
-            raise UserError(f"{folder / CONFIG_FILE}: {error}") from error
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+            check_arguments(model_class, arguments)
+            with limited_to(header):
+                model = model_class(**arguments)
+        except TooLarge as error:
+            raise UserError(
+                f"{folder / CONFIG_FILE} asks for more than the {header.tensors:,} tensors of {header.numbers:,} numbers "
+                f"that {weights} holds: copy the model folder again"
+            ) from error
+        except (UserError, ValueError) as error:
             details = " ".join(str(error).split())
             raise UserError(f"{folder / CONFIG_FILE}: arguments do not fit {config['class']}: {details}") from error
-        weights = folder / WEIGHTS_FILE
-        if not weights.is_file():
-            raise UserError(f"{weights} is missing: copy the model folder again, whole")
+        except (TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+            given = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in arguments.items())
+            raise UserError(
+                f"{folder / CONFIG_FILE}: arguments do not fit {config['class']} or each other: {given}"
+            ) from error
         try:
-            state = load_file(weights)
+            model.load_state_dict(load_file(weights))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{weights} is damaged or truncated ({error}): copy the model folder again") from error
-        try:
-            model.load_state_dict(state)
         except RuntimeError as error:
-            details = " ".join(str(error).split())
+            details = textwrap.shorten(str(error), 400, placeholder=" …")
             raise UserError(f"{weights} does not fit {CONFIG_FILE} beside it: {details}") from error
         return model.eval()
 
@@ -175,20 +193,6 @@ def current_name(name: str) -> str:
 
 
 _OLD_NAME = re.compile(rf"(?<![^.])({'|'.join(map(re.escape, RENAMED))})(?![^.])")
-
-
-@cache
-def _default_arguments(kind: type) -> dict[str, Any]:
-    """Defaults of a constructor's arguments, of those too that it passes on to its parents as ``**kwargs``."""
-    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
-    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-        return {p.name: p.default for p in parameters if p.default is not p.empty}
-    from jsonargparse import ArgumentParser  # slow to import
-
-    parser = ArgumentParser(exit_on_error=False)
-    names = parser.add_class_arguments(kind, fail_untyped=False)
-    defaults = parser.get_defaults()
-    return {name: defaults[name] for name in names}
 
 
 def write_checksums(folder: Path) -> None:
@@ -275,9 +279,11 @@ def _local_folder(source: str | Path, revision: str | None) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: {path.parent} is not a model folder")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, a config at most {LARGEST_CONFIG:,}: copy it again")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers of very many digits
         raise UserError(f"{path} is not valid JSON ({error}): copy the model folder again") from error
     expected = {"format_version": int, "class": str, "arguments": dict}
     if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in expected.items()):

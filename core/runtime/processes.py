@@ -1,21 +1,20 @@
-"""Several processes at one task: who of them writes, which share each takes, and noise that does not depend on either.
+"""Several processes at one task: the one that writes, and the share of the work that each takes.
 
 Training is distributed by Lightning. Every other verb becomes distributed by starting it in several processes::
 
-    torchrun --nproc-per-node 4 -m arflows.vision.sample --model runs/glow --out samples --count 50000
+    torchrun --nproc-per-node 4 --no-python arflows vision sample --model runs/glow --out samples --count 50000
 
 Each process takes batches in turn (`distributed_map`), results come back to all in order, and the main process alone
-writes (`core.runtime.files` asks `is_main`). What is random follows from the seed and the place of an example or batch
-(`seed_of`), so that the number of processes changes nothing but the time.
+writes (`core.runtime.files` asks `is_main`). What is random follows from the seed and the index of an example or batch
+(`core.runtime.noise`), so that the number of processes changes nothing but the time.
 """
 
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Rank:
-    """The place of this process among those at one task.
+    """The rank of this process among those at one task.
 
     Attributes:
         rank: Its number, from 0.
@@ -37,21 +36,32 @@ class Rank:
     count: int = 1
 
 
-_verb = Rank()
-"""Of the verb that this process runs together with others; see `distributed_session`."""
+@dataclass
+class _Groups:
+    """The two groups of processes that this one may be in.
 
-_rows = Rank()
-"""Of the training batch at hand; see `batch_shard`."""
+    They belong to the process, not to a context or thread: threads that write files, and those of autograd, ask too.
+
+    Attributes:
+        command: Its rank in the command that several processes run, see `distributed_session`.
+        batch: Its rank among those that share the current training batch, see `batch_shard`.
+    """
+
+    command: Rank = Rank()
+    batch: Rank = Rank()
+
+
+_groups = _Groups()
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return _verb.rank == 0
+    return _groups.command.rank == 0
 
 
 def wait() -> None:
     """Returns when all processes at the task have come here."""
-    if _verb.count > 1:
+    if _groups.command.count > 1:
         from torch import distributed
 
         distributed.barrier()
@@ -59,12 +69,14 @@ def wait() -> None:
 
 def local_rank() -> int | None:
     """The number of this process among those of its machine, which picks its GPU; None where it works alone."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if _verb.count > 1 else None
+    return int(os.environ.get("LOCAL_RANK", "0")) if _groups.command.count > 1 else None
 
 
 def cores() -> int:
     """How many processor cores this process may use: those it is bound to, divided among its machine's at the task."""
-    return max(1, len(os.sched_getaffinity(0)) // (int(os.environ["LOCAL_WORLD_SIZE"]) if _verb.count > 1 else 1))
+    return max(
+        1, len(os.sched_getaffinity(0)) // (int(os.environ["LOCAL_WORLD_SIZE"]) if _groups.command.count > 1 else 1)
+    )
 
 
 @contextmanager
@@ -73,19 +85,18 @@ def distributed_session() -> Iterator[None]:
 
     Within an outer block this does nothing.
     """
-    global _verb
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or _verb.count > 1 or "MASTER_ADDR" not in os.environ:
+    if count == 1 or _groups.command.count > 1 or "MASTER_ADDR" not in os.environ:
         yield
         return
     from torch import distributed
 
     distributed.init_process_group("gloo")
-    _verb = Rank(distributed.get_rank(), count)
+    _groups.command = Rank(distributed.get_rank(), count)
     try:
         yield
     finally:
-        _verb = Rank()
+        _groups.command = Rank()
         distributed.destroy_process_group()
 
 
@@ -125,53 +136,39 @@ def distributed_imap(items: Iterable[Item], work: Callable[[Iterator[Item]], Ite
         items: The same in every process, and read whole by each of them.
         work: Yields a result for each item it gets, in order.
     """
-    if _verb.count == 1:
+    if _groups.command.count == 1:
         yield from work(iter(items))
         return
     from torch import distributed
 
-    results = work(islice(items, _verb.rank, None, _verb.count))
+    results = work(islice(items, _groups.command.rank, None, _groups.command.count))
     gathered: list[list[Result]] = []
     while all(gathered):
-        gathered = [[] for _ in range(_verb.count)]
+        gathered = [[] for _ in range(_groups.command.count)]
         distributed.all_gather_object(gathered, list(islice(results, 1)))
         for result in gathered:
             yield from result
     next(results, None)  # reads the rest of the items, of which there are fewer than processes
 
 
-def seed_of(seed: int, index: int) -> int:
-    """The seed of a step's, batch's or example's noise: 63 bits that follow from the seed of all and its place."""
-    return random.Random(f"{seed}/{index}").getrandbits(63)
-
-
 @contextmanager
 def batch_shard(rank: int, count: int) -> Iterator[None]:
     """Says that batches are every ``count``-th row, from ``rank``, of one batch that several processes share."""
-    global _rows
-    before, _rows = _rows, Rank(rank, count)
+    before, _groups.batch = _groups.batch, Rank(rank, count)
     try:
         yield
     finally:
-        _rows = before
+        _groups.batch = before
+
+
+def batch_rank() -> Rank:
+    """The rank of this process among those that share the current training batch."""
+    return _groups.batch
 
 
 def world_size() -> int:
     """How many processes share the training batch at hand."""
-    return _rows.count
-
-
-def noise_rows(draw: Callable[..., "Tensor"], shape: tuple[int, ...], **options: Any) -> "Tensor":
-    """Noise of a batch: this process's rows of what one process alone would have drawn for all of them.
-
-    Args:
-        draw: `torch.rand` or `torch.randn`.
-        shape: Of this process's batch, (batch, …).
-        **options: More arguments of ``draw``.
-    """
-    if world_size() == 1:
-        return draw(shape, **options)
-    return draw((shape[0] * _rows.count, *shape[1:]), **options)[_rows.rank :: _rows.count]
+    return _groups.batch.count
 
 
 def batch_statistics(mean: "Tensor", variance: "Tensor") -> tuple["Tensor", "Tensor"]:
@@ -186,7 +183,7 @@ def batch_statistics(mean: "Tensor", variance: "Tensor") -> tuple["Tensor", "Ten
 
     mine = torch.stack([mean, variance])
     nothing = torch.zeros_like(mine)
-    shares = torch.stack([mine if rank == _rows.rank else nothing for rank in range(_rows.count)])
+    shares = torch.stack([mine if rank == _groups.batch.rank else nothing for rank in range(_groups.batch.count)])
     means, variances = all_reduce(shares).unbind(1)
     over_all = means.mean(0)
     return over_all, (variances + (means - over_all).square()).mean(0)

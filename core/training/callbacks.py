@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from arflows.core.bijections import recompute
-from arflows.core.flow import Flow
+from arflows.core.dequantization import Dequantizer
+from arflows.core.flow import BijectiveFlow, Flow
 from arflows.core.inversion import InversionError
+from arflows.core.likelihood import Batch, call_with
 from arflows.core.runtime.errors import UserError
+from arflows.core.training.lightning_compat import SwappingAverage, batch_of_epoch, forget_batch
 from arflows.core.training.sharding import total_norm, whole_weights
 
 
@@ -62,7 +65,7 @@ class NonFiniteGuard(Callback):
                 buffer.copy_(before)
         self.skipped_in_a_row += 1
         self.skipped_in_all += 1
-        place = f"batch {trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}"
+        place = f"batch {batch_of_epoch(trainer)} of epoch {trainer.current_epoch}"
         rank_zero_info(
             f"{place}: the loss or its gradient is not finite; step skipped ({self.skipped_in_all} in all). "
             f"{_parameter_norms(pl_module)}"
@@ -134,7 +137,8 @@ class DriftMonitor(Callback):
 
     def exceeds(self, flow: Flow) -> bool:
         """Whether the last error is one to warn of."""
-        bound = self.tolerance if flow.dequantizer is None else 0.5 / flow.dequantizer.levels
+        dequantizer = _dequantizer(flow)
+        bound = self.tolerance if dequantizer is None else 0.5 / dequantizer.levels
         return not self.error <= bound
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,6 +153,8 @@ class DriftMonitor(Callback):
             return
         flow = pl_module.flow
         assert isinstance(flow, Flow)
+        if not flow.has_latents:
+            return
         self._measure(trainer, flow, batch, max(1, self.examples), trainer.precision_plugin.train_step_context())
         if self.exceeds(flow):
             self.recomputes = False
@@ -171,7 +177,7 @@ class DriftMonitor(Callback):
         """Measures on the first batch."""
         flow = pl_module.flow
         assert isinstance(flow, Flow)
-        if batch_idx or not self.examples or trainer.sanity_checking or not flow.has_round_trip:
+        if batch_idx or not self.examples or trainer.sanity_checking or not flow.has_latents:
             return
         self._measure(trainer, flow, batch, self.examples, trainer.precision_plugin.val_step_context())
         pl_module.log("val/round_trip_error", self.error, batch_size=1)
@@ -191,7 +197,7 @@ class DriftMonitor(Callback):
         error = 0.0
         with precision, whole_weights(trainer):
             if len(some["x"]):
-                error = _round_trip_error(flow, some["x"], some.get("context"))
+                error = _round_trip_error(flow, some)
         if trainer.world_size > 1:
             error = float(trainer.strategy.reduce(torch.tensor(error, device=flow.device), reduce_op="max"))
         self.error = error
@@ -205,17 +211,22 @@ class DriftMonitor(Callback):
         self.recomputes = self.recomputes and state_dict["recomputes"]
 
 
-def _round_trip_error(flow: Flow, x: Tensor, context: Tensor | None) -> float:
+def _dequantizer(flow: Flow) -> Dequantizer | None:
+    return flow.dequantizer if isinstance(flow, BijectiveFlow) else None
+
+
+def _round_trip_error(flow: Flow, batch: Batch) -> float:
     try:
-        error = flow.round_trip_error(x, context)
+        error = call_with(flow.round_trip_error, batch)
     except InversionError:
         return math.inf
-    discrete = flow.dequantizer is not None or not x.is_floating_point()
+    x = batch["x"]
+    discrete = _dequantizer(flow) is not None or not x.is_floating_point()
     scale = 1.0 if discrete else x.abs().flatten(1).amax(1).clamp_min(1)
     return float((error / scale).amax().nan_to_num(math.inf))
 
 
-class ExponentialMovingAverage(WeightAveraging):
+class ExponentialMovingAverage(SwappingAverage):
     """Keeps an exponential moving average of the weights, validates with it, and saves it as the model.
 
     What it adds to Lightning's own averaging: the decay warms up, ``min(decay, (1 + t) / (10 + t))`` after t updates,
@@ -237,7 +248,6 @@ class ExponentialMovingAverage(WeightAveraging):
 
         super().__init__(use_buffers=True, multi_avg_fn=torch.no_grad()(update))
         self._guard = guard
-        self._swapped = False
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every optimizer step that was not skipped."""
@@ -245,12 +255,8 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Ends a validation that broke off, before the last state is saved."""
-        if self._swapped:
-            self._swap_models(pl_module)
-
-    def _swap_models(self, pl_module: LightningModule) -> None:
-        super()._swap_models(pl_module)
-        self._swapped = not self._swapped
+        if self.swapped:
+            self.swap(pl_module)
 
 
 class Stopwatch(Callback):
@@ -349,7 +355,7 @@ class OrderlyInterrupt(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stops between steps."""
         if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0 and self._agreed(trainer):
-            before_batch(trainer)
+            forget_batch(trainer)
             raise _exception(self._received)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -378,10 +384,3 @@ class OrderlyInterrupt(Callback):
 
 def _exception(number: int | None) -> BaseException:
     return SIGTERMException() if number == signal.SIGTERM else KeyboardInterrupt()
-
-
-def before_batch(trainer: Trainer) -> None:
-    """Makes a state that is saved at the start of a batch, whose step is still to come, one that ends with the last."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    progress.total.ready -= 1
-    progress.current.ready -= 1

@@ -3,18 +3,18 @@
 import os
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
-from arflows.core.training.callbacks import before_batch
+from arflows.core.training.lightning_compat import FixedNameCheckpoint, before_batch, epoch_goes_on, within_epoch
 
 LAST = "last.ckpt"
 NEEDED = frozenset({"epoch", "global_step", "state_dict", "loops", "optimizer_states", "callbacks"})
@@ -118,7 +118,7 @@ class CheckpointFiles(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location or "cpu")
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(FixedNameCheckpoint):
     """A checkpoint of fixed name in the run's folder, which may be moved between a run and its resumption.
 
     Args:
@@ -148,32 +148,39 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves between steps, if that was asked for: now the last one is logged, as it is not at its own end."""
         due = self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0
-        if due and batch_idx and not self._should_skip_saving_checkpoint(trainer):
-            progress = trainer.fit_loop.epoch_loop.batch_progress
-            before_batch(trainer)
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
-            progress.total.ready += 1
-            progress.current.ready += 1
+        if due and batch_idx and self.should_save_now(trainer):
+            with before_batch(trainer):
+                self.save_now(trainer)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Writes the logs to disk first, so that none are missing before the place where a run goes on."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what no validation has saved: a limit of steps may end a run within an epoch, or before any validation.
+
+        The best state alone waits for a validation.
+        """
+        ended_early = within_epoch(trainer)
+        if not ended_early:
+            super().on_train_epoch_end(trainer, pl_module)
+        if self.monitor is None and self.should_save_now(trainer):
+            with epoch_goes_on(trainer) if ended_early else nullcontext():
+                self.save_now(trainer)
+
+    def write_state(self, trainer: Trainer, path: str, target: str | None = None) -> None:
+        """Write the logs to disk first, so that none are missing before the place where a run goes on."""
         for logger in trainer.loggers:
             logger.save()
-        path = Path(filepath)
-        new = path.with_name(f".{path.name}.new")
-        ages = not self._replaces_damaged(trainer, path)
-        super()._save_checkpoint(trainer, str(new))
-        self._last_checkpoint_saved = filepath
+        filepath = Path(path)
+        new = filepath.with_name(f".{filepath.name}.new")
+        ages = not self._replaces_damaged(trainer, filepath)
+        super().write_state(trainer, path, str(new))
         if trainer.is_global_zero:
             if ages:
-                self._age(path)
-            os.replace(new, path)
+                self._age(filepath)
+            os.replace(new, filepath)
         trainer.strategy.barrier()
 
     def _replaces_damaged(self, trainer: Trainer, path: Path) -> bool:
         """Whether the run went on from an older state than the one that is now written over."""
-        first = not self._last_checkpoint_saved
-        return first and trainer.ckpt_path is not None and Path(trainer.ckpt_path).name != path.name
+        return not self.has_saved and trainer.ckpt_path is not None and Path(trainer.ckpt_path).name != path.name
 
     def _age(self, path: Path) -> None:
         """Gives the states there are the next older names, once the new one is whole."""

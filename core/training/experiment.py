@@ -23,17 +23,18 @@ import torch
 import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from arflows.core.likelihood import Batch, Estimate, Reference, bits_per_dim, dequantization, fixed_noise, log_probs
+from arflows.core.likelihood import Batch, Estimate, Reference, bits_per_dim, dequantization, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.machine import hardware, software
+from arflows.core.runtime.noise import fixed_noise
 from arflows.core.runtime.pretrained import FACTS_FILE, write_checksums
 from arflows.core.runtime.processes import destroy_process_group_on_exit
 from arflows.core.training.checkpoints import (
@@ -44,6 +45,7 @@ from arflows.core.training.checkpoints import (
     read_checkpoint,
     resumable,
 )
+from arflows.core.training.lightning_compat import ProgressLine, SeededCLI
 from arflows.core.training.module import FlowTraining
 from arflows.core.training.parser import TrainingParser, allow_known_classes
 from arflows.core.training.sharding import is_sharded
@@ -52,7 +54,7 @@ REFERENCE_SIZE = 2000
 """Training examples whose scores are kept with the model."""
 
 
-class Experiment(LightningCLI):
+class Experiment(SeededCLI):
     """The ``train`` verb of a domain: options from the signatures of model, datamodule and Trainer, and one run.
 
     Args:
@@ -116,7 +118,8 @@ class Experiment(LightningCLI):
         """Parses the words given, and these alone."""
         self.config = parser.parse_args(args)
 
-    def _set_seed(self) -> None:
+    def seed_generators(self) -> None:
+        """Seed all random generators by ``--seed``."""
         seed_everything(self.config.seed, workers=True, verbose=False)
 
     # ------------------------------------------------------------------------------------------ the run's folder
@@ -226,9 +229,12 @@ class Experiment(LightningCLI):
         ]
         given = self.config_init.trainer.callbacks
         has_bar = any(isinstance(c, ProgressBar) for c in (given if isinstance(given, list) else [given]))
-        if self.config.trainer.enable_progress_bar is not False and not has_bar:
+        wanted = self.config.trainer.enable_progress_bar
+        if wanted is None:  # a log is no place for a bar
+            wanted = kwargs["enable_progress_bar"] = has_bar or (sys.stdout.isatty() and sys.stderr.isatty())
+        if wanted and not has_bar:
             # Where rich is installed, Lightning's own choice is a bar that shows "Epoch 0/-2" if max_epochs is -1.
-            self.trainer_defaults["callbacks"].append(TQDMProgressBar())
+            self.trainer_defaults["callbacks"].append(ProgressLine())
         if self.config.trainer.logger in (None, True):
             logs = self.out / "logs"
             kwargs["logger"] = [TensorBoardLogger(logs, name="", version=""), CSVLogger(logs, name="")]
@@ -286,7 +292,8 @@ class Experiment(LightningCLI):
         """Writes the best weights (their moving average, if one is kept) as a model folder, and how they came about."""
         checkpoints = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)]
         path = next((c.best_model_path for c in checkpoints if c.best_model_path), None)
-        if path is None:  # a trial run by --trainer.fast_dev_run
+        if path is None:
+            print("A trial run (--trainer.fast_dev_run) writes no model.")
             return
         weights = read_checkpoint(Path(path))["state_dict"]
         if is_sharded(self.trainer):  # of its weights a part is left in this process

@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from arflows.core.bijections import mark_initialized
 from arflows.core.flow import Flow
-from arflows.core.likelihood import Batch, bits_per_dim, fixed_noise
+from arflows.core.likelihood import Batch, bits_per_dim, call_with
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.processes import batch_shard, seed_of
+from arflows.core.runtime.noise import fixed_noise, seed_of
+from arflows.core.runtime.processes import batch_shard
 from arflows.core.training.callbacks import (
     DriftMonitor,
     ExponentialMovingAverage,
@@ -23,6 +25,7 @@ from arflows.core.training.callbacks import (
     OrderlyInterrupt,
     Stopwatch,
 )
+from arflows.core.training.lightning_compat import batches_done
 
 VALIDATION_NOISE = 2017
 """Seed of the dequantisation noise in validation, the same every time, so that epochs can be compared."""
@@ -33,7 +36,7 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": t
 class FlowTraining(LightningModule):
     """Minimises the negative log-likelihood of a flow, in bits per dimension or nats.
 
-    Batches are ``{"x": examples, "context": conditions}``; "context" may be absent. The datamodule may offer
+    Batches hold "x", the examples, and what they are conditioned on (`call_with`). The datamodule may offer
     ``initialization_batch() -> Batch``, by which layers such as ActNorm are initialised once, before the first step.
 
     Logged: ``train/bits_per_dim`` and ``val/bits_per_dim`` (or in another unit), ``train/gradient_norm`` (before
@@ -96,6 +99,10 @@ class FlowTraining(LightningModule):
             )
         if not 0 < final_fraction <= 1:
             raise UserError(f"model.final_fraction is {final_fraction}: give a number above 0 and at most 1.")
+        if unit == "bits_per_dim" and flow.dims is None:
+            raise UserError(
+                f"model.unit is bits_per_dim, but examples of {type(flow).__name__} differ in size: use nats."
+            )
         self.flow = flow
         self.unit = unit
         self.optimizer = optimizer
@@ -110,7 +117,7 @@ class FlowTraining(LightningModule):
         self.compile_log_prob = compile
         self._guard = NonFiniteGuard(patience)
         self._stopwatch = Stopwatch()
-        self._log_prob: Callable[[Tensor, Tensor | None], Tensor] = flow.log_prob
+        self._log_prob: Callable[..., Tensor] = flow.log_prob
         self._drift = DriftMonitor(round_trip_examples, recompute)
         self._noise_seed: int | None = None
         self._random_state: dict[str, Tensor] | None = None
@@ -131,12 +138,17 @@ class FlowTraining(LightningModule):
         return [self._guard, *averaging, self._drift, self._stopwatch, OrderlyInterrupt()]
 
     def setup(self, stage: str) -> None:
-        """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded."""
+        """Initialises the flow from data, before it is distributed and before a checkpoint, if any, is loaded.
+
+        A flow that has been initialised or trained before stays as it is.
+        """
         batch_for = getattr(getattr(self.trainer, "datamodule", None), "initialization_batch", None)
         if stage == "fit" and batch_for is not None:
             device = self.trainer.strategy.root_device
             batch = {name: tensor.to(device) for name, tensor in batch_for().items()}
-            self.flow.to(device).initialize(batch["x"], batch.get("context"))
+            call_with(self.flow.to(device).initialize, batch)
+        if stage == "fit":
+            mark_initialized(self.flow)
         if self.compile_log_prob:
             self._log_prob = torch.compile(self.flow.log_prob)
 
@@ -152,8 +164,7 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        torch.manual_seed(seed_of(self._noise_seed, done))
+        torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))  # type: ignore[arg-type]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
@@ -176,17 +187,19 @@ class FlowTraining(LightningModule):
         count = len(batch["x"])
         total = torch.zeros((), device=self.device)
         if count:
-            with fixed_noise(VALIDATION_NOISE + batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            index = batch_idx * self.trainer.world_size + self.global_rank
+            with fixed_noise(seed_of(VALIDATION_NOISE, "validation", index), self.device):
                 total = self._losses(batch).sum()
         self.log(f"val/{self.unit}", total / max(1, count), prog_bar=True, batch_size=count, sync_dist=True)
 
     def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
-        log_prob = self._log_prob(batch["x"], batch.get("context"))
+        log_prob = call_with(self._log_prob, batch)
         match self.unit:
             case "nats":
                 return -log_prob
             case "nats_per_dim":
                 return -log_prob / batch["x"][0].numel()
+        assert self.flow.dims is not None
         return bits_per_dim(log_prob, self.flow.dims)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

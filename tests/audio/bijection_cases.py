@@ -4,7 +4,7 @@ import torch
 
 from arflows.audio.folding import Folded
 from arflows.core.bijections import Affine, Autoregressive
-from tests.core.bijection_cases import Case, wavenet
+from tests.core.bijection_cases import WAVENET_HALF_PRECISION, Case, wavenet
 
 
 def folded() -> Folded:
@@ -13,4 +13,4 @@ def folded() -> Folded:
     return Folded(3, [Autoregressive(Affine(), wavenet(order=order), order) for order in orders])
 
 
-CASES = {"folded": Case(folded, (12,), identity=True)}
+CASES = {"folded": Case(folded, (12,), identity=True, half_precision=WAVENET_HALF_PRECISION)}

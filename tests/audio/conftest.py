@@ -7,6 +7,7 @@ import yaml
 
 from arflows.audio import train
 from arflows.audio.prepare import prepare
+from tests.launch import command
 
 RECIPE = {
     "model": {
@@ -41,7 +42,7 @@ def recipe(tmp_path_factory, speech) -> Path:
 def run_folder(tmp_path_factory, recipe) -> Path:
     """The folder of a finished training run of a model without speakers."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    train.main(["--config", str(recipe), "--out", str(out), "--trainer.limit_val_batches", "2"])
+    command(train)(["--config", str(recipe), "--out", str(out), "--trainer.limit_val_batches", "2"])
     return out
 
 
@@ -50,5 +51,5 @@ def speaker_run(tmp_path_factory, recipe) -> Path:
     """The same of a model of the store's five speakers."""
     out = tmp_path_factory.mktemp("runs") / "speakers"
     words = ["--config", str(recipe), "--out", str(out), "--model.flow.init_args.speakers", "5"]
-    train.main([*words, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"])
+    command(train)([*words, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"])
     return out

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from arflows.audio.datamodule import SpeechDataModule, SpeechDataset
-from arflows.audio.representation import Condition
+from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 
 
@@ -19,11 +18,10 @@ def test_segments_are_cut_out_of_their_utterances(speech):
     torch.testing.assert_close(batch["x"], dataset.__getitems__([3, again, 5, 7])["x"])
     assert batch["x"].shape == (4, 2048)
     assert batch["x"].dtype == torch.float32
-    condition = batch["context"]
-    assert condition.mel.shape == (4, 80, 8)
-    assert condition.speaker.tolist() == store.array("train", "speakers")[[3, 3, 5, 7]].tolist()
+    assert batch["mel"].shape == (4, 80, 8)
+    assert batch["speaker"].tolist() == store.array("train", "speakers")[[3, 3, 5, 7]].tolist()
     starts = []
-    for row, x, mel in zip([3, 3, 5, 7], batch["x"], condition.mel, strict=True):
+    for row, x, mel in zip([3, 3, 5, 7], batch["x"], batch["mel"], strict=True):
         whole = from_int16(store.ragged("train", "waveforms")[row])
         frames = store.ragged("train", "mels")[row].astype(np.float32)
         places = [f for f in range(len(frames) - 7) if np.array_equal(whole[f * 256 : f * 256 + 2048], x.numpy())]
@@ -63,9 +61,9 @@ def test_short_utterances_are_left_out(speech):
 
 def test_conditions_only_where_wanted(speech):
     store = Store(speech)
-    assert "context" not in SpeechDataset(store, "test", mels=False).__getitems__([0])
-    assert SpeechDataset(store, "test", mels=False, speakers=True).__getitems__([0])["context"].mel is None
-    assert SpeechDataset(store, "test").__getitems__([0])["context"].speaker is None
+    assert set(SpeechDataset(store, "test", mels=False).__getitems__([0])) == {"x"}
+    assert set(SpeechDataset(store, "test", mels=False, speakers=True).__getitems__([0])) == {"x", "speaker"}
+    assert set(SpeechDataset(store, "test").__getitems__([0])) == {"x", "mel"}
 
 
 def test_loaders(speech):
@@ -81,15 +79,14 @@ def test_loaders(speech):
 def test_workers_bring_conditions(speech):
     data = SpeechDataModule(speech, batch_size=8, segment=2048, workers=1)
     batch = next(iter(data.train_dataloader()))
-    assert isinstance(batch["context"], Condition)
-    assert batch["context"].mel.shape == (8, 80, 8)
+    assert batch["mel"].shape == (8, 80, 8)
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"), [({"segment": 2000}, "such as 2048"), ({"segment": 0}, "segment is 0")]
 )
 def test_wrong_options(speech, options, sentence):
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         SpeechDataModule(speech, **options)
 
 
@@ -99,15 +96,5 @@ def test_speakers_must_be_known(tmp_path, speech):
     store = Store(speech)
     fields = {name: [np.array(store.ragged("test", name)[0])] for name in ("waveforms", "mels")}
     write_store(tmp_path / "s.h5", domain="audio", spec=store.spec, splits={"train": fields})
-    with pytest.raises(DataError, match="does not know who speaks"):
+    with pytest.raises(UserError, match="does not know who speaks"):
         SpeechDataset(Store(tmp_path / "s.h5"), "train", speakers=True)
-
-
-def test_a_condition_is_cut_and_moved_like_a_tensor():
-    condition = Condition(torch.randn(3, 80, 5), torch.tensor([2, 0, 1]))
-    assert len(condition) == 3
-    assert condition[:2].mel.shape == (2, 80, 5)
-    assert condition[1:].speaker.tolist() == [0, 1]
-    moved = condition.to("meta")
-    assert moved.mel.device.type == moved.speaker.device.type == "meta"
-    assert Condition(speaker=torch.tensor([1])).to("cpu").mel is None

@@ -4,14 +4,8 @@ import json
 
 import pytest
 
-from arflows.audio import evaluate, sample, score
+from arflows.core.commands.cli import main
 from tests.launch import in_processes
-
-VERBS = {
-    "arflows.audio.sample": sample.main,
-    "arflows.audio.score": score.main,
-    "arflows.audio.evaluate": evaluate.main,
-}
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +16,16 @@ def outputs(run_folder, speech, tmp_path_factory):
     def verbs(out):
         model = ["--model", run_folder, "--device", "cpu"]
         some = ["--split", "train", "--limit", "3"]
-        yield "arflows.audio.sample", [*model, "--speech", speech, *some, "--count", "2", "--out", out / "copies"]
+        yield "audio", "sample", [*model, "--speech", speech, *some, "--count", "2", "--out", out / "copies"]
         gap = ["--gap", "[0.05, 0.1]", "--count", "1", "--seed", "4"]
-        yield "arflows.audio.sample", [*model, "--speech", speech, *some, *gap, "--out", out / "filled"]
+        yield "audio", "sample", [*model, "--speech", speech, *some, *gap, "--out", out / "filled"]
         curves = ["--curves", out / "curves"]
-        yield "arflows.audio.score", [*model, "--speech", speech, *some, *curves, "--out", out / "scores.csv"]
-        words = ["--store", speech, *some, "--unlike", f"[{speech}]", "--perception", "false"]
-        yield "arflows.audio.evaluate", [*model, *words, "--pictures", "2", "--out", out / "result.json"]
+        yield "audio", "score", [*model, "--speech", speech, *some, *curves, "--out", out / "scores.csv"]
+        words = ["--store", speech, *some, "--ood", f"[{speech}]", "--perceptual", "false"]
+        yield "audio", "evaluate", [*model, *words, "--plots", "2", "--out", out / "result.json"]
 
-    for module, words in verbs(one):
-        VERBS[module]([str(word) for word in words])
+    for domain, verb, words in verbs(one):
+        main([domain, verb, *map(str, words)])
     told = in_processes(two, 2, *verbs(two))
     return one, two, told
 

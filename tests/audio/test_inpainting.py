@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from arflows.audio import WaveFlow
+from arflows.audio import WaveFlow, inpaint
 from arflows.core.runtime.errors import UserError
 
 from .test_model import model, noisy, speech
@@ -21,7 +21,7 @@ def test_only_the_gap_changes_and_the_densities_are_those_of_the_waveforms(flow)
     waveform, mel = speech(77, 1)
 
     def filled(seed, **options):
-        return flow.inpaint(waveform, *GAP, mel, generator=torch.Generator().manual_seed(seed), **options)
+        return inpaint(flow, waveform, *GAP, mel=mel, generator=torch.Generator().manual_seed(seed), **options)
 
     alternatives, log_probs = filled(0, count=3, steps=4)
     assert alternatives.shape == (3, 77)
@@ -52,7 +52,7 @@ def test_chains_have_the_density_as_their_target():
 
     def errors(steps):
         generator = torch.Generator().manual_seed(0)
-        drawn = flow.inpaint(waveform, start, stop, count=CHAINS, steps=steps, generator=generator)[0][:, start:stop]
+        drawn = inpaint(flow, waveform, start, stop, count=CHAINS, steps=steps, generator=generator)[0][:, start:stop]
         return torch.cat([drawn.mean(0) - mean, drawn.std(0) - deviation]) / deviation.repeat(2) * CHAINS**0.5
 
     assert errors(0).abs().max() > 3
@@ -65,7 +65,7 @@ def test_the_piece_that_is_looked_at_is_enough(flow):
     from arflows.audio.representation import Condition
 
     waveform, mel = speech(400, 1)
-    columns = flow._columns(waveform, Condition(mel), None)
+    columns = flow.context(waveform, Condition(mel))
     chain = _Chain(flow, waveform, 190, 205, columns, 1.0, None)
     first, last, _ = chain.exact
     assert 0 < first < last < 400
@@ -90,4 +90,4 @@ def test_the_piece_that_is_looked_at_is_enough(flow):
 def test_what_does_not_fit_is_refused(flow, gap, options, message):
     waveform, mel = speech(77, 1)
     with pytest.raises(UserError, match=message):
-        flow.inpaint(waveform, *gap, mel, **options)
+        inpaint(flow, waveform, *gap, mel=mel, **options)

@@ -54,7 +54,7 @@ def test_every_solver_returns_to_the_waveform(height, samples, options):
     conditions = given(flow, mel)
     with torch.no_grad():
         z = flow.encode(waveform, **conditions)
-        columns = flow._columns(waveform, Condition(**conditions), None)
+        columns = flow.context(waveform, Condition(**conditions))
         for solver in (Sequential(), Jacobi(1e-12), GaussSeidelJacobi(5, 1e-12)):
             with torch.no_grad(), use_solver(solver):
                 back, log_det = flow.bijection.inverse(z, columns)
@@ -207,7 +207,7 @@ def test_half_precision_keeps_log_determinants_in_single():
     exact = flow.log_prob(waveform, mel=mel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = flow.log_prob(waveform, mel=mel)
-        z, log_det = flow.bijection(waveform, flow._columns(waveform, Condition(mel), None))
+        z, log_det = flow.bijection(waveform, flow.context(waveform, Condition(mel)))
     assert rough.dtype == z.dtype == log_det.dtype == torch.float32
     torch.testing.assert_close(rough, exact, atol=0, rtol=0.02)
     assert not torch.equal(rough, exact)
@@ -278,9 +278,9 @@ def test_widened_latents_give_the_same_waveform(samples, options):
     z, mel = speech(samples)
     condition = Condition(**given(flow, mel))
     with torch.no_grad():
-        expected = flow.decode(z, condition)
+        expected = flow.decode(z, **condition.keywords())
         wide, condition, lengths = flow.widened(z, condition, None)
-        decoded = flow.decode(wide, condition, lengths=lengths)
+        decoded = flow.decode(wide, **condition.keywords(), lengths=lengths)
     torch.testing.assert_close(decoded[:, :samples], expected, atol=1e-9, rtol=1e-9)
     assert not decoded[:, samples:].any()
     assert samples <= wide.shape[1] <= 1.125 * samples + flow.height

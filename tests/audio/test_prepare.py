@@ -11,6 +11,7 @@ from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
 from arflows.data.audio_files import from_int16
 from arflows.data.store import Store
+from tests.launch import command
 
 RATE = 22_050
 
@@ -76,8 +77,8 @@ def test_all_that_can_go_wrong_in_one_folder(folder, tmp_path, capsys):
     store = Store(out)
     assert store.splits == {"train": 13}
     told = capsys.readouterr().out
-    tally = store.provenance["splits"]["train"]
-    skipped = {name: reason for reason, names in tally["skipped"].items() for name in names}
+    stats = store.provenance["splits"]["train"]
+    skipped = {name: reason for reason, names in stats["skipped"].items() for name in names}
     for name, reason in {
         "h_empty.wav": "empty",
         "i_short.wav": "shorter than 1280 samples",
@@ -100,7 +101,7 @@ def test_all_that_can_go_wrong_in_one_folder(folder, tmp_path, capsys):
         "scaled down from peaks above 1",
         "clipped in places, kept as it is",
     ):
-        assert tally["converted"][remark] >= 1
+        assert stats["converted"][remark] >= 1
         assert f"of them {remark}" in told
 
 
@@ -141,15 +142,17 @@ def test_speakers_apart(tmp_path):
     ("options", "sentence"),
     [
         ({"source": "no/such"}, "there is no source 'no/such'"),
-        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
-        ({"test_fraction": -0.1}, "test_fraction is -0.1"),
-        ({"limit": 0}, "limit is 0"),
-        ({"workers": 0}, "workers is 0"),
+        ({"mels": "float64"}, "--mels takes 'float16' or 'float32', not 'float64'"),
+        ({"val_fraction": 1.0}, "--val_fraction takes a number from 0 up to, not including, 1, not '1.0'"),
+        ({"test_fraction": -0.1}, "--test_fraction takes a number from 0 up to, not including, 1, not '-0.1'"),
+        ({"limit": 0}, "--limit takes a whole number from 1 up or null, not '0'"),
+        ({"workers": 0}, "--workers takes a whole number from 1 up, not '0'"),
     ],
 )
-def test_wrong_options(folder, tmp_path, options, sentence):
-    with pytest.raises(UserError, match=sentence):
-        prepare(**{"source": str(folder), "out": tmp_path / "s.h5", **options})
+def test_wrong_options(folder, tmp_path, fails, options, sentence):
+    given = {"source": str(folder), "out": tmp_path / "s.h5", **options}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    assert sentence in fails(2, command(module), words)
     assert not (tmp_path / "s.h5").exists()
 
 
@@ -163,9 +166,9 @@ def test_nothing_of_use_writes_nothing(tmp_path):
 
 def test_on_the_command_line(folder, tmp_path, capsys):
     words = ["--source", str(folder), "--out", str(tmp_path / "s.h5"), "--mel.hop", "512", "--mel.padding", "centre"]
-    module.main(words)
+    command(module)(words)
     assert Store(tmp_path / "s.h5").spec["hop"] == 512
     with pytest.raises(SystemExit) as ending:
-        module.main([*words[:4], "--mel.fmax", "20000"])
+        command(module)([*words[:4], "--mel.fmax", "20000"])
     assert ending.value.code == 2
     assert "half the sample rate" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_likelihood_over_time():
 
 
 def test_the_chapter(monkeypatch, tmp_path):
-    resolve, prepare = demo.resolve_configs, demo.prepare
+    train, prepare = demo.train, demo.prepare
     shorter = [
         "--trainer.max_steps",
         "3",
@@ -53,7 +53,7 @@ def test_the_chapter(monkeypatch, tmp_path):
         "--trainer.limit_val_batches",
         "1",
     ]
-    monkeypatch.setattr(demo, "resolve_configs", lambda words, package: [*resolve(words, package), *shorter, *small])
+    monkeypatch.setattr(demo, "train", lambda *words: train(*words, *shorter, *small))
     monkeypatch.setattr(demo, "prepare", lambda *args, **options: prepare(*args, **{**options, "limit": 6}))
     monkeypatch.setattr(demo, "EVALUATED", 1)
     chapter = demo.chapter(tmp_path / "demo", seed=3)

@@ -7,7 +7,6 @@ import torch
 
 from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
-from arflows.data.errors import DataError
 
 SPECS = {
     "default": MelSpec(),
@@ -120,7 +119,7 @@ def test_settings_survive_a_dictionary_and_name_their_differences():
     assert MelSpec.from_dict(spec.as_dict()) == spec
     assert MelSpec().differences(spec) == ["hop 256 ≠ 300", "window 1024 ≠ 900"]
     assert spec.fingerprint() != MelSpec().fingerprint()
-    with pytest.raises(DataError, match="settings must be sample_rate"):
+    with pytest.raises(UserError, match="settings must be sample_rate"):
         MelSpec.from_dict({"rate": 1})
 
 

@@ -12,11 +12,12 @@ from arflows.audio import WaveFlow, train
 from arflows.audio.prepare import prepare
 from arflows.audio.representation import MelSpec
 from arflows.core.likelihood import Reference
+from tests.launch import command
 
 
 def fails(capsys, *words):
     with pytest.raises(SystemExit) as ending:
-        train.main([str(word) for word in words])
+        command(train)([str(word) for word in words])
     return ending.value.code, capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -40,7 +41,7 @@ def test_what_a_run_leaves(run_folder):
 
 def test_training_lowers_the_loss(tmp_path, recipe):
     words = ["--config", recipe, "--out", tmp_path / "run", "--trainer.max_epochs", 6, "--trainer.limit_val_batches", 2]
-    train.main([str(word) for word in [*words, "--model.learning_rate", 0.01]])
+    command(train)([str(word) for word in [*words, "--model.learning_rate", 0.01]])
     log = (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
     column = log[0].split(",").index("val/nats_per_dim")
     values = [float(line.split(",")[column]) for line in log[1:] if line.split(",")[column]]
@@ -54,7 +55,7 @@ def test_a_model_of_speakers(speaker_run):
 
 def test_an_unconditional_model(tmp_path, recipe):
     words = ["--config", recipe, "--out", tmp_path / "run", "--model.flow.init_args.conditional", "false"]
-    train.main([str(word) for word in [*words, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1]])
+    command(train)([str(word) for word in [*words, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1]])
     assert not WaveFlow.from_pretrained(tmp_path / "run" / "model").conditional
     assert list((tmp_path / "run" / "samples").glob("*.wav"))
 
@@ -85,10 +86,10 @@ def test_other_mels_are_refused_by_the_name_of_the_setting(capsys, tmp_path, rec
 
 def test_a_resumed_run_is_the_run(tmp_path, recipe):
     common = ["--trainer.limit_val_batches", "1"]
-    train.main(["--config", str(recipe), "--out", str(tmp_path / "whole"), "--trainer.max_epochs", "2", *common])
+    command(train)(["--config", str(recipe), "--out", str(tmp_path / "whole"), "--trainer.max_epochs", "2", *common])
     for epochs, more in ((1, []), (2, ["--resume"])):
         words = ["--config", str(recipe), "--out", str(tmp_path / "parts"), "--trainer.max_epochs", str(epochs)]
-        train.main([*words, *common, *more])
+        command(train)([*words, *common, *more])
     whole, parts = (WaveFlow.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "parts"))
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], atol=1e-6, err_msg=name)

@@ -20,13 +20,13 @@ from arflows.core.bijections import (
     RationalQuadraticSpline,
 )
 from arflows.core.dequantization import UniformDequantizer
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from arflows.core.runtime.errors import UserError
 
 from .bijection_cases import vector_coupling
 
 
-def randomized(flow: Flow, scale: float = 0.5, seed: int = 0) -> Flow:
+def randomized(flow: BijectiveFlow, scale: float = 0.5, seed: int = 0) -> BijectiveFlow:
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -55,7 +55,7 @@ def line_flows() -> dict[str, tuple[Bijection, int]]:
 @pytest.mark.parametrize("name", line_flows())
 def test_densities_integrate_to_one(name: str):
     bijection, dims = line_flows()[name]
-    flow = randomized(Flow(DiagonalNormal((dims,)), bijection), scale=0.3)
+    flow = randomized(BijectiveFlow(DiagonalNormal((dims,)), bijection), scale=0.3)
     axis = torch.linspace(-30, 30, 60_001 if dims == 1 else 2_001, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * dims).reshape(-1, dims)
     mass = flow.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** dims
@@ -63,7 +63,7 @@ def test_densities_integrate_to_one(name: str):
 
 
 def test_log_prob_is_that_of_the_transformed_distribution():
-    flow = randomized(Flow(StandardNormal((3,)), Pointwise(Affine(), (3,))))
+    flow = randomized(BijectiveFlow(StandardNormal((3,)), Pointwise(Affine(), (3,))))
     shift, log_scale = flow.bijection.parameters_of_elements.unbind(-1)
     log_scale = log_scale / (1 + log_scale.abs() / 5)
     normal = Independent(Normal(torch.zeros(3).double(), torch.ones(3).double()), 1)
@@ -74,7 +74,7 @@ def test_log_prob_is_that_of_the_transformed_distribution():
 
 
 def test_samples_follow_the_density():
-    flow = randomized(Flow(StandardNormal((1,)), Pointwise(RationalQuadraticSpline(), (1,))), scale=1.0)
+    flow = randomized(BijectiveFlow(StandardNormal((1,)), Pointwise(RationalQuadraticSpline(), (1,))), scale=1.0)
     samples = flow.sample(40_000, generator=torch.Generator().manual_seed(0))[:, 0]
     axis = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
     cumulative = (flow.log_prob(axis[:, None]).exp() * (axis[1] - axis[0])).cumsum(0)
@@ -84,34 +84,34 @@ def test_samples_follow_the_density():
 
 
 def test_temperature_scales_the_latents():
-    flow = Flow(StandardNormal((4,)), Pointwise(Affine(), (4,)))
+    flow = BijectiveFlow(StandardNormal((4,)), Pointwise(Affine(), (4,)))
     cold = flow.sample(3, temperature=0.5, generator=torch.Generator().manual_seed(1))
     warm = flow.sample(3, temperature=1.0, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(cold, 0.5 * warm)
 
 
 def test_sample_with_log_prob_is_consistent_at_every_temperature():
-    flow = randomized(Flow(DiagonalNormal((2,)), vector_coupling(2, Affine)))
+    flow = randomized(BijectiveFlow(DiagonalNormal((2,)), vector_coupling(2, Affine)))
     x, log_prob = flow.sample_with_log_prob(9, temperature=0.7)
     torch.testing.assert_close(flow.log_prob(x), log_prob)
 
 
 def test_encode_and_decode_are_inverse():
-    flow = randomized(Flow(StandardNormal((4,)), vector_coupling(4, RationalQuadraticSpline)))
+    flow = randomized(BijectiveFlow(StandardNormal((4,)), vector_coupling(4, RationalQuadraticSpline)))
     x = torch.randn(5, 4, dtype=torch.float64)
     torch.testing.assert_close(flow.decode(flow.encode(x)), x, atol=1e-9, rtol=0)
     assert flow.round_trip_error(x).max() < 1e-9
 
 
 def test_a_generator_fixes_the_samples():
-    flow = Flow(StandardNormal((4,)), Pointwise(Affine(), (4,)))
+    flow = BijectiveFlow(StandardNormal((4,)), Pointwise(Affine(), (4,)))
     draws = [flow.sample(3, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
 def test_sampling_leaves_the_mode_as_it_was():
-    flow = Flow(StandardNormal((4,)), Pointwise(Affine(), (4,))).train()
+    flow = BijectiveFlow(StandardNormal((4,)), Pointwise(Affine(), (4,))).train()
     flow.sample(1)
     assert flow.training
 
@@ -145,18 +145,18 @@ def test_uniform_base():
 
 
 def test_dequantised_identity_is_the_uniform_distribution_exactly():
-    flow = Flow(Uniform((3,)), Chain(), UniformDequantizer(4))
+    flow = BijectiveFlow(Uniform((3,)), Chain(), UniformDequantizer(4))
     x = torch.tensor([[0, 1, 3]], dtype=torch.uint8)
     assert flow.log_prob(x).item() == pytest.approx(-3 * math.log(4))
     assert flow.likelihood == "bound"
-    assert Flow(Uniform((3,)), Chain()).likelihood == "density"
+    assert BijectiveFlow(Uniform((3,)), Chain()).likelihood == "density"
 
 
 def test_the_bound_holds_over_all_integers():
     """Probabilities by the bound sum to at most 1, and by averaging the density over the cells to 1."""
     levels = 4
     bijection = Chain(Logit(0.05), vector_coupling(2, Affine))
-    flow = randomized(Flow(StandardNormal((2,)), bijection, UniformDequantizer(levels)))
+    flow = randomized(BijectiveFlow(StandardNormal((2,)), bijection, UniformDequantizer(levels)))
     images = torch.tensor(list(itertools.product(range(levels), repeat=2)))
     repeats = images.repeat_interleave(4_000, 0)
     torch.manual_seed(0)
@@ -189,8 +189,8 @@ def test_quantisation_clips_what_lies_outside():
 
 
 def test_iaf_direction_swaps():
-    forward = randomized(Flow(StandardNormal((2,)), vector_coupling(2, Affine)))
-    backward = Flow(StandardNormal((2,)), Inverse(forward.bijection)).double()
+    forward = randomized(BijectiveFlow(StandardNormal((2,)), vector_coupling(2, Affine)))
+    backward = BijectiveFlow(StandardNormal((2,)), Inverse(forward.bijection)).double()
     z = torch.randn(3, 2, dtype=torch.float64)
     torch.testing.assert_close(backward.decode(z), forward.encode(z))
 
@@ -205,4 +205,4 @@ def test_iaf_direction_swaps():
 )
 def test_impossible_requests_are_refused(arguments: dict, message: str):
     with pytest.raises(UserError, match=message):
-        Flow(StandardNormal((4,)), Chain()).sample(**arguments)
+        BijectiveFlow(StandardNormal((4,)), Chain()).sample(**arguments)

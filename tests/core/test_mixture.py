@@ -9,7 +9,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import ChannelMask, Coupling, GaussianMixture, LogisticMixture, MixtureCDF, Pointwise
 from arflows.core.conditioners import MLP
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 
 both_families = pytest.mark.parametrize("family", [LogisticMixture, GaussianMixture])
 
@@ -31,7 +31,7 @@ def test_a_gaussian_mixture_under_a_normal_base_is_the_mixture():
     scales = (raw / (1 + raw.abs() / 7)).exp()
     mixture = MixtureSameFamily(Categorical(logits=logits), Normal(means, scales))
     x = torch.linspace(-40, 40, 801, dtype=torch.float64)
-    got = Flow(StandardNormal((1,)), bijection).double().log_prob(x[:, None])
+    got = BijectiveFlow(StandardNormal((1,)), bijection).double().log_prob(x[:, None])
     torch.testing.assert_close(got, mixture.log_prob(x), rtol=1e-9, atol=1e-9)
 
 
@@ -117,7 +117,7 @@ def test_equal_components_stay_equal_and_spread_ones_do_not():
     def train(spread: float) -> tuple[float, float]:
         torch.manual_seed(0)
         mixture = LogisticMixture(4, spread)
-        flow = Flow(
+        flow = BijectiveFlow(
             StandardNormal((2,)),
             Coupling(ChannelMask(2), mixture, MLP(1, mixture.parameter_count, (16,), activation="tanh")),
         )

@@ -67,6 +67,33 @@ def test_standardising_takes_mean_and_spread_of_the_data():
     assert not list(layer.parameters())
 
 
+@pytest.mark.parametrize("make", [ActNorm, Standardize, NormalizedConv1x1])
+def test_state_set_from_data_is_set_once(make):
+    """It stays when data come again, also after saving and loading, and where it came out as the identity."""
+    layer, x = make(3), spread_out()
+    identity = (x - x.mean((0, 2, 3), keepdim=True)) / x.var((0, 2, 3), correction=0, keepdim=True).sqrt()
+    for first in (x, identity):
+        layer = make(3)
+        initialize(layer, lambda layer=layer, first=first: layer(first))
+        state = {name: value.clone() for name, value in layer.state_dict().items()}
+        loaded = make(3)
+        loaded.load_state_dict(state)
+        for again in (layer, loaded):
+            initialize(again, lambda again=again: again(7 - 100 * x))
+            for name, value in again.state_dict().items():
+                assert torch.equal(value, state[name]), name
+
+
+def test_state_of_older_files_counts_as_set():
+    for make in (ActNorm, Standardize, NormalizedConv1x1):
+        older = {name: value for name, value in make(3).state_dict().items() if not name.endswith("initialized")}
+        layer = make(3)
+        layer.load_state_dict(older)
+        initialize(layer, lambda layer=layer: layer(spread_out()))
+        for name, value in older.items():
+            assert torch.equal(layer.state_dict()[name], value), name
+
+
 def test_training_sees_what_evaluation_sees():
     layer, x = BatchNorm(3).train(), spread_out()
     for _ in range(3):

@@ -8,11 +8,11 @@ import torch
 from arflows.core.bases import Uniform
 from arflows.core.bijections import PiecewiseLinearCDF, Pointwise
 from arflows.core.dequantization import UniformDequantizer
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 
 
 def test_the_dequantisation_bound_of_categories_is_exact():
-    flow = Flow(Uniform((2,)), Pointwise(PiecewiseLinearCDF(5), (2,)), UniformDequantizer(5)).double()
+    flow = BijectiveFlow(Uniform((2,)), Pointwise(PiecewiseLinearCDF(5), (2,)), UniformDequantizer(5)).double()
     with torch.no_grad():
         flow.bijection.parameters_of_elements.normal_(generator=torch.Generator().manual_seed(0))
     log_probabilities = flow.bijection.parameters_of_elements.log_softmax(-1)

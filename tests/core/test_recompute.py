@@ -16,7 +16,7 @@ from arflows.core.bijections import (
     RationalQuadraticSpline,
     recompute,
 )
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from arflows.core.flows import MAF
 from arflows.core.training.module import FlowTraining
 from tests.core.training.training_runs import Data, assert_same, state, trainer
@@ -47,7 +47,7 @@ def deep(depth=4, context=0, **options):
     parts = []
     for _ in range(depth):
         parts += [ActNorm(6), Permutation(torch.tensor([3, 4, 5, 0, 2, 1])), coupling(context=context, **options)]
-    return Flow(DiagonalNormal((6,)), Chain(*parts))
+    return BijectiveFlow(DiagonalNormal((6,)), Chain(*parts))
 
 
 def gradients(flow, x, context=None, seed=1):
@@ -93,7 +93,9 @@ def test_gradients_are_those_of_kept_activations(options, dtype, tolerance):
 def test_frozen_and_shared_parameters():
     torch.manual_seed(0)
     shared = coupling()
-    flow = Flow(DiagonalNormal((6,)), Chain(shared, Permutation(torch.tensor([3, 4, 5, 0, 2, 1])), shared, ActNorm(6)))
+    flow = BijectiveFlow(
+        DiagonalNormal((6,)), Chain(shared, Permutation(torch.tensor([3, 4, 5, 0, 2, 1])), shared, ActNorm(6))
+    )
     flow.double().bijection.bijections[0].conditioner.first.requires_grad_(False)
     x = torch.randn(16, 6, dtype=torch.float64)
     kept = gradients(flow, x)
@@ -106,7 +108,9 @@ def test_frozen_and_shared_parameters():
 
 def test_batch_normalisation_passes_forward_once():
     torch.manual_seed(0)
-    flow = Flow(DiagonalNormal((6,)), Chain(coupling(), BatchNorm(6), coupling(), BatchNorm(6))).double().train()
+    flow = (
+        BijectiveFlow(DiagonalNormal((6,)), Chain(coupling(), BatchNorm(6), coupling(), BatchNorm(6))).double().train()
+    )
     recompute(flow)
     gradients(flow, torch.randn(16, 6, dtype=torch.float64))
     assert [int(part.batches) for part in flow.modules() if isinstance(part, BatchNorm)] == [1, 1]

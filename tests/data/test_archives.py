@@ -7,8 +7,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.archives import open_text, unpack_tar
-from arflows.data.errors import DataError
 from arflows.data.tables import read_table
 
 
@@ -28,14 +28,14 @@ def test_a_gzip_bomb_is_refused(line, tmp_path):
         for _ in range(200):
             file.write(line)
     assert (tmp_path / "bomb.csv.gz").stat().st_size < 1 << 20
-    with pytest.raises(DataError, match="unfolds to more than 100 times its size"):
+    with pytest.raises(UserError, match="unfolds to more than 100 times its size"):
         read_table(tmp_path / "bomb.csv.gz")
 
 
 def test_truncated_gzip_is_one_sentence(tmp_path):
     content = gzip.compress(np.random.default_rng(0).bytes(10_000).hex().encode())
     (tmp_path / "cut.gz").write_bytes(content[:-2000])
-    with pytest.raises(DataError, match=r"cut\.gz is damaged"), open_text(tmp_path / "cut.gz") as file:
+    with pytest.raises(UserError, match=r"cut\.gz is damaged"), open_text(tmp_path / "cut.gz") as file:
         file.read()
 
 
@@ -80,7 +80,7 @@ def test_what_leads_elsewhere_is_refused_and_nothing_unpacked(member, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
     tar(folder / "a.tar.gz", (tarfile.TarInfo("set/first"), b"one"), (member, b""))
-    with pytest.raises(DataError, match="would write where it should not"):
+    with pytest.raises(UserError, match="would write where it should not"):
         unpack_tar(folder / "a.tar.gz", folder / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "a.tar.gz"]
 
@@ -93,12 +93,12 @@ def test_an_absolute_name_stays_within(tmp_path):
 
 def test_a_tar_bomb_is_refused_before_it_unfolds(tmp_path):
     tar(tmp_path / "a.tar.gz", (tarfile.TarInfo("large"), bytes(1 << 27)))
-    with pytest.raises(DataError, match="unfolds to more than 100 times its size"):
+    with pytest.raises(UserError, match="unfolds to more than 100 times its size"):
         unpack_tar(tmp_path / "a.tar.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_tar_is_one_sentence(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         unpack_tar(tmp_path / "a.tar.gz", tmp_path / "out")

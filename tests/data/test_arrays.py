@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.arrays import read_hdf5, read_npy, read_npz
-from arflows.data.errors import DataError
 from arflows.data.image_files import read_npz as read_images
 from arflows.data.tables import read_table
 from tests.faults.hostile import Harm, npy_header, npz_bomb
@@ -32,9 +32,9 @@ def test_python_objects_are_refused_and_not_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", objects, allow_pickle=True)
     np.savez(tmp_path / "a.npz", images=objects, train=objects)
     for read in (read_table, read_images):
-        with pytest.raises(DataError, match="Python objects, which are refused"):
+        with pytest.raises(UserError, match="Python objects, which are refused"):
             read(tmp_path / "a.npz")
-    with pytest.raises(DataError, match="Python objects, which are refused"):
+    with pytest.raises(UserError, match="Python objects, which are refused"):
         read_npy(tmp_path / "a.npy")
     assert not (tmp_path / "harm").exists()
 
@@ -42,7 +42,7 @@ def test_python_objects_are_refused_and_not_unpickled(tmp_path):
 def test_a_pickle_by_the_name_of_an_array_is_refused(tmp_path):
     for name in ("a.npy", "a.npz"):
         (tmp_path / name).write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
-        with pytest.raises(DataError, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             read_table(tmp_path / name)
     assert not (tmp_path / "harm").exists()
 
@@ -50,27 +50,27 @@ def test_a_pickle_by_the_name_of_an_array_is_refused(tmp_path):
 def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path):
     npz_bomb(tmp_path / "bomb.npz", "images")
     for read in (read_images, read_npz):
-        with pytest.raises(DataError, match="claims 10,000,000,000,000 bytes"):
+        with pytest.raises(UserError, match="claims 10,000,000,000,000 bytes"):
             read(tmp_path / "bomb.npz")
 
 
 def test_many_arrays_that_together_take_more_than_all_memory_are_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", **{str(index): np.zeros(10_000) for index in range(20)})
     monkeypatch.setattr("os.sysconf", lambda name: 1000 if name == "SC_PHYS_PAGES" else 1024)
-    with pytest.raises(DataError, match=r"unfolds to 0\.0 GiB, and this machine has"):
+    with pytest.raises(UserError, match=r"unfolds to 0\.0 GiB, and this machine has"):
         read_npz(tmp_path / "a.npz")
 
 
 def test_an_array_that_claims_more_than_there_is_is_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(npy_header((10**12,), "<f8") + bytes(80))
-    with pytest.raises(DataError, match="claims 8,000,000,000,000 bytes, and there are"):
+    with pytest.raises(UserError, match="claims 8,000,000,000,000 bytes, and there are"):
         read_npy(tmp_path / "a.npy")
 
 
 def test_an_over_long_header_is_refused(tmp_path):
     array = np.zeros(3, np.dtype([(f"field{index}", "f4") for index in range(2000)]))
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(DataError, match="damaged, or holds no arrays"):
+    with pytest.raises(UserError, match="damaged, or holds no arrays"):
         read_npy(tmp_path / "a.npy")
 
 
@@ -101,7 +101,7 @@ class TestHDF5:
         ):
             with h5py.File(tmp_path / f"{name}.h5", "w") as file:
                 file["train"] = link
-            with pytest.raises(DataError, match="'train' leads elsewhere, which is refused"):
+            with pytest.raises(UserError, match="'train' leads elsewhere, which is refused"):
                 read_table(tmp_path / f"{name}.h5")
 
     def test_data_in_other_files_are_not_read(self, tmp_path):
@@ -113,7 +113,7 @@ class TestHDF5:
         with h5py.File(tmp_path / "b.h5", "w") as file:
             file.create_virtual_dataset("train", layout)
         for name in "ab":
-            with pytest.raises(DataError, match="lies in other files, which is refused"):
+            with pytest.raises(UserError, match="lies in other files, which is refused"):
                 read_table(tmp_path / f"{name}.h5")
 
     def test_filters_that_would_load_a_plug_in_are_refused(self, tmp_path):
@@ -124,12 +124,12 @@ class TestHDF5:
             settings.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
             space = h5py.h5s.create_simple((4, 2))
             h5py.h5d.create(file.id, b"train", h5py.h5t.NATIVE_DOUBLE, space, settings)
-        with pytest.raises(DataError, match="packed by the filter 32015"):
+        with pytest.raises(UserError, match="packed by the filter 32015"):
             read_table(tmp_path / "a.h5")
 
     def test_an_array_that_only_says_it_is_large_is_refused(self, tmp_path):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file.create_dataset("train", (10**12, 100), "f8", chunks=(1000, 100), compression="gzip")
         assert (tmp_path / "a.h5").stat().st_size < 10_000
-        with pytest.raises(DataError, match="unfolds to"):
+        with pytest.raises(UserError, match="unfolds to"):
             read_table(tmp_path / "a.h5")

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from arflows.core.runtime.errors import UserError
 from arflows.data import torchvision_sets
 from arflows.data.downloads import Remote, fetch
-from arflows.data.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
 RIGHT = hashlib.sha256(CONTENT).hexdigest()
@@ -101,7 +101,7 @@ def test_only_the_rest_is_asked_for_after_a_cut(server, tmp_path):
 
 
 def test_a_later_call_goes_on_where_an_earlier_one_ended(server, tmp_path):
-    with pytest.raises(DataError, match="goes on where it ended"):
+    with pytest.raises(UserError, match="goes on where it ended"):
         get(server, "always_cut/file.bin", tmp_path, attempts=2)
     assert (tmp_path / "file.bin.part").stat().st_size == 32_768
     assert get(server, "good/file.bin", tmp_path).read_bytes() == CONTENT
@@ -117,7 +117,7 @@ def test_what_is_there_is_not_fetched_again_unless_damaged(server, tmp_path):
 
 
 def test_a_wrong_checksum_is_refused_and_removed(server, tmp_path):
-    with pytest.raises(DataError, match=r"corrupt/file\.bin gave another file .* removed.*into .* yourself") as error:
+    with pytest.raises(UserError, match=r"corrupt/file\.bin gave another file .* removed.*into .* yourself") as error:
         get(server, "corrupt/file.bin", tmp_path)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -127,13 +127,13 @@ def test_a_wrong_checksum_is_refused_and_removed(server, tmp_path):
     ("path", "reason"), [("missing/file.bin", "the server answers 404"), ("circle/file.bin", "redirects")]
 )
 def test_a_server_without_the_file_is_one_sentence(path, reason, server, tmp_path):
-    with pytest.raises(DataError, match=reason) as error:
+    with pytest.raises(UserError, match=reason) as error:
         get(server, path, tmp_path, attempts=1)
     assert server.url(path) in str(error.value)
 
 
 def test_no_network_is_one_sentence_with_the_steps_by_hand(tmp_path):
-    with pytest.raises(DataError, match="there is no connection") as error:
+    with pytest.raises(UserError, match="there is no connection") as error:
         fetch([Remote("http://127.0.0.1:9/file.bin", RIGHT)], tmp_path, attempts=1)
     assert "open http://127.0.0.1:9/file.bin on any machine and put the file into" in str(error.value)
     assert "\n" not in str(error.value)
@@ -141,7 +141,7 @@ def test_no_network_is_one_sentence_with_the_steps_by_hand(tmp_path):
 
 def test_a_set_of_images_is_fetched_by_it(server, tmp_path, monkeypatch):
     monkeypatch.setitem(torchvision_sets.FILES, "svhn", (".", [Remote(server.url("corrupt/train_32x32.mat"), RIGHT)]))
-    with pytest.raises(DataError, match="gave another file"):
+    with pytest.raises(UserError, match="gave another file"):
         torchvision_sets.torchvision_set("svhn", tmp_path, download=True)
 
 

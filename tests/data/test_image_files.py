@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.image_files import read_folder, read_npz, read_path
-from arflows.data.image_sources import Tally, uniform_batches
+from arflows.data.image_sources import ReadStats, uniform_batches
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
@@ -16,9 +16,9 @@ def write_images(folder, count=3, size=8, mode="RGB"):
 
 
 def all_images(examples, size=8, channels=3):
-    tally = Tally()
-    batches = list(uniform_batches(examples, range(len(examples)), size, channels, tally))
-    return np.concatenate([images for images, _ in batches]), [labels for _, labels in batches], tally
+    stats = ReadStats()
+    batches = list(uniform_batches(examples, range(len(examples)), size, channels, stats))
+    return np.concatenate([images for images, _ in batches]), [labels for _, labels in batches], stats
 
 
 class TestNpz:
@@ -70,7 +70,7 @@ class TestNpz:
     )
     def test_refused(self, tmp_path, arrays, message):
         np.savez(tmp_path / "a.npz", **arrays)
-        with pytest.raises(DataError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             read_npz(tmp_path / "a.npz")
         assert "a.npz" in str(error.value)
 
@@ -90,7 +90,7 @@ class TestNpz:
             path.write_bytes(b"cos\nsystem\n(S'echo never'\ntR.")
         else:
             path.write_bytes(b"" if damage == "empty" else b"no archive")
-        with pytest.raises(DataError, match=r"a\.npz"):
+        with pytest.raises(UserError, match=r"a\.npz"):
             read_npz(path)
 
 
@@ -98,10 +98,10 @@ class TestFolder:
     def test_flat(self, tmp_path):
         write_images(tmp_path)
         examples = read_folder(tmp_path)
-        images, labels, tally = all_images(examples)
+        images, labels, stats = all_images(examples)
         np.testing.assert_array_equal(images, PIXELS[:3].transpose(0, 3, 1, 2))
         assert labels == [None]
-        assert (tally.read, tally.written) == (3, 3)
+        assert (stats.read, stats.written) == (3, 3)
 
     def test_subfolders_are_classes(self, tmp_path):
         write_images(tmp_path / "dog" / "brown", 1)
@@ -143,10 +143,10 @@ class TestFolder:
         (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:80])
         (tmp_path / "notes.txt").write_text("no image")
         Image.new("RGB", (5, 9)).save(tmp_path / "small.png")
-        images, _, tally = all_images(read_folder(tmp_path))
+        images, _, stats = all_images(read_folder(tmp_path))
         assert len(images) == 3
-        assert tally.read == 6
-        assert tally.skipped == {
+        assert stats.read == 6
+        assert stats.skipped == {
             "broken or truncated": ["broken.png"],
             "not an image": ["notes.txt"],
             "smaller than 8×8": ["small.png"],
@@ -156,13 +156,13 @@ class TestFolder:
         write_images(tmp_path)
         with open(bytes(tmp_path) + b"/\xff.png", "wb") as file:
             file.write(b"no image")
-        _, _, tally = all_images(read_folder(tmp_path))
-        (name,) = tally.skipped["not an image"]
+        _, _, stats = all_images(read_folder(tmp_path))
+        (name,) = stats.skipped["not an image"]
         name.encode()
         assert name.endswith(".png")
 
     def test_empty(self, tmp_path):
-        with pytest.raises(DataError, match="holds no files"):
+        with pytest.raises(UserError, match="holds no files"):
             read_folder(tmp_path)
 
     def test_more_than_a_batch_stays_in_order(self, tmp_path):
@@ -194,13 +194,13 @@ class TestSplits:
         np.savez(tmp_path / "b.npz", images=PIXELS)
         source = read_path(tmp_path / "a", test=tmp_path / "b.npz")
         assert {split: len(examples) for split, examples in source.splits.items()} == {"train": 3, "test": 6}
-        with pytest.raises(DataError, match=r"there is no .*missing"):
+        with pytest.raises(UserError, match=r"there is no .*missing"):
             read_path(tmp_path / "a", test=tmp_path / "missing")
 
     def test_two_sets_of_test_images(self, tmp_path):
         for split in ("train", "test"):
             write_images(tmp_path / split)
-        with pytest.raises(DataError, match="test images of its own"):
+        with pytest.raises(UserError, match="test images of its own"):
             read_path(tmp_path, test=tmp_path / "test")
 
     def test_class_numbers_are_those_of_train(self, tmp_path):
@@ -211,7 +211,7 @@ class TestSplits:
         source = read_path(tmp_path)
         assert source.splits["test"].labels.tolist() == [1, 2]
         write_images(tmp_path / "test" / "dog", 1)
-        with pytest.raises(DataError, match="'test' has the class 'dog'"):
+        with pytest.raises(UserError, match="'test' has the class 'dog'"):
             read_path(tmp_path)
 
     def test_labels_in_one_split_alone_are_left_out(self, tmp_path):
@@ -224,7 +224,7 @@ class TestSplits:
 
     def test_neither_folder_nor_npz(self, tmp_path):
         (tmp_path / "a.txt").write_text("x")
-        with pytest.raises(DataError, match=r"a\.txt is neither"):
+        with pytest.raises(UserError, match=r"a\.txt is neither"):
             read_path(tmp_path / "a.txt")
-        with pytest.raises(DataError, match="there is no"):
+        with pytest.raises(UserError, match="there is no"):
             read_path(tmp_path / "missing")

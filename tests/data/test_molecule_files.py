@@ -3,8 +3,8 @@ import math
 
 import pytest
 
+from arflows.core.runtime.errors import UserError
 from arflows.data import archives
-from arflows.data.errors import DataError
 from arflows.data.molecule_files import nci, read_molecules
 
 BLOCK = "\n  name\n\n  1  0  0  0  0  0  0  0  0  0999 V2000\n    0.0    0.0    0.0 C   0  0\nM  END\n"
@@ -86,23 +86,23 @@ def test_a_last_record_needs_no_separator(tmp_path):
 def test_what_cannot_be_read_is_one_sentence(tmp_path, name, text, options, sentence):
     path = tmp_path / name
     path.write_bytes(b"no gzip") if text is None else path.write_text(text)
-    with pytest.raises(DataError, match=r".") as error:
+    with pytest.raises(UserError, match=r".") as error:
         read_molecules(path, **options)
     assert sentence in str(error.value)
     assert str(path) in str(error.value)
 
 
 def test_missing_files_and_folders_are_told_apart(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         read_molecules(tmp_path / "none.smi")
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(UserError, match="is a folder"):
         read_molecules(tmp_path)
 
 
 def test_text_of_another_encoding_is_damage(tmp_path):
     path = tmp_path / "a.smi"
     path.write_bytes(b"\xff\xfe\x00C")
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         read_molecules(path)
 
 
@@ -122,7 +122,7 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, line):
         for _ in range(2000):
             file.write(line)
     assert (tmp_path / name).stat().st_size < 1 << 16
-    with pytest.raises(DataError, match="unfolds to more than 100 times its size") as error:
+    with pytest.raises(UserError, match="unfolds to more than 100 times its size") as error:
         list(read_molecules(tmp_path / name))
     assert str(tmp_path / name) in str(error.value)
 
@@ -131,5 +131,5 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, line):
 def test_a_truncated_gzip_is_one_sentence(tmp_path, name):
     text = "smiles\n" + "CCO\n" * 10_000 if "sdf" not in name else (BLOCK + "$$$$\n") * 1000
     (tmp_path / name).write_bytes(gzip.compress(text.encode())[:-20])
-    with pytest.raises(DataError, match=r"gz is damaged"):
+    with pytest.raises(UserError, match=r"gz is damaged"):
         list(read_molecules(tmp_path / name))

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
 from arflows.data.store_writer import StoreWriter, write_store
 
@@ -107,12 +107,12 @@ def test_damaged_offsets_are_refused(path, offsets):
     with h5py.File(path, "r+") as file:
         file["train/waveforms.offsets"][:] = offsets
     store = Store(path)
-    with pytest.raises(DataError, match=r"damaged in train/waveforms\.offsets"):
+    with pytest.raises(UserError, match=r"damaged in train/waveforms\.offsets"):
         store.ragged("train", "waveforms")
-    with pytest.raises(DataError, match=r"damaged in train/waveforms\.offsets"):
+    with pytest.raises(UserError, match=r"damaged in train/waveforms\.offsets"):
         store.verify()
 
 
 def test_fields_that_are_not_ragged_say_so(path):
-    with pytest.raises(DataError, match=r"no field 'speakers\.offsets'"):
+    with pytest.raises(UserError, match=r"no field 'speakers\.offsets'"):
         Store(path).ragged("train", "speakers")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.espeak import SpokenUtterance, espeak, speak
 from arflows.data.sentences import SENTENCES
 from arflows.data.speech_sources import (
@@ -112,21 +112,21 @@ class TestLayouts:
     )
     def test_wrong_metadata(self, tmp_path, content, sentence):
         (tmp_path / "metadata.csv").write_text(content)
-        with pytest.raises(DataError, match=sentence):
+        with pytest.raises(UserError, match=sentence):
             read_speech(tmp_path)
 
     def test_wrong_encoding_of_metadata(self, tmp_path):
         (tmp_path / "metadata.csv").write_bytes("a|Grüße\n".encode("latin-1"))
-        with pytest.raises(DataError, match=r"metadata\.csv is not text in UTF-8"):
+        with pytest.raises(UserError, match=r"metadata\.csv is not text in UTF-8"):
             read_speech(tmp_path)
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(DataError, match="there is no"):
+        with pytest.raises(UserError, match="there is no"):
             read_speech(tmp_path / "no")
-        with pytest.raises(DataError, match="holds no audio files"):
+        with pytest.raises(UserError, match="holds no audio files"):
             read_speech(tmp_path)
         (tmp_path / "x.txt").touch()
-        with pytest.raises(DataError, match="is no audio file"):
+        with pytest.raises(UserError, match="is no audio file"):
             read_speech(tmp_path / "x.txt")
 
 
@@ -155,7 +155,7 @@ class TestSplits:
     def test_spelling_does_not_hide_a_sentence(self):
         pair = [Recording(name=n, file=None, text=t) for n, t in (("a", "Well, yes."), ("b", "  well yes"))]
         assert sentence(pair[0]) == sentence(pair[1])
-        with pytest.raises(DataError, match="none is left for training"):
+        with pytest.raises(UserError, match="none is left for training"):
             assign_splits(pair, "sentence", {"val": 0.5}, np.random.default_rng(0))
 
     def test_splits_of_the_source_stay_and_their_leaks_are_counted(self):
@@ -169,7 +169,7 @@ class TestSplits:
         assert shared(splits, "sentence") == {"test": 1}
 
     def test_unknown_speakers_cannot_be_kept_apart(self):
-        with pytest.raises(DataError, match="needs to know who speaks"):
+        with pytest.raises(UserError, match="needs to know who speaks"):
             assign_splits([Recording(name="a", file=None)], "speaker", {}, np.random.default_rng(0))
 
     def test_the_seed_decides(self):
@@ -199,7 +199,7 @@ class TestEspeak:
         assert len(low) != len(high) or (low != high).any()
 
     def test_unknown_voice(self):
-        with pytest.raises(DataError, match="no voice 'nobody'"):
+        with pytest.raises(UserError, match="no voice 'nobody'"):
             speak("Hello.", "nobody", 50, 170)
 
     def test_the_source(self):

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.fingerprint import fingerprint
 from arflows.data.store import Store
 from arflows.data.store_writer import StoreWriter, write_store
@@ -102,56 +102,56 @@ def foreign(path, **attributes):
 
 class TestReadingFails:
     def test_no_file(self, tmp_path):
-        with pytest.raises(DataError, match=r"no store at .*missing\.h5"):
+        with pytest.raises(UserError, match=r"no store at .*missing\.h5"):
             Store(tmp_path / "missing.h5")
 
     def test_folder(self, tmp_path):
-        with pytest.raises(DataError, match="is a folder"):
+        with pytest.raises(UserError, match="is a folder"):
             Store(tmp_path)
 
     def test_empty(self, tmp_path):
         (tmp_path / "s.h5").touch()
-        with pytest.raises(DataError, match="is empty"):
+        with pytest.raises(UserError, match="is empty"):
             Store(tmp_path / "s.h5")
 
     def test_not_hdf5(self, tmp_path):
         (tmp_path / "s.h5").write_text("hello" * 1000)
-        with pytest.raises(DataError, match="not an HDF5 file"):
+        with pytest.raises(UserError, match="not an HDF5 file"):
             Store(tmp_path / "s.h5")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_not_permitted(self, path):
         path.chmod(0)
-        with pytest.raises(DataError, match="permission denied"):
+        with pytest.raises(UserError, match="permission denied"):
             Store(path)
 
     @pytest.mark.parametrize("part", [0.05, 0.5, 0.99])
     def test_truncated(self, path, part):
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * part)])
-        with pytest.raises(DataError, match=r"data\.h5 is truncated"):
+        with pytest.raises(UserError, match=r"data\.h5 is truncated"):
             Store(path)
 
     def test_foreign_hdf5(self, tmp_path):
         with h5py.File(tmp_path / "s.h5", "w") as file:
             file["x"] = np.zeros(3)
-        with pytest.raises(DataError, match="not an arflows store"):
+        with pytest.raises(UserError, match="not an arflows store"):
             Store(tmp_path / "s.h5")
 
     def test_newer_format(self, tmp_path):
         foreign(tmp_path / "s.h5", format_version=99).close()
-        with pytest.raises(DataError, match=r"version 99.*update arflows"):
+        with pytest.raises(UserError, match=r"version 99.*update arflows"):
             Store(tmp_path / "s.h5")
 
     def test_other_domain(self, path):
-        with pytest.raises(DataError, match=r"'vision', not 'audio'.*arflows audio prepare"):
+        with pytest.raises(UserError, match=r"'vision', not 'audio'.*arflows audio prepare"):
             Store(path, expect_domain="audio")
 
     def test_missing_split_or_field(self, path):
         store = Store(path)
-        with pytest.raises(DataError, match="no split 'val': it has train, test"):
+        with pytest.raises(UserError, match="no split 'val': it has train, test"):
             store.array("val", "images")
-        with pytest.raises(DataError, match="no field 'x' in 'train': it has images, labels"):
+        with pytest.raises(UserError, match="no field 'x' in 'train': it has images, labels"):
             store.array("train", "x")
 
     def test_links_are_not_followed(self, tmp_path):
@@ -159,14 +159,14 @@ class TestReadingFails:
             file["train/x"] = np.zeros(3)
         with foreign(tmp_path / "s.h5") as file:
             file["train"] = h5py.ExternalLink("secret.h5", "/train")
-        with pytest.raises(DataError, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             Store(tmp_path / "s.h5")
 
     def test_external_storage_is_not_read(self, tmp_path):
         (tmp_path / "secret").write_bytes(bytes(100))
         with foreign(tmp_path / "s.h5") as file:
             file.create_dataset("train/x", (100,), "u1", external=[(str(tmp_path / "secret"), 0, 100)])
-        with pytest.raises(DataError, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             Store(tmp_path / "s.h5")
 
     @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ class TestReadingFails:
                 file["train/x"] = np.zeros(3)
             else:
                 file["train"] = np.zeros(3)
-        with pytest.raises(DataError, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             Store(tmp_path / "s.h5")
 
     def test_replaced_while_open(self, path):
         store = Store(path)
         write_store(path, domain="vision", spec=SPEC, splits={"train": arrays(30)})
-        with pytest.raises(DataError, match="replaced"):
+        with pytest.raises(UserError, match="replaced"):
             store.array("train", "images")
 
 
@@ -210,20 +210,20 @@ class TestVerify:
     def test_damaged_dataset_is_named(self, path):
         layout = Store(path).fields("train")["labels"]
         self.flip(path, layout.offset + layout.nbytes - 1)
-        with pytest.raises(DataError, match=r"data\.h5 is damaged in train/labels:"):
+        with pytest.raises(UserError, match=r"data\.h5 is damaged in train/labels:"):
             Store(path).verify()
 
     def test_all_damage_is_named(self, path):
         store = Store(path)
         self.flip(path, store.fields("train")["images"].offset)
         self.flip(path, store.fields("test")["images"].offset)
-        with pytest.raises(DataError, match="train/images, test/images"):
+        with pytest.raises(UserError, match="train/images, test/images"):
             Store(path).verify()
 
     def test_changed_settings_are_named(self, path):
         with h5py.File(path, "r+") as file:
             file.attrs["spec"] = '{"height":8}'
-        with pytest.raises(DataError, match="damaged in spec"):
+        with pytest.raises(UserError, match="damaged in spec"):
             Store(path).verify()
 
     def test_no_damage_goes_unnoticed(self, path):
@@ -236,7 +236,7 @@ class TestVerify:
             try:
                 store = Store(path)
                 store.verify()
-            except DataError:
+            except UserError:
                 found += 1
             else:
                 for name, array in arrays().items():

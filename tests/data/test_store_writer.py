@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
+from arflows.core.runtime.errors import UserError
 from arflows.data import store_writer
 from arflows.data.arrays import read_hdf5
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.data.store_writer import StoreWriter, write_store
 from tests.data.small_stores import SPEC, arrays, only
@@ -16,7 +16,7 @@ from tests.data.small_stores import SPEC, arrays, only
 FULL = """
 import os, resource, signal, sys
 import numpy as np
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.store_writer import write_store
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -26,7 +26,7 @@ for nbytes in range(0, os.path.getsize(sys.argv[1]) + 8192, 1000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
         try:
             write_store(sys.argv[1], domain="vision", spec={}, splits=splits)
-        except DataError:
+        except UserError:
             sys.exit()
         sys.exit("written")
     if os.waitpid(process, 0)[1]:
@@ -73,7 +73,7 @@ class TestWritingFails:
 
         monkeypatch.setattr(store_writer.os, "fsync", full)
         before = path.read_bytes()
-        with pytest.raises(DataError, match=r"data\.h5 .*No space left.*make room"):
+        with pytest.raises(UserError, match=r"data\.h5 .*No space left.*make room"):
             write_store(path, domain="vision", spec=SPEC, splits={"train": arrays(20)})
         assert path.read_bytes() == before
         assert only(path)
@@ -90,7 +90,7 @@ class TestWritingFails:
             write_store(path, domain="vision", spec=SPEC, splits={"train": arrays()})
             before = path.read_bytes()
             big = {"images": np.ones((6, 1024, 1024), np.uint8)}
-            with pytest.raises(DataError, match="No space left"):
+            with pytest.raises(UserError, match="No space left"):
                 write_store(path, domain="vision", spec=SPEC, splits={"train": big})
             assert path.read_bytes() == before
             assert only(path)
@@ -107,9 +107,9 @@ class TestWritingFails:
         assert only(path)
 
     def test_no_examples(self, tmp_path):
-        with pytest.raises(DataError, match="no examples"), StoreWriter(tmp_path / "s.h5", domain="vision", spec={}):
+        with pytest.raises(UserError, match="no examples"), StoreWriter(tmp_path / "s.h5", domain="vision", spec={}):
             pass
-        with pytest.raises(DataError, match="no examples"):
+        with pytest.raises(UserError, match="no examples"):
             write_store(tmp_path / "s.h5", domain="vision", spec={}, splits={"train": {"x": np.zeros((0, 3))}})
         assert not any(tmp_path.iterdir())
 
@@ -120,7 +120,7 @@ class TestWritingFails:
     def test_damaged_descriptions(self, path, name, value):
         with h5py.File(path, "r+") as file:
             file.attrs[name] = value if isinstance(value, float) else np.array(value, h5py.string_dtype())
-        with pytest.raises(DataError, match=r"data\.h5 is damaged and cannot be read"):
+        with pytest.raises(UserError, match=r"data\.h5 is damaged and cannot be read"):
             Store(path)
 
     def test_text_that_hdf5_would_read_for_ever(self, path):
@@ -133,19 +133,19 @@ class TestWritingFails:
         content[at + 8 : at + 16] = bytes(8)
         path.write_bytes(content)
         for read in (Store, read_hdf5):
-            with pytest.raises(DataError, match=r"data\.h5 is damaged"):
+            with pytest.raises(UserError, match=r"data\.h5 is damaged"):
                 read(path)
 
     def test_bad_places(self, tmp_path):
         splits = {"train": arrays()}
-        with pytest.raises(DataError, match="is a folder"):
+        with pytest.raises(UserError, match="is a folder"):
             write_store(tmp_path, domain="vision", spec=SPEC, splits=splits)
         thesis = tmp_path / "thesis.txt"
         thesis.write_text("years of work")
-        with pytest.raises(DataError, match=r"thesis\.txt.*not a store"):
+        with pytest.raises(UserError, match=r"thesis\.txt.*not a store"):
             write_store(thesis, domain="vision", spec=SPEC, splits=splits)
         assert thesis.read_text() == "years of work"
-        with pytest.raises(DataError, match=r"Not a directory|File exists"):
+        with pytest.raises(UserError, match=r"Not a directory|File exists"):
             write_store(thesis / "s.h5", domain="vision", spec=SPEC, splits=splits)
         write_store(tmp_path / "new" / "folder" / "s.h5", domain="vision", spec=SPEC, splits=splits)
         Store(tmp_path / "new" / "folder" / "s.h5").verify()

@@ -2,7 +2,7 @@ import h5py
 import numpy as np
 import pytest
 
-from arflows.data.errors import DataError
+from arflows.core.runtime.errors import UserError
 from arflows.data.store_writer import write_store
 from arflows.data.tables import WHOLE, Table, read_table
 
@@ -100,19 +100,19 @@ def cut(tmp_path):
 )
 def test_bad_files_are_one_sentence(tmp_path, make, sentence):
     path = make(tmp_path)
-    with pytest.raises(DataError, match=sentence) as error:
+    with pytest.raises(UserError, match=sentence) as error:
         read_table(path)
     assert path.name in str(error.value)
 
 
 def test_columns_that_are_not_there():
     table = Table.of("x.csv", {WHOLE: ROWS}, ["price", "area", "year"])
-    with pytest.raises(DataError, match=r"no column 'prise'. Did you mean price\? It has price, area, year"):
+    with pytest.raises(UserError, match=r"no column 'prise'. Did you mean price\? It has price, area, year"):
         table.find(["prise"])
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(UserError, match="named twice"):
         table.find(["area", "area"])
 
 
 def test_too_few_rows_to_divide():
-    with pytest.raises(DataError, match="has 3 rows, too few"):
+    with pytest.raises(UserError, match="has 3 rows, too few"):
         Table.of("x.csv", {WHOLE: ROWS[:3]}).divided(0)

@@ -7,15 +7,15 @@ import requests
 from PIL import Image
 from torchvision import datasets
 
+from arflows.core.runtime.errors import UserError
 from arflows.data import downloads
-from arflows.data.errors import DataError
-from arflows.data.image_sources import Tally, uniform_batches
+from arflows.data.image_sources import ReadStats, uniform_batches
 from arflows.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
 
 
 @pytest.mark.parametrize("name", TORCHVISION_SETS)
 def test_not_there(tmp_path, name):
-    with pytest.raises(DataError, match=rf"{name} is not.*--download true.*--root"):
+    with pytest.raises(UserError, match=rf"{name} is not.*--download true.*--root"):
         torchvision_set(name, tmp_path / "root")
     assert not (tmp_path / "root").exists() or not any(path.is_file() for path in tmp_path.rglob("*"))
 
@@ -28,7 +28,7 @@ def test_no_network(tmp_path, name, monkeypatch):
     monkeypatch.setattr(requests, "get", offline)
     monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
     with pytest.raises(
-        DataError, match=r"could not be downloaded \(there is no connection\): check the network"
+        UserError, match=r"could not be downloaded \(there is no connection\): check the network"
     ) as error:
         torchvision_set(name, tmp_path, download=True)
     assert "\n" not in str(error.value)
@@ -40,7 +40,7 @@ def test_celeba_is_left_to_torchvision(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(datasets.CelebA, "download", offline)
-    with pytest.raises(DataError, match=r"celeba could not be downloaded.*check the network"):
+    with pytest.raises(UserError, match=r"celeba could not be downloaded.*check the network"):
         torchvision_set("celeba", tmp_path, download=True)
 
 
@@ -67,7 +67,7 @@ def test_cifar_as_torchvision_reads_it(tmp_path, monkeypatch):
     source = torchvision_set("cifar10", tmp_path)
     assert source.classes == tuple(names)
     for name, (pixels, labels) in batches.items():
-        ((images, numbers),) = uniform_batches(source.splits[name], range(4), 32, 3, Tally())
+        ((images, numbers),) = uniform_batches(source.splits[name], range(4), 32, 3, ReadStats())
         np.testing.assert_array_equal(images, pixels)
         assert numbers.tolist() == labels
 
@@ -96,8 +96,8 @@ def test_celeba_is_cropped(tmp_path, monkeypatch):
     assert source.classes is None
     for index, examples in enumerate(source.splits.values()):
         assert examples.paths == names[2 * index : 2 * index + 2]
-        ((images, labels),) = uniform_batches(examples, [0], 148, 3, Tally())
+        ((images, labels),) = uniform_batches(examples, [0], 148, 3, ReadStats())
         np.testing.assert_array_equal(images[0].transpose(1, 2, 0), pixels[40:188, 15:163])
         assert labels is None
-        ((images, _),) = uniform_batches(examples, [0], 64, 3, Tally())
+        ((images, _),) = uniform_batches(examples, [0], 64, 3, ReadStats())
         assert images.shape == (1, 3, 64, 64)

@@ -5,9 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arflows.core.runtime.errors import UserError
-from arflows.data.errors import DataError
 
-REFUSALS = (UserError, DataError)
+REFUSALS = UserError
 CASES = {"default": 200, "nightly": 10_000}
 LIMIT_MS = 5_000
 NIGHTLY = pytest.param(CASES["nightly"], marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])

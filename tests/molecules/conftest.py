@@ -7,6 +7,7 @@ import yaml
 
 from arflows.molecules import train
 from arflows.molecules.prepare import prepare
+from tests.launch import command
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def recipe(tmp_path_factory, store) -> Path:
 def run(tmp_path_factory, recipe) -> Path:
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    train.main(["--config", str(recipe), "--out", str(out)])
+    command(train)(["--config", str(recipe), "--out", str(out)])
     return out
 
 

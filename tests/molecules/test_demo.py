@@ -7,10 +7,10 @@ from arflows.molecules import demo
 @pytest.fixture
 def hurried(monkeypatch):
     """Small molecules, three steps of training."""
-    resolve = demo.resolve_configs
+    train = demo.train
     shorter = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
     shorter += ["--trainer.enable_progress_bar", "false"]
-    monkeypatch.setattr(demo, "resolve_configs", lambda words, package: [*resolve(words, package), *shorter])
+    monkeypatch.setattr(demo, "train", lambda *words: train(*words, *shorter))
     monkeypatch.setattr(demo, "MAX_ATOMS", 8)
     monkeypatch.setattr(demo, "SAMPLES", 100)
 

@@ -4,14 +4,9 @@ import json
 
 import pytest
 
-from arflows.molecules import evaluate, sample, score
+from arflows.core.commands.cli import main
+from arflows.molecules import sample
 from tests.launch import in_processes
-
-VERBS = {
-    "arflows.molecules.sample": sample.main,
-    "arflows.molecules.score": score.main,
-    "arflows.molecules.evaluate": evaluate.main,
-}
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +19,18 @@ def outputs(run, store, tmp_path_factory):
 
     def verbs(out):
         drawn = [*model, "--seed", "3", "--batch_size", "10"]
-        yield "arflows.molecules.sample", [*drawn, "--n", "45", "--out", out / "drawn.csv", "--grid", out / "a.png"]
-        yield "arflows.molecules.sample", [*drawn, "--n", "20", "--masks", "false", "--out", out / "raw.smi"]
+        yield "molecules", "sample", [*drawn, "--count", "45", "--out", out / "drawn.csv", "--grid", out / "a.png"]
+        yield "molecules", "sample", [*drawn, "--count", "20", "--masks", "false", "--out", out / "raw.smi"]
         words = ["--molecules", molecules, "--batch_size", "2", "--orders", "2", "--out", out / "scores.csv"]
-        yield "arflows.molecules.score", [*model, *words]
+        yield "molecules", "score", [*model, *words]
         words = ["--store", store, "--samples", "60", "--fcd", "false", "--batch_size", "16"]
-        yield "arflows.molecules.evaluate", [*model, *words, "--out", out / "result.json"]
+        yield "molecules", "evaluate", [*model, *words, "--out", out / "result.json"]
 
-    for module, words in verbs(one):
-        VERBS[module]([str(word) for word in words])
+    for domain, verb, words in verbs(one):
+        main([domain, verb, *map(str, words)])
     first, *others = verbs(two)
     begin(two / "drawn.csv", one / "drawn.csv", run)
-    told = in_processes(two, 2, (first[0], [*first[1], "--resume", "true"]), *others)
+    told = in_processes(two, 2, (*first[:2], [*first[2], "--resume", "true"]), *others)
     return one, two, told
 
 
@@ -44,7 +39,7 @@ def begin(out, whole, run):
     content = b"".join(whole.read_bytes().splitlines(keepends=True)[:21])
     part = sample.Part(out, {}, resume=False)
     part.part.write_bytes(content + b"torn")
-    options = {"model": str(run), "n": 45, "property": None, "masks": True, "fragment": None, "min_atoms": 1}
+    options = {"model": str(run), "count": 45, "property": None, "masks": True, "fragment": None, "min_atoms": 1}
     options |= {"max_atoms": None, "temperature": 1.0, "seed": 3}
     part.progress.write_text(json.dumps({"options": options, "drawn": 20, "valid": 20, "bytes": len(content)}))
 

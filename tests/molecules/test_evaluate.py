@@ -11,6 +11,7 @@ from arflows.molecules.metrics import MEASURES
 from arflows.molecules.postprocess import validities
 from arflows.molecules.representation import canonical_smiles, graph_of
 from arflows.molecules.workers import Workers
+from tests.launch import command
 
 SAMPLES = 200
 
@@ -74,7 +75,7 @@ def test_what_it_takes_to_repeat_is_written(result, store):
 def test_fcd_is_measured_on_request(run, store, tmp_path, ends):
     pytest.importorskip("fcd")
     words = ["--model", run, "--store", store, "--out", tmp_path / "r.json", "--samples", 50, "--workers", 1]
-    code, _, printed = ends(evaluate.main, *words)
+    code, _, printed = ends(command(evaluate), *words)
     assert code == 0
     fcd = json.loads((tmp_path / "r.json").read_text())["FCD"]
     assert fcd["value"] > 0
@@ -85,13 +86,13 @@ def test_fcd_is_measured_on_request(run, store, tmp_path, ends):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--samples", 0], "samples is 0"),
+        (["--samples", 0], "--samples takes a whole number from 1 up, not '0'"),
         (["--split", "none"], "has no split 'none'"),
     ],
 )
 def test_mistakes_are_one_sentence(run, store, tmp_path, ends, words, sentence):
     first = ["--model", run, "--store", store, "--out", tmp_path / "r.json", "--fcd", "false", "--workers", 1]
-    code, message, _ = ends(evaluate.main, *first, *words)
+    code, message, _ = ends(command(evaluate), *first, *words)
     assert code == 2
     assert sentence in message
     assert not (tmp_path / "r.json").exists()
@@ -102,7 +103,7 @@ def test_a_store_of_other_molecules_is_refused(run, tmp_path, ends):
 
     prepare("nci", tmp_path / "other.h5", max_atoms=6, workers=1)
     words = ["--model", run, "--store", tmp_path / "other.h5", "--out", tmp_path / "r.json", "--fcd", "false"]
-    code, message, _ = ends(evaluate.main, *words)
+    code, message, _ = ends(command(evaluate), *words)
     assert code == 2
     assert "does not fit the model" in message
 
@@ -110,7 +111,7 @@ def test_a_store_of_other_molecules_is_refused(run, tmp_path, ends):
 def test_fcd_without_its_package_is_one_sentence(run, store, tmp_path, ends, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "fcd", None)
     words = ["--model", run, "--store", store, "--out", tmp_path / "r.json"]
-    code, message, _ = ends(evaluate.main, *words)
+    code, message, _ = ends(command(evaluate), *words)
     assert code == 2
     assert "pip install arflows[metrics]" in message
 
@@ -118,9 +119,9 @@ def test_fcd_without_its_package_is_one_sentence(run, store, tmp_path, ends, mon
 def test_a_conditional_model_is_held_to_what_it_is_asked(recipe, store, tmp_path, ends):
     out = tmp_path / "conditional"
     words = ["--config", recipe, "--out", out, "--model.flow.init_args.properties", "[logP, MW]"]
-    train.main([*map(str, words), "--trainer.max_steps", "300"])
+    command(train)([*map(str, words), "--trainer.max_steps", "300"])
     code, _, printed = ends(
-        evaluate.main, "--model", out, "--store", store, "--out", tmp_path / "r.json",
+        command(evaluate), "--model", out, "--store", store, "--out", tmp_path / "r.json",
         "--samples", SAMPLES, "--fcd", "false", "--workers", 1,
     )  # fmt: skip
     assert code == 0

@@ -10,9 +10,10 @@ from arflows.core.runtime.errors import UserError
 from arflows.molecules import evaluate, sample, train
 from arflows.molecules.graphaf import GraphAF, RelationalConvolutions, Steps, _dense
 from arflows.molecules.marginal import packed
-from arflows.molecules.model import MoleculeFlow
+from arflows.molecules.model import GraphFlow
 from arflows.molecules.prepare import prepare
 from arflows.molecules.representation import graph_of
+from tests.launch import command
 from tests.molecules.small_flows import DRUGS
 
 SPEC = replace(DRUGS, order="bfs", look_back=6)
@@ -104,6 +105,8 @@ def test_samples(flow):
     masked = flow.sample(60)
     assert all(each.valid_raw for each in masked)
     assert [each.graph for each in masked] == [each.graph for each in flow.sample(60)]
+    assert [each.graph for each in masked] == [each.graph for each in flow.sample(60, batch_size=7)]
+    assert [each.graph for each in masked] != [each.graph for each in flow.sample(60, seed=1)]
     assert all(math.isnan(each.log_prob) for each in masked)
     raw = flow.sample(60, masks=False, temperature=1.0)
     assert 0 < sum(each.valid_raw for each in raw) < 60
@@ -115,11 +118,13 @@ def test_what_the_publication_has_not_is_refused(flow):
     for call in (
         lambda: flow.sample(1, fragment="C*"),
         lambda: flow.sample(1, min_atoms=3),
-        lambda: flow.encode(["C"]),
-        lambda: flow.log_prob(["C"], orders=8),
     ):
         with pytest.raises(UserError, match="as published"):
             call()
+    with pytest.raises(UserError, match=r"GraphAF has no encode: check flow\.has_latents"):
+        flow.encode(["C"])
+    with pytest.raises(UserError, match=r"GraphAF has no sample_with_log_prob: check flow\.scores_samples"):
+        flow.sample_with_log_prob(2)
     with pytest.raises(UserError, match="set look_back=6"):
         GraphAF(SPEC.as_dict(), look_back=3)
 
@@ -129,12 +134,14 @@ def test_training_sampling_and_evaluating(tmp_path):
     prepare("nci", store, max_atoms=6, order="bfs", workers=1)
     words = ["--config", "graphaf_zinc250k", "--data.store", str(store), "--out", str(tmp_path / "run")]
     words += ["--model.flow.init_args.width", "8", "--trainer.max_steps", "8", "--trainer.max_epochs", "-1"]
-    train.main([*words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
-    assert isinstance(MoleculeFlow.from_pretrained(tmp_path / "run" / "model"), GraphAF)
-    sample.main(["--model", str(tmp_path / "run"), "--out", str(tmp_path / "a.csv"), "--n", "5", "--workers", "1"])
+    command(train)([*words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
+    assert isinstance(GraphFlow.from_pretrained(tmp_path / "run" / "model"), GraphAF)
+    command(sample)(
+        ["--model", str(tmp_path / "run"), "--out", str(tmp_path / "a.csv"), "--count", "5", "--workers", "1"]
+    )
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 6
     words = ["--model", str(tmp_path / "run"), "--store", str(store), "--out", str(tmp_path / "r.json")]
-    evaluate.main([*words, "--samples", "20", "--fcd", "false", "--workers", "1"])
+    command(evaluate)([*words, "--samples", "20", "--fcd", "false", "--workers", "1"])
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["nats_per_molecule"]["kind"] == "density"
     assert result["validity"]["masked"]["value"] == 1

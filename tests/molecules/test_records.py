@@ -1,6 +1,5 @@
 from itertools import permutations
 
-import numpy as np
 import pytest
 import torch
 from rdkit import Chem
@@ -8,7 +7,7 @@ from rdkit import Chem
 from arflows.core.runtime.errors import UserError
 from arflows.molecules.fragments import fragment_of
 from arflows.molecules.graph import permuted
-from arflows.molecules.records import latents, targets_from
+from arflows.molecules.records import targets_from
 from arflows.molecules.representation import canonical_smiles, mol_of
 from arflows.molecules.workers import Workers
 from tests.molecules.small_flows import DRUGS, noisy
@@ -177,16 +176,3 @@ def test_kept_rows_are_saved_and_not_replaced(conditional, tmp_path):
     torch.testing.assert_close(conditional.context_encoder.rows, before)
     conditional.save_pretrained(tmp_path)
     torch.testing.assert_close(type(conditional).from_pretrained(tmp_path).context_encoder.rows, before)
-
-
-# ---------------------------------------------------------------------------------------------- randomness
-
-
-def test_latents_of_any_stretch():
-    whole = latents(7, 0, 10, (3, 5))
-    assert whole.shape == (10, 3, 5)
-    torch.testing.assert_close(latents(7, 4, 3, (3, 5)), whole[4:7])
-    assert not torch.equal(latents(8, 0, 10, (3, 5)), whole)
-    many = latents(0, 0, 2000, (20,)).flatten()
-    assert abs(many.mean() - 0.5) < 0.01
-    assert np.abs(np.histogram(many, 10, (0, 1))[0] / 4000 - 1).max() < 0.1

@@ -7,6 +7,7 @@ from rdkit import Chem
 from arflows.core.runtime.errors import UserError
 from arflows.molecules import sample
 from arflows.molecules.sample import read_targets
+from tests.launch import command
 
 
 def rows(path):
@@ -16,8 +17,8 @@ def rows(path):
 
 def test_table_structures_and_pictures(run, tmp_path, capsys):
     out = tmp_path / "drawn.csv"
-    sample.main(
-        ["--model", str(run), "--out", str(out), "--n", "30", "--workers", "1", "--grid", str(tmp_path / "a.svg")]
+    command(sample)(
+        ["--model", str(run), "--out", str(out), "--count", "30", "--workers", "1", "--grid", str(tmp_path / "a.svg")]
     )
     assert "30 of 30 molecules drawn with masks are valid" in capsys.readouterr().out
     table = rows(out)
@@ -25,11 +26,11 @@ def test_table_structures_and_pictures(run, tmp_path, capsys):
     assert list(table[0]) == ["smiles", "log_prob", "log_prob_policy", "logP", "QED", "TPSA", "MW"]
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "drawn.csv"]
-    sample.main(["--model", str(run), "--out", str(tmp_path / "drawn.sdf"), "--n", "30", "--workers", "1"])
+    command(sample)(["--model", str(run), "--out", str(tmp_path / "drawn.sdf"), "--count", "30", "--workers", "1"])
     structures = list(Chem.SDMolSupplier(str(tmp_path / "drawn.sdf")))
     assert [Chem.MolToSmiles(each) for each in structures] == [row["smiles"] for row in table]
     assert structures[3].GetProp("log_prob") == table[3]["log_prob"]
-    sample.main(["--model", str(run), "--out", str(tmp_path / "drawn.smi"), "--n", "30", "--workers", "1"])
+    command(sample)(["--model", str(run), "--out", str(tmp_path / "drawn.smi"), "--count", "30", "--workers", "1"])
     assert [line.split()[0] for line in (tmp_path / "drawn.smi").read_text().splitlines()] == [
         row["smiles"] for row in table
     ]
@@ -37,7 +38,7 @@ def test_table_structures_and_pictures(run, tmp_path, capsys):
 
 def test_a_million_would_go_on_after_an_interruption(run, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole.csv", tmp_path / "broken.csv"
-    options = {"model": str(run), "n": 60, "workers": 1, "batch_size": 10}
+    options = {"model": str(run), "count": 60, "workers": 1, "batch_size": 10}
     sample.sample(out=whole, **options)
     written = sample.Part.write
 
@@ -72,7 +73,7 @@ def test_damaged_state_is_named(run, tmp_path):
 
 def test_without_masks_what_is_refused_is_a_line_without_smiles(run, tmp_path):
     out = tmp_path / "raw.csv"
-    sample.sample(model=str(run), out=out, n=200, masks=False, workers=1)
+    sample.sample(model=str(run), out=out, count=200, masks=False, workers=1)
     table = rows(out)
     assert len(table) == 200
     refused = [row for row in table if not row["smiles"]]
@@ -83,7 +84,7 @@ def test_without_masks_what_is_refused_is_a_line_without_smiles(run, tmp_path):
 
 def test_from_a_scaffold(run, tmp_path):
     out = tmp_path / "grown.smi"
-    sample.sample(model=str(run), out=out, n=20, scaffold="*c1ccccc1", max_atoms=8, workers=1)
+    sample.sample(model=str(run), out=out, count=20, fragment="*c1ccccc1", max_atoms=8, workers=1)
     benzene = Chem.MolFromSmiles("c1ccccc1")
     for line in out.read_text().splitlines():
         assert Chem.MolFromSmiles(line.split()[0]).HasSubstructMatch(benzene)
@@ -102,17 +103,17 @@ def test_wanted_properties_are_read():
     ("words", "message"),
     [
         (["--out", "a.txt"], "ends in .csv, .smi, .sdf"),
-        (["--out", "a.csv", "--n", "0"], "n is 0"),
+        (["--out", "a.csv", "--count", "0"], "--count takes a whole number from 1 up, not '0'"),
         (["--out", "a.csv", "--grid", "a.gif"], ".png or .svg"),
         (["--out", "a.csv", "--property", "logP=3"], "not conditional on 'logP'"),
-        (["--out", "a.csv", "--scaffold", "c1cc"], "no SMILES that RDKit can read"),
+        (["--out", "a.csv", "--fragment", "c1cc"], "no SMILES that RDKit can read"),
         (["--out", "a.csv", "--resume"], "nothing to resume"),
         (["--out", "a.csv", "--max_atoms", "500"], "max_atoms 500"),
     ],
 )
 def test_bad_input_ends_in_one_sentence_and_leaves_nothing(run, tmp_path, ends, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    code, line, _ = ends(sample.main, "--model", run, *words)
+    code, line, _ = ends(command(sample), "--model", run, *words)
     assert code == 2
     assert message in line
     assert list(tmp_path.iterdir()) == []
@@ -121,6 +122,6 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(run, tmp_path, ends, 
 def test_what_is_there_is_not_overwritten(run, tmp_path, ends):
     out = tmp_path / "a.csv"
     out.write_text("precious")
-    code, line, _ = ends(sample.main, "--model", run, "--out", out)
+    code, line, _ = ends(command(sample), "--model", run, "--out", out)
     assert (code, out.read_text()) == (2, "precious")
     assert "exists already" in line

@@ -8,6 +8,7 @@ import torch
 from arflows.molecules import MoleculeFlow, score
 from arflows.molecules.decisions import pack
 from arflows.molecules.representation import encode, graph_of
+from tests.launch import command
 
 
 def rows(path):
@@ -25,7 +26,7 @@ def library(tmp_path):
 
 def test_scores_are_exact_and_ranked(run, library, tmp_path, ends):
     out = tmp_path / "scores.csv"
-    code, _, printed = ends(score.main, "--model", run, "--molecules", library, "--out", out, "--workers", 1)
+    code, _, printed = ends(command(score), "--model", run, "--molecules", library, "--out", out, "--workers", 1)
     assert code == 0
     table = rows(out)
     flow = MoleculeFlow.from_pretrained(run / "model")
@@ -51,7 +52,7 @@ def test_percentiles_compare_with_training_molecules(run, library, tmp_path):
 
 def test_what_cannot_be_represented_is_flagged(run, library, tmp_path, ends):
     out = tmp_path / "scores.csv"
-    _, _, printed = ends(score.main, "--model", run, "--molecules", library, "--out", out, "--workers", 1)
+    _, _, printed = ends(command(score), "--model", run, "--molecules", library, "--out", out, "--workers", 1)
     flagged = {row["line"]: row["reason"] for row in rows(tmp_path / "scores.rejects.csv")}
     assert flagged == {
         "3": "not SMILES that RDKit can parse",
@@ -65,7 +66,7 @@ def test_what_cannot_be_represented_is_flagged(run, library, tmp_path, ends):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--batch_size", "0"], "batch_size is 0"),
+        (["--batch_size", "0"], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--orders", "1"], "orders is 1"),
         (["--molecules", "none.smi"], "there is no source 'none.smi'"),
         (["--column", "smiles"], "is no table"),
@@ -73,7 +74,7 @@ def test_what_cannot_be_represented_is_flagged(run, library, tmp_path, ends):
 )
 def test_mistakes_are_one_sentence(run, library, tmp_path, ends, words, sentence):
     first = ["--model", run, "--molecules", library, "--out", tmp_path / "s.csv", "--workers", 1]
-    code, message, _ = ends(score.main, *first, *words)
+    code, message, _ = ends(command(score), *first, *words)
     assert code == 2
     assert sentence in message
     assert not (tmp_path / "s.csv").exists()
@@ -82,7 +83,7 @@ def test_mistakes_are_one_sentence(run, library, tmp_path, ends, words, sentence
 def test_a_library_without_use_is_refused(run, tmp_path, ends):
     (tmp_path / "bad.smi").write_text("CC.O\n")
     words = ["--model", run, "--molecules", tmp_path / "bad.smi", "--out", tmp_path / "s.csv", "--workers", 1]
-    code, message, _ = ends(score.main, *words)
+    code, message, _ = ends(command(score), *words)
     assert code == 2
     assert "none of its 1 molecules can be used: several parts" in message
     assert not (tmp_path / "s.csv").exists()

@@ -8,6 +8,7 @@ import yaml
 
 from arflows.tabular import train
 from arflows.tabular.prepare import prepare
+from tests.launch import command
 
 SCALE, SHIFT = np.array([1e3, 0.01]), np.array([5e4, 1.0])
 
@@ -61,7 +62,7 @@ def moons_recipe(tmp_path_factory, moons) -> Path:
 def moons_run(tmp_path_factory, moons_recipe) -> Path:
     """The folder of a finished run on the moons."""
     out = tmp_path_factory.mktemp("runs") / "moons"
-    train.main(["--config", str(moons_recipe), "--out", str(out)])
+    command(train)(["--config", str(moons_recipe), "--out", str(out)])
     return out
 
 
@@ -70,7 +71,7 @@ def houses_run(tmp_path_factory, houses) -> Path:
     """The folder of a finished conditional run on the houses."""
     folder = tmp_path_factory.mktemp("houses_run")
     (folder / "houses.yaml").write_text(yaml.safe_dump(recipe(houses, 2, 1)))
-    train.main(["--config", str(folder / "houses.yaml"), "--out", str(folder / "run")])
+    command(train)(["--config", str(folder / "houses.yaml"), "--out", str(folder / "run")])
     return folder / "run"
 
 

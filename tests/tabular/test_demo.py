@@ -7,7 +7,7 @@ from arflows.tabular import demo
 @pytest.fixture
 def hurried(monkeypatch):
     """Two of the densities, three steps of training."""
-    resolve = demo.resolve_configs
+    train = demo.train
     shorter = [
         "--trainer.max_steps",
         "3",
@@ -16,7 +16,7 @@ def hurried(monkeypatch):
         "--trainer.enable_progress_bar",
         "false",
     ]
-    monkeypatch.setattr(demo, "resolve_configs", lambda words, package: [*resolve(words, package), *shorter])
+    monkeypatch.setattr(demo, "train", lambda *words: train(*words, *shorter))
     monkeypatch.setattr(demo, "SETS", {name: demo.SETS[name] for name in ("pinwheel", "checkerboard")})
 
 

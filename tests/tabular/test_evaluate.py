@@ -8,11 +8,14 @@ from arflows.core.flows import MAF
 from arflows.data.store_writer import write_store
 from arflows.tabular import evaluate as evaluation
 from arflows.tabular.evaluate import evaluate
+from tests.launch import command
 
 
 def test_measures_a_trained_model(moons_run, moons, tmp_path, ends):
     out = tmp_path / "deep" / "result.json"
-    code, _, printed = ends(evaluation.main, "--model", moons_run, "--store", moons, "--out", out, "--solver", "jacobi")
+    code, _, printed = ends(
+        command(evaluation), "--model", moons_run, "--store", moons, "--out", out, "--solver", "jacobi"
+    )
     assert code == 0
     result = json.loads(out.read_text())
     trained = json.loads((moons_run / "model/training.json").read_text())["val"]["value"]
@@ -48,14 +51,14 @@ def test_log_likelihood_is_that_of_a_density_known_in_closed_form(tmp_path):
     ("words", "sentence"),
     [
         (["--split", "holdout"], "no split 'holdout'"),
-        (["--batch_size", 0], "batch_size is 0"),
+        (["--batch_size", 0], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--store", "missing.h5"], "no store at missing.h5"),
         (["--solver", "guess"], "guess"),
     ],
 )
 def test_bad_options_are_one_sentence(words, sentence, moons_run, moons, tmp_path, ends):
     out = tmp_path / "r.json"
-    code, message, _ = ends(evaluation.main, "--model", moons_run, "--store", moons, "--out", out, *words)
+    code, message, _ = ends(command(evaluation), "--model", moons_run, "--store", moons, "--out", out, *words)
     assert code == 2
     assert sentence in message
     assert not out.exists()

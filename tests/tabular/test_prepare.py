@@ -8,6 +8,7 @@ from arflows.data.densities import DENSITIES
 from arflows.data.store import Store
 from arflows.tabular import prepare as preparing
 from arflows.tabular.prepare import prepare
+from tests.launch import command
 
 ROWS = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 
@@ -15,7 +16,7 @@ ROWS = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 @pytest.mark.parametrize("name", DENSITIES)
 def test_densities_of_the_plane(name, tmp_path, ends):
     out = tmp_path / "deep" / "plane.h5"
-    code, _, printed = ends(preparing.main, "--source", name, "--out", out, "--size", 500, "--seed", 3)
+    code, _, printed = ends(command(preparing), "--source", name, "--out", out, "--size", 500, "--seed", 3)
     assert code == 0
     store = Store(out, expect_domain="tabular")
     store.verify()
@@ -82,7 +83,7 @@ def saved(array):
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(make, words, sentence, tmp_path, ends):
     out = tmp_path / "out.h5"
-    code, message, printed = ends(preparing.main, "--source", make(tmp_path), "--out", out, *words)
+    code, message, printed = ends(command(preparing), "--source", make(tmp_path), "--out", out, *words)
     assert code == 2
     assert re.search(sentence, message)
     assert printed == ""

@@ -10,6 +10,7 @@ from arflows.core.commands.recipes import resolve_configs
 from arflows.tabular import train
 from arflows.tabular.prepare import prepare
 from arflows.tabular.train import TableExperiment
+from tests.launch import command
 
 RECIPES = sorted((Path(__file__).parents[2] / "tabular/recipes").glob("*.yaml"))
 COLUMNS = {"plane": 2, "power": 6, "gas": 8, "hepmass": 21, "miniboone": 43, "bsds300": 63}
@@ -45,6 +46,6 @@ def test_training_stops_where_it_no_longer_improves(store, tmp_path, ends):
     words = ["--config", "maf_power", "--out", tmp_path / "run", "--data.store", store(6)]
     quick = ["--model.learning_rate", 0, "--trainer.enable_progress_bar", "false"]
     patience = ["--trainer.callbacks.init_args.patience", 2, "--trainer.max_epochs", 50]
-    code, message, _ = ends(train.main, *words, *quick, *patience)
+    code, message, _ = ends(command(train), *words, *quick, *patience)
     assert (code, message) == (0, "")
     assert json.loads((tmp_path / "run/model/training.json").read_text())["epochs"] < 50

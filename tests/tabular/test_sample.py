@@ -8,6 +8,7 @@ from PIL import Image
 from arflows.core.flows import MAF, VectorFlow
 from arflows.tabular import sample as sampling
 from arflows.tabular.sample import draw
+from tests.launch import command
 
 
 def rows(path):
@@ -19,7 +20,7 @@ def rows(path):
 def test_writes_arrays_a_table_and_a_picture(moons_run, tmp_path, ends):
     out = tmp_path / "deep" / "samples"
     words = ["--model", moons_run, "--out", out, "--count", 70, "--batch_size", 30, "--temperature", 0.8, "--seed", 4]
-    code, _, printed = ends(sampling.main, *words)
+    code, _, printed = ends(command(sampling), *words)
     assert code == 0
     assert "70 rows" in printed
     arrays = np.load(out / "samples.npz")
@@ -49,7 +50,7 @@ def test_samples_follow_from_the_seed_alone(moons_run, tmp_path):
 def test_solvers_draw_the_same_rows(solver, moons_run, tmp_path, ends):
     for name in ("sequential", solver):
         words = ["--model", moons_run, "--out", tmp_path / name, "--count", 20, "--solver", name]
-        assert ends(sampling.main, *words)[0] == 0
+        assert ends(command(sampling), *words)[0] == 0
     drawn = [np.load(tmp_path / name / "samples.npz")["x"] for name in ("sequential", solver)]
     np.testing.assert_allclose(*drawn, atol=1e-3)
 
@@ -58,7 +59,7 @@ def test_a_conditional_model_takes_its_context(houses_run, tmp_path, ends):
     means = []
     for year in (1960, 2010):
         words = ["--model", houses_run, "--out", tmp_path / str(year), "--context", year, "--count", 300]
-        assert ends(sampling.main, *words)[0] == 0
+        assert ends(command(sampling), *words)[0] == 0
         header, values = rows(tmp_path / str(year) / "samples.csv")
         assert header == ["price", "area", "year", "log_density"]
         assert set(values[:, 2]) == {year}
@@ -69,15 +70,15 @@ def test_a_conditional_model_takes_its_context(houses_run, tmp_path, ends):
 
 def test_rows_of_more_columns_have_no_picture(tmp_path, ends):
     MAF(5, hidden_features=(8,)).save_pretrained(tmp_path / "model")
-    assert ends(sampling.main, "--model", tmp_path / "model", "--out", tmp_path / "out")[0] == 0
+    assert ends(command(sampling), "--model", tmp_path / "model", "--out", tmp_path / "out")[0] == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"samples.csv", "samples.npz"}
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--count", 0], "count is 0"),
-        (["--batch_size", 0], "batch_size is 0"),
+        (["--count", 0], "--count takes a whole number from 1 up, not '0'"),
+        (["--batch_size", 0], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--temperature", 0], "temperature must be greater than 0"),
         (["--context", "[1.0]"], "without context"),
         (["--solver", "newton"], "newton"),
@@ -86,7 +87,7 @@ def test_rows_of_more_columns_have_no_picture(tmp_path, ends):
     ],
 )
 def test_bad_options_are_one_sentence_and_leave_nothing(words, sentence, moons_run, tmp_path, ends):
-    code, message, _ = ends(sampling.main, "--model", moons_run, "--out", tmp_path / "out", *words)
+    code, message, _ = ends(command(sampling), "--model", moons_run, "--out", tmp_path / "out", *words)
     assert code == 2
     assert sentence in message
     assert list(tmp_path.iterdir()) == []
@@ -94,16 +95,16 @@ def test_bad_options_are_one_sentence_and_leave_nothing(words, sentence, moons_r
 
 def test_a_context_must_be_whole(houses_run, tmp_path, ends):
     words = ["--model", houses_run, "--out", tmp_path / "out"]
-    assert "needs a context of 1 features" in ends(sampling.main, *words)[1]
+    assert "needs a context of 1 features" in ends(command(sampling), *words)[1]
     assert (
         "has 2 numbers, the model is conditioned on year: give 1"
-        in ends(sampling.main, *words, "--context", "[1, 2]")[1]
+        in ends(command(sampling), *words, "--context", "[1, 2]")[1]
     )
 
 
 def test_a_folder_with_content_is_not_overwritten(moons_run, tmp_path, ends):
     (tmp_path / "mine.txt").write_text("keep")
-    code, message, _ = ends(sampling.main, "--model", moons_run, "--out", tmp_path)
+    code, message, _ = ends(command(sampling), "--model", moons_run, "--out", tmp_path)
     assert code == 2
     assert "exists already" in message
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -9,6 +9,7 @@ from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Reference
 from arflows.data.store import Store
 from arflows.tabular import score as scoring
+from tests.launch import command
 
 
 def column(path, name):
@@ -18,7 +19,7 @@ def column(path, name):
 
 def test_every_row_of_a_split_is_scored(moons_run, moons, tmp_path, ends):
     out = tmp_path / "scores.csv"
-    code, _, printed = ends(scoring.main, "--model", moons_run, "--rows", moons, "--out", out, "--batch_size", 30)
+    code, _, printed = ends(command(scoring), "--model", moons_run, "--rows", moons, "--out", out, "--batch_size", 30)
     assert code == 0
     assert "100 rows" in printed
     flow = VectorFlow.from_pretrained(moons_run / "model")
@@ -32,10 +33,10 @@ def test_every_row_of_a_split_is_scored(moons_run, moons, tmp_path, ends):
 
 def test_training_rows_lie_in_the_middle_and_strange_ones_at_the_end(moons_run, moons, tmp_path, ends):
     out = tmp_path / "scores.csv"
-    assert ends(scoring.main, "--model", moons_run, "--rows", moons, "--out", out, "--split", "train")[0] == 0
+    assert ends(command(scoring), "--model", moons_run, "--rows", moons, "--out", out, "--split", "train")[0] == 0
     assert column(out, "percentile").mean() == pytest.approx(50, abs=1)
     np.save(tmp_path / "far.npy", np.full((3, 2), 30.0))
-    assert ends(scoring.main, "--model", moons_run, "--rows", tmp_path / "far.npy", "--out", out)[0] == 0
+    assert ends(command(scoring), "--model", moons_run, "--rows", tmp_path / "far.npy", "--out", out)[0] == 0
     assert (column(out, "percentile") == 100).all()
 
 
@@ -47,7 +48,7 @@ def test_columns_are_found_by_their_names_and_else_by_order(houses_run, houses_c
     np.save(tmp_path / "plain.npy", rows[:, [0, 2, 1]])  # what is conditioned on comes last
     scores = []
     for source in (houses_csv, tmp_path / "named.csv", tmp_path / "plain.npy"):
-        assert ends(scoring.main, "--model", houses_run, "--rows", source, "--out", tmp_path / "s.csv")[0] == 0
+        assert ends(command(scoring), "--model", houses_run, "--rows", source, "--out", tmp_path / "s.csv")[0] == 0
         scores.append(column(tmp_path / "s.csv", "log_density")[:20])
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
     np.testing.assert_allclose(scores[2], scores[0], atol=1e-4)
@@ -57,16 +58,16 @@ def test_samples_can_be_scored(houses_run, tmp_path, ends):
     from arflows.tabular import sample
 
     words = ["--model", houses_run, "--out", tmp_path / "drawn", "--context", "[2000]", "--count", 30]
-    assert ends(sample.main, *words)[0] == 0
+    assert ends(command(sample), *words)[0] == 0
     source = tmp_path / "drawn/samples.csv"
-    assert ends(scoring.main, "--model", houses_run, "--rows", source, "--out", tmp_path / "s.csv")[0] == 0
+    assert ends(command(scoring), "--model", houses_run, "--rows", source, "--out", tmp_path / "s.csv")[0] == 0
     np.testing.assert_allclose(column(tmp_path / "s.csv", "log_density"), column(source, "log_density"), atol=1e-2)
 
 
 def test_without_training_facts_the_rest_stays_empty(moons_run, moons, tmp_path, ends):
     VectorFlow.from_pretrained(moons_run / "model").save_pretrained(tmp_path / "bare")
     words = ["--model", tmp_path / "bare", "--rows", moons, "--out", tmp_path / "s.csv"]
-    code, _, printed = ends(scoring.main, *words)
+    code, _, printed = ends(command(scoring), *words)
     assert code == 0
     assert "no training.json" in printed
     assert (tmp_path / "s.csv").read_text().splitlines()[1].endswith(",,")
@@ -97,7 +98,7 @@ def broken_store(tmp_path):
 )
 def test_rows_that_do_not_fit_are_one_sentence(make, sentence, moons_run, tmp_path, ends):
     out = tmp_path / "s.csv"
-    code, message, _ = ends(scoring.main, "--model", moons_run, "--rows", make(tmp_path), "--out", out)
+    code, message, _ = ends(command(scoring), "--model", moons_run, "--rows", make(tmp_path), "--out", out)
     assert code == 2
     assert sentence in message
     assert not out.exists()
@@ -115,8 +116,11 @@ def test_a_missing_column_split_or_context_is_named(houses_run, houses, moons, m
             "no split 'holdout': it has train, val, test",
         ),
         (["--model", houses_run, "--rows", moons], "model ≠ store: context 1 ≠ 0"),
-        (["--model", moons_run, "--rows", moons, "--batch_size", 0], "batch_size is 0"),
+        (
+            ["--model", moons_run, "--rows", moons, "--batch_size", 0],
+            "--batch_size takes a whole number from 1 up",
+        ),
     ]:
-        code, message, _ = ends(scoring.main, *words, *out)
+        code, message, _ = ends(command(scoring), *words, *out)
         assert code == 2
         assert sentence in message

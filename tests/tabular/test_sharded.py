@@ -17,6 +17,7 @@ import yaml
 
 from arflows.core.flows import NSF
 from arflows.tabular import train
+from tests.launch import command
 
 SCRIPT = """
 import sys, torch
@@ -35,7 +36,7 @@ fsdp.FullStateDictConfig = here(fsdp.FullStateDictConfig)
 fsdp.api.FullOptimStateDictConfig = here(fsdp.api.FullOptimStateDictConfig)
 _AcceleratorConnector._check_strategy_and_fallback = lambda self: None
 FSDPStrategy._setup_model = wrapped
-train.main(sys.argv[1:])
+train.train(*sys.argv[1:])
 """
 
 
@@ -69,7 +70,7 @@ def curves(run):
 
 @pytest.mark.slow
 def test_losses_and_weights_are_those_of_one_process_also_after_resume(words, tmp_path):
-    train.main([*words, "--out", str(tmp_path / "one")])
+    command(train)([*words, "--out", str(tmp_path / "one")])
     two = [*words, "--data.batch_size", "50", "--out", str(tmp_path / "two")]
     for more in (["--trainer.max_epochs", "1"], ["--resume"]):
         done = sharded(tmp_path, [*two, *more])

@@ -1,4 +1,5 @@
 import json
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from arflows.core.likelihood import Reference
 from arflows.data.store import Store
 from arflows.data.store_writer import write_store
 from arflows.tabular import train
+from tests.launch import command
 
 from .conftest import recipe
 
@@ -52,15 +54,15 @@ def test_the_model_takes_rows_in_their_own_units(houses_run, houses):
 def test_a_flow_without_context_leaves_that_of_the_store_aside(houses, tmp_path, ends):
     path = tmp_path / "plain.yaml"
     path.write_text(yaml.safe_dump(recipe(houses, 2)))
-    assert ends(train.main, "--config", path, "--out", tmp_path / "run", "--trainer.max_epochs", 1)[0] == 0
+    assert ends(command(train), "--config", path, "--out", tmp_path / "run", "--trainer.max_epochs", 1)[0] == 0
     assert VectorFlow.from_pretrained(tmp_path / "run/model").context_features == 0
 
 
 def test_resuming_equals_the_uninterrupted_run(moons_recipe, tmp_path, ends):
     words = ["--config", moons_recipe, "--trainer.max_epochs"]
-    assert ends(train.main, *words, 1, "--out", tmp_path / "parts")[0] == 0
-    assert ends(train.main, *words, 2, "--out", tmp_path / "parts", "--resume")[0] == 0
-    assert ends(train.main, *words, 2, "--out", tmp_path / "whole")[0] == 0
+    assert ends(command(train), *words, 1, "--out", tmp_path / "parts")[0] == 0
+    assert ends(command(train), *words, 2, "--out", tmp_path / "parts", "--resume")[0] == 0
+    assert ends(command(train), *words, 2, "--out", tmp_path / "whole")[0] == 0
     parts, whole = (VectorFlow.from_pretrained(tmp_path / name / "model") for name in ("parts", "whole"))
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=0)
@@ -70,7 +72,7 @@ def test_resuming_equals_the_uninterrupted_run(moons_recipe, tmp_path, ends):
 def test_other_flows_train(name, moons_recipe, tmp_path, ends):
     flow = {"class_path": f"arflows.core.flows.{name}", "init_args": {"features": 2, "hidden_features": [8]}}
     words = ["--config", moons_recipe, "--out", tmp_path, "--model.flow", json.dumps(flow), "--trainer.max_epochs", 1]
-    assert ends(train.main, *words)[0] == 0
+    assert ends(command(train), *words)[0] == 0
     assert type(VectorFlow.from_pretrained(tmp_path / "model")).__name__ == name
 
 
@@ -89,7 +91,7 @@ def test_other_flows_train(name, moons_recipe, tmp_path, ends):
     ],
 )
 def test_bad_settings_are_one_sentence_and_leave_nothing(words, sentence, moons_recipe, tmp_path, ends):
-    code, message, _ = ends(train.main, "--config", moons_recipe, "--out", tmp_path / "run", *words)
+    code, message, _ = ends(command(train), "--config", moons_recipe, "--out", tmp_path / "run", *words)
     assert code == 2
     assert sentence in message
     assert not (tmp_path / "run").exists()
@@ -98,6 +100,31 @@ def test_bad_settings_are_one_sentence_and_leave_nothing(words, sentence, moons_
 def test_a_store_of_another_domain_is_refused(moons_recipe, tmp_path, ends):
     write_store(tmp_path / "s.h5", domain="audio", spec={}, splits={"train": {"x": np.zeros((4, 2))}})
     words = ["--config", moons_recipe, "--out", tmp_path / "run", "--data.store", tmp_path / "s.h5"]
-    code, message, _ = ends(train.main, *words)
+    code, message, _ = ends(command(train), *words)
     assert code == 2
     assert "'audio', not 'tabular'" in message
+
+
+@pytest.mark.parametrize("data", [{}, {"limit": 200}])
+def test_a_run_that_ends_before_a_validation_leaves_a_model_and_can_go_on(data, moons, tmp_path, ends):
+    """Also within an epoch: the rest of it is trained on after the resumption."""
+    settings = recipe(moons, 2)
+    settings["data"] |= data
+    settings["trainer"] |= {"max_epochs": -1, "check_val_every_n_epoch": 4}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    words = ["--config", tmp_path / "recipe.yaml", "--trainer.max_steps"]
+    code, _, printed = ends(command(train), *words, 3, "--out", tmp_path / "parts")
+    assert code == 0
+    assert "is the trained model" in printed
+    assert (tmp_path / "parts/checkpoints/last.ckpt").is_file()
+    assert ends(command(train), *words, 11, "--out", tmp_path / "parts", "--resume")[0] == 0
+    assert ends(command(train), *words, 11, "--out", tmp_path / "whole")[0] == 0
+    parts, whole = (VectorFlow.from_pretrained(tmp_path / name / "model") for name in ("parts", "whole"))
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_trial_run_says_that_it_writes_no_model(moons_recipe, tmp_path, ends):
+    words = ["--config", moons_recipe, "--out", tmp_path / "run", "--trainer.fast_dev_run", "true"]
+    assert ends(command(train), *words) == (0, "", ANY)
+    assert not (tmp_path / "run/model").exists()

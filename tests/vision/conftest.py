@@ -7,6 +7,7 @@ import yaml
 
 from arflows.vision import train
 from arflows.vision.prepare import prepare
+from tests.launch import command
 
 RECIPE = {
     "model": {
@@ -41,5 +42,5 @@ def recipe(tmp_path_factory, digits) -> Path:
 def run_folder(tmp_path_factory, recipe) -> Path:
     """The folder of a finished training run."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    train.main(["--config", str(recipe), "--out", str(out)])
+    command(train)(["--config", str(recipe), "--out", str(out)])
     return out

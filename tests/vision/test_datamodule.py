@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from arflows.core.runtime.errors import UserError
 from arflows.data.batches import BatchesInTurn
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.data.store_writer import write_store
 from arflows.vision.datamodule import ImageDataModule, ImageDataset
@@ -229,7 +229,7 @@ class TestWithLightning:
         model = Sum()
         trainer(tmp_path, max_epochs=1).fit(model, ImageDataModule(path))
         assert len(model.seen["train"]) == 1
-        with pytest.raises(DataError, match="no split 'test': it has train"):
+        with pytest.raises(UserError, match="no split 'test': it has train"):
             trainer(tmp_path).test(model, ImageDataModule(path))
 
     def test_processes_share_an_epoch(self, path, monkeypatch):
@@ -247,33 +247,33 @@ class TestWithLightning:
 class TestBadInput:
     @pytest.mark.parametrize("labels", [True, False])
     def test_unknown_split(self, path, labels):
-        with pytest.raises(DataError, match="no split 'holdout': it has train, val, test"):
+        with pytest.raises(UserError, match="no split 'holdout': it has train, val, test"):
             ImageDataset(Store(path), "holdout", labels=labels)
 
     def test_store(self, tmp_path):
-        with pytest.raises(DataError, match="no store at"):
+        with pytest.raises(UserError, match="no store at"):
             ImageDataModule(tmp_path / "missing.h5")
         write_store(tmp_path / "audio.h5", domain="audio", spec={}, splits={"train": {"x": np.zeros(3)}})
-        with pytest.raises(DataError, match="domain 'audio', not 'vision'"):
+        with pytest.raises(UserError, match="domain 'audio', not 'vision'"):
             ImageDataModule(tmp_path / "audio.h5")
 
     def test_settings_of_another_version(self, tmp_path):
         spec = SPEC.as_dict() | {"colour_space": "lab"}
         write_store(tmp_path / "s.h5", domain="vision", spec=spec, splits={"train": {"images": images(3)}})
-        with pytest.raises(DataError, match="colour_space"):
+        with pytest.raises(UserError, match="colour_space"):
             ImageDataModule(tmp_path / "s.h5")
 
     def test_fewer_images_than_a_batch(self, path):
-        with pytest.raises(DataError, match="300 training examples, fewer than one batch of 301: lower batch_size"):
+        with pytest.raises(UserError, match="300 training examples, fewer than one batch of 301: lower batch_size"):
             ImageDataModule(path, batch_size=301).train_dataloader()
 
     @pytest.mark.parametrize("option", ["batch_size", "eval_batch_size", "limit"])
     def test_settings(self, path, option):
-        with pytest.raises(DataError, match=f"{option} is 0"):
+        with pytest.raises(UserError, match=f"{option} is 0"):
             ImageDataModule(path, **{option: 0})
 
     def test_workers(self, path):
-        with pytest.raises(DataError, match="workers is -1"):
+        with pytest.raises(UserError, match="workers is -1"):
             ImageDataModule(path, workers=-1)
 
 

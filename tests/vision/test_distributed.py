@@ -12,6 +12,7 @@ import yaml
 
 from arflows.vision import sample, score, train
 from arflows.vision.prepare import prepare
+from tests.launch import ARFLOWS, command
 
 from .conftest import RECIPE
 
@@ -42,11 +43,17 @@ def curve(run, name):
     return np.array(sorted(values.items()))
 
 
-def start(module, words, processes=1):
+def start(verb, words, processes=1):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", module, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--no-python", ARFLOWS]
+    started = launcher if processes > 1 else ["arflows.core.commands.cli"]
+    done = subprocess.run(
+        [sys.executable, "-m", *started, "vision", verb, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -60,8 +67,8 @@ def test_the_same_global_batch_gives_the_same_losses(model, store, tmp_path):
         more = ["--model.flow", json.dumps({"class_path": "arflows.vision.Glow", "init_args": sizes})]
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    train.main(words(store, tmp_path / "one", 32, *more))
-    start("arflows.vision.train", words(store, tmp_path / "two", 16, "--trainer.devices", "2", *more), processes=1)
+    command(train)(words(store, tmp_path / "one", 32, *more))
+    start("train", words(store, tmp_path / "two", 16, "--trainer.devices", "2", *more), processes=1)
     for name in ("train/bits_per_dim", "train/gradient_norm", "val/bits_per_dim"):
         one, two = curve(tmp_path / "one/run", name), curve(tmp_path / "two/run", name)
         assert len(one) == (2 if name.startswith("val") else STEPS)
@@ -74,9 +81,9 @@ def test_a_distributed_run_resumes(store, tmp_path):
     for name in ("parts", "whole"):
         (tmp_path / name).mkdir()
     two = ["--trainer.devices", "2", "--save_every", "2"]
-    start("arflows.vision.train", words(store, tmp_path / "whole", 16, *two))
-    start("arflows.vision.train", words(store, tmp_path / "parts", 16, *two, "--trainer.max_steps", "4"))
-    start("arflows.vision.train", words(store, tmp_path / "parts", 16, *two, "--resume"))
+    start("train", words(store, tmp_path / "whole", 16, *two))
+    start("train", words(store, tmp_path / "parts", 16, *two, "--trainer.max_steps", "4"))
+    start("train", words(store, tmp_path / "parts", 16, *two, "--resume"))
     whole, parts = (curve(tmp_path / name / "run", "train/bits_per_dim") for name in ("whole", "parts"))
     np.testing.assert_array_equal(parts, whole)
 
@@ -84,11 +91,11 @@ def test_a_distributed_run_resumes(store, tmp_path):
 def test_verbs_share_their_work_and_write_one_ordered_output(run_folder, digits, tmp_path):
     drawn = ["--model", str(run_folder), "--count", "21", "--batch_size", "4", "--seed", "3", "--device", "cpu"]
     scored = ["--model", str(run_folder), "--images", str(digits), "--batch_size", "16", "--device", "cpu"]
-    sample.main([*drawn, "--out", str(tmp_path / "one")])
-    score.main([*scored, "--out", str(tmp_path / "one.csv")])
-    told = start("arflows.vision.sample", [*drawn, "--out", str(tmp_path / "two")], processes=2)
+    command(sample)([*drawn, "--out", str(tmp_path / "one")])
+    command(score)([*scored, "--out", str(tmp_path / "one.csv")])
+    told = start("sample", [*drawn, "--out", str(tmp_path / "two")], processes=2)
     assert told.count("21 images") == 1
-    start("arflows.vision.score", [*scored, "--out", str(tmp_path / "two.csv")], processes=2)
+    start("score", [*scored, "--out", str(tmp_path / "two.csv")], processes=2)
     one, two = np.load(tmp_path / "one/samples.npz"), np.load(tmp_path / "two/samples.npz")
     for name in one.files:
         np.testing.assert_array_equal(two[name], one[name])

@@ -15,11 +15,12 @@ from arflows.vision.evaluate import evaluate
 from arflows.vision.metrics import first_logit, frechet_distance, logit_space_figure
 from arflows.vision.model import MAF, Glow, RealNVP
 from arflows.vision.representation import ImageSpec
+from tests.launch import command
 
 
 def test_measures_a_trained_model(run_folder, digits, tmp_path, capsys):
     out = tmp_path / "deep" / "result.json"
-    evaluation.main(["--model", str(run_folder), "--store", str(digits), "--out", str(out)])
+    command(evaluation)(["--model", str(run_folder), "--store", str(digits), "--out", str(out)])
     printed = capsys.readouterr().out
     result = json.loads(out.read_text())
     trained = json.loads((run_folder / "model/training.json").read_text())["val"]["value"]
@@ -113,8 +114,8 @@ def test_fid_without_its_network_says_what_to_do(run_folder, digits, tmp_path, m
     ("words", "sentence"),
     [
         (["--split", "holdout"], "no split 'holdout'"),
-        (["--draws", "0"], "draws is 0"),
-        (["--batch_size", "0"], "batch_size is 0"),
+        (["--draws", "0"], "--draws takes a whole number from 1 up, not '0'"),
+        (["--batch_size", "0"], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--fid", "1"], "fid is 1"),
         (["--store", "missing.h5"], "missing.h5"),
         (["--model", "missing"], "no model folder missing"),
@@ -123,7 +124,7 @@ def test_fid_without_its_network_says_what_to_do(run_folder, digits, tmp_path, m
 def test_bad_options_are_one_sentence(run_folder, digits, tmp_path, capsys, words, sentence):
     out = tmp_path / "r.json"
     with pytest.raises(SystemExit) as ending:
-        evaluation.main(["--model", str(run_folder), "--store", str(digits), "--out", str(out), *words])
+        command(evaluation)(["--model", str(run_folder), "--store", str(digits), "--out", str(out), *words])
     assert ending.value.code == 2
     assert sentence in capsys.readouterr().err
     assert not out.exists()
@@ -136,7 +137,7 @@ def test_a_store_of_another_size_is_refused(run_folder, tmp_path, capsys):
     )
     words = ["--model", str(run_folder), "--store", str(tmp_path / "s.h5"), "--out", str(tmp_path / "r.json")]
     with pytest.raises(SystemExit):
-        evaluation.main(words)
+        command(evaluation)(words)
     assert "height 8 ≠ 16, width 8 ≠ 16, channels 1 ≠ 3" in capsys.readouterr().err
 
 
@@ -145,7 +146,7 @@ def test_a_store_of_another_domain_is_refused(run_folder, tmp_path, capsys):
     write_store(tmp_path / "s.h5", domain="audio", spec={"sample_rate": 16000}, splits=arrays)
     words = ["--model", str(run_folder), "--store", str(tmp_path / "s.h5"), "--out", str(tmp_path / "r.json")]
     with pytest.raises(SystemExit):
-        evaluation.main(words)
+        command(evaluation)(words)
     assert "'audio', not 'vision'" in capsys.readouterr().err
 
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from arflows.core.runtime.errors import UserError
-from arflows.data.errors import DataError
 from arflows.data.store import Store
 from arflows.vision.prepare import prepare
 
@@ -113,9 +112,9 @@ def test_folder_with_all_kinds_of_files(tmp_path, out, capsys):
     prepare(str(folder), out, image_size=16, val_fraction=0)
     store = Store(out)
     assert store.splits == {"train": 5}
-    tally = store.provenance["splits"]["train"]
-    assert tally["read"] == 8
-    assert tally["skipped"] == {
+    stats = store.provenance["splits"]["train"]
+    assert stats["read"] == 8
+    assert stats["skipped"] == {
         "broken or truncated": ["broken.png"],
         "not an image": ["notes.txt"],
         "smaller than 16×16": ["small.png"],
@@ -193,7 +192,7 @@ class TestBadInput:
 
     def test_empty_folder(self, tmp_path, out):
         (tmp_path / "empty").mkdir()
-        self.refused(out, "holds no files", tmp_path / "empty", DataError)
+        self.refused(out, "holds no files", tmp_path / "empty", UserError)
 
     def test_folder_without_images(self, tmp_path, out):
         (tmp_path / "texts").mkdir()
@@ -217,7 +216,7 @@ class TestBadInput:
     @pytest.mark.parametrize("pixels", [np.nan, np.inf, -1.0, 300.0])
     def test_pixels_out_of_range(self, tmp_path, out, pixels):
         np.savez(tmp_path / "a.npz", images=np.full((5, 8, 8), pixels))
-        self.refused(out, "NaN or infinite|outside 0…1", tmp_path / "a.npz", DataError)
+        self.refused(out, "NaN or infinite|outside 0…1", tmp_path / "a.npz", UserError)
 
     @pytest.mark.parametrize(
         "options", [{"val_fraction": 1.0}, {"val_fraction": -0.1}, {"image_size": 0}, {"limit": 0}], ids=str
@@ -232,11 +231,11 @@ class TestBadInput:
         self.refused(out, "leave out --test", "digits", test=npz)
 
     def test_set_that_is_not_there(self, tmp_path, out):
-        self.refused(out, "cifar10 is not.*--download", "cifar10", DataError, root=tmp_path / "cache")
+        self.refused(out, "cifar10 is not.*--download", "cifar10", UserError, root=tmp_path / "cache")
 
     def test_source_is_not_overwritten(self, npz):
         before = npz.read_bytes()
-        with pytest.raises(DataError, match=r"images\.npz"):
+        with pytest.raises(UserError, match=r"images\.npz"):
             prepare(str(npz), npz)
         assert npz.read_bytes() == before
 

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from arflows.core.runtime.errors import UserError
-from arflows.data.errors import DataError
 from arflows.vision.representation import ImageSpec
 
 SPEC = ImageSpec(32, 32, 3)
@@ -24,7 +23,7 @@ def test_fingerprint_and_differences():
 
 @pytest.mark.parametrize("settings", [{"height": 8, "width": 8}, SPEC.as_dict() | {"colour_space": "lab"}])
 def test_settings_of_another_version(settings):
-    with pytest.raises(DataError, match="settings must be height, width, channels, bits"):
+    with pytest.raises(UserError, match="settings must be height, width, channels, bits"):
         ImageSpec.from_dict(settings)
 
 

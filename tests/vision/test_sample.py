@@ -6,12 +6,13 @@ from PIL import Image
 from arflows.vision import sample as sampling
 from arflows.vision.model import Glow, ImageFlow
 from arflows.vision.sample import interpolate, spherical
+from tests.launch import command
 
 
 def samples(capsys, *words):
     """Runs the command; returns its exit code, the last line on standard error, and standard output."""
     try:
-        sampling.main([str(word) for word in words])
+        command(sampling)([str(word) for word in words])
     except SystemExit as ending:
         captured = capsys.readouterr()
         return ending.code, captured.err.strip().splitlines()[-1], captured.out
@@ -144,8 +145,8 @@ def test_spherical_interpolation_of_parallel_vectors_is_straight():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--count", "0"], "count is 0"),
-        (["--batch_size", "0"], "batch_size is 0"),
+        (["--count", "0"], "--count takes a whole number from 1 up, not '0'"),
+        (["--batch_size", "0"], "--batch_size takes a whole number from 1 up, not '0'"),
         (["--temperature", "0"], "temperature must be greater than 0"),
         (["--label", "1"], "trained without classes"),
         (["--device", "cuda:77"], "no device 'cuda:77'"),

@@ -9,12 +9,13 @@ from arflows.core.likelihood import Reference, bits_per_dim
 from arflows.data.store import Store
 from arflows.vision import score as scoring
 from arflows.vision.model import Glow, ImageFlow
+from tests.launch import command
 
 
 def scores(capsys, *words):
     """Runs the command; returns its exit code, the last line on standard error, and standard output."""
     try:
-        scoring.main([str(word) for word in words])
+        command(scoring)([str(word) for word in words])
     except SystemExit as ending:
         captured = capsys.readouterr()
         return ending.code, captured.err.strip().splitlines()[-1], captured.out

@@ -12,6 +12,7 @@ from arflows.core.likelihood import dequantization
 from arflows.core.runtime.errors import UserError
 from arflows.vision import ImageFlow, RealNVP, TarFlow, evaluate, sample, train
 from arflows.vision.tarflow import ClassEmbedding, Patches
+from tests.launch import command
 
 SMALL = {"patch_size": 2, "blocks": 3, "layers": 1, "width": 16, "heads": 2}
 
@@ -218,22 +219,22 @@ def test_the_commands_train_sample_and_evaluate(digits, tmp_path, capsys):
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run = tmp_path / "run"
-    train.main(["--config", str(tmp_path / "recipe.yaml"), "--out", str(run)])
+    command(train)(["--config", str(tmp_path / "recipe.yaml"), "--out", str(run)])
     capsys.readouterr()
     words = ["--model", str(run), "--count", "4", "--label", "3"]
-    sample.main([*words, "--out", str(tmp_path / "plain"), "--solver", "jacobi"])
+    command(sample)([*words, "--out", str(tmp_path / "plain"), "--solver", "jacobi"])
     assert "density of continuous data by Gaussian noise" in capsys.readouterr().out
-    sample.main([*words, "--out", str(tmp_path / "sequential")])
-    sample.main([*words, "--out", str(tmp_path / "guided"), "--guidance", "1.5", "--denoise", "true"])
+    command(sample)([*words, "--out", str(tmp_path / "sequential")])
+    command(sample)([*words, "--out", str(tmp_path / "guided"), "--guidance", "1.5", "--denoise", "true"])
     plain, sequential, guided = (np.load(tmp_path / name / "samples.npz") for name in ("plain", "sequential", "guided"))
     np.testing.assert_array_equal(plain["images"], sequential["images"])
     assert "guidance" not in plain
     assert (guided["guidance"], guided["denoise"]) == (1.5, True)
-    evaluate.main(["--model", str(run), "--store", str(digits), "--out", str(tmp_path / "e.json")])
+    command(evaluate)(["--model", str(run), "--store", str(digits), "--out", str(tmp_path / "e.json")])
     assert "density of continuous data by Gaussian noise" in capsys.readouterr().out
 
 
 def test_options_of_tarflow_are_refused_elsewhere(tmp_path, fails):
     RealNVP(8, 1, scales=1, blocks=1, width=4).save_pretrained(tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--guidance", "1"]
-    assert "--guidance are for a TarFlow" in fails(2, sample.main, words)
+    assert "--guidance are for a TarFlow" in fails(2, command(sample), words)

@@ -19,12 +19,13 @@ from arflows.core.likelihood import Reference
 from arflows.vision import train
 from arflows.vision.model import ImageFlow, RealNVP
 from arflows.vision.prepare import prepare
+from tests.launch import ARFLOWS, command
 
 
 def trains(capsys, *words):
     """Runs the command; returns its exit code and the last line on standard error."""
     try:
-        train.main([str(word) for word in words])
+        command(train)([str(word) for word in words])
     except SystemExit as ending:
         return ending.code, capsys.readouterr().err.strip().splitlines()[-1]
     return 0, ""
@@ -32,7 +33,7 @@ def trains(capsys, *words):
 
 def start(*words, **options):
     """Runs the command as a process of its own."""
-    command = [sys.executable, "-m", "arflows.vision.train", *map(str, words)]
+    command = [sys.executable, "-m", "arflows.core.commands.cli", "vision", "train", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, **options
@@ -114,7 +115,7 @@ def test_the_saved_options_repeat_the_run_exactly(run_folder, tmp_path, capsys):
 
 def test_print_config_prints_a_config(recipe, capsys):
     with pytest.raises(SystemExit) as ending:
-        train.main(["--config", str(recipe), "--out", "x", "--print_config"])
+        command(train)(["--config", str(recipe), "--out", "x", "--print_config"])
     assert ending.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["flow"]["init_args"]["width"] == 4
@@ -239,9 +240,12 @@ def test_two_processes_train_one_model(recipe, tmp_path):
 def test_torchrun_trains_and_agrees_to_stop(recipe, tmp_path):
     out = tmp_path / "run"
     words = ["--config", recipe, "--out", out, "--trainer.devices", 2, "--trainer.max_epochs", 100_000]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "arflows.vision.train"]
+    started = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", ARFLOWS]
     process = subprocess.Popen(
-        [*command, *map(str, words)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [*started, "vision", "train", *map(str, words)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     wait_for(out / "checkpoints/last.ckpt", process, timeout=120)
     process.send_signal(signal.SIGINT)

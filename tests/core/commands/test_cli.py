@@ -1,4 +1,6 @@
 import importlib
+import json
+import pickle
 import re
 import subprocess
 import sys
@@ -11,6 +13,14 @@ import pytest
 from arflows.core.commands import cli, domains, recipes
 from arflows.core.commands.domains import Domain
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.option_types import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from arflows.core.runtime.options import renamed
 
 
 def draw(data: Path, *, count: int = 3, kind: Literal["grid", "single"] = "grid", scale: float | None = None) -> dict:
@@ -30,11 +40,11 @@ def draw(data: Path, *, count: int = 3, kind: Literal["grid", "single"] = "grid"
 
 @pytest.fixture
 def spare(monkeypatch):
-    """The only domain, with a verb that keeps what it was called with."""
+    """The only domain, with a verb that takes words and keeps what it was called with."""
     calls = []
     domain = Domain("spare", "a domain of the tests", "spare_domain", {"draw": "draw something"})
     verb = types.ModuleType("spare_domain.draw")
-    verb.main = calls.append
+    verb.draw = lambda *words: calls.append(list(words))
     monkeypatch.setitem(sys.modules, "spare_domain", types.ModuleType("spare_domain"))
     monkeypatch.setitem(sys.modules, "spare_domain.draw", verb)
     point = types.SimpleNamespace(name="spare", dist=None, module="spare_domain", load=lambda: domain)
@@ -94,12 +104,25 @@ class TestDispatch:
         def draw():
             raise UserError("Mend this.")
 
-        monkeypatch.setattr(sys.modules["spare_domain.draw"], "main", lambda args: cli.run(draw, args))
+        monkeypatch.setattr(sys.modules["spare_domain.draw"], "draw", draw)
         assert fails(2, cli.main, ["spare", "draw"]) == "error: Mend this.\n"
 
     def test_every_command_of_the_list_exists(self):
         for command in cli.COMMANDS:
-            assert callable(importlib.import_module(f"arflows.core.{command}").main)
+            assert callable(getattr(importlib.import_module(f"arflows.core.commands.{command}"), command))
+
+    def test_options_of_a_verb_are_made_of_its_function(self, spare, monkeypatch, fails):
+        monkeypatch.setattr(sys.modules["spare_domain.draw"], "draw", draw)
+        cli.main(["spare", "draw", "--data", "a.h5"])
+        assert fails(2, cli.main, ["spare", "draw", "--data"]).endswith(
+            "`arflows spare draw --help` lists the options.\n"
+        )
+
+    def test_a_command_takes_its_first_option_as_a_word(self, capsys, fails):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["verify", "--help"])
+        assert re.search(r"usage: arflows verify .* path\n", capsys.readouterr().out)
+        assert fails(2, cli.main, ["verify", "nowhere"]) == "error: there is no nowhere: check the path.\n"
 
 
 class TestRun:
@@ -140,7 +163,7 @@ class TestRun:
         with pytest.raises(SystemExit, match="0"):
             cli.run(draw, ["--help"])
         output = " ".join(capsys.readouterr().out.split())
-        assert re.search(r"usage: tests core commands test_cli \[(-h\]|--config)", output)
+        assert re.search(r"usage: draw \[(-h\]|--config)", output)
         assert "Draw something from the data." in output
         assert "--data DATA where it comes from. (required, type: Path)" in output
         assert "Not a part of the help" not in output
@@ -161,6 +184,52 @@ class TestRun:
     )
     def test_wrong_option_is_one_sentence(self, fails, words, sentence):
         assert fails(2, cli.run, draw, words, "draw").startswith(f"error: {sentence}")
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["--number=0"], "--number takes a whole number from 1 up, not '0'."),
+            (["--number=-3"], "--number takes a whole number from 1 up, not '-3'."),
+            (["--number=2.5"], "--number takes a whole number from 1 up, not '2.5'."),
+            (["--number=many"], "--number takes a whole number from 1 up, not 'many'."),
+            (["--least=-1"], "--least takes a whole number from 0 up, not '-1'."),
+            (["--length=0"], "--length takes a number above 0, not '0'."),
+            (["--length=wide"], "--length takes a number above 0, not 'wide'."),
+            (["--weight=-0.5"], "--weight takes a number from 0 up, not '-0.5'."),
+            (["--part=1"], "--part takes a number from 0 up to, not including, 1, not '1'."),
+            (["--limit=0"], "--limit takes a whole number from 1 up or null, not '0'."),
+        ],
+    )
+    def test_number_out_of_range_is_one_sentence(self, fails, words, sentence):
+        def measure(
+            number: PositiveInt = 1,
+            least: NonNegativeInt = 0,
+            length: PositiveFloat = 1.0,
+            weight: NonNegativeFloat = 0.0,
+            part: Fraction = 0.5,
+            limit: PositiveInt | None = None,
+        ) -> None: ...
+
+        assert fails(2, cli.run, measure, words) == f"error: {sentence}\n"
+
+    def test_numbers_in_range_are_numbers(self):
+        def measure(number: PositiveInt = 1, part: Fraction = 0.5, limit: PositiveInt | None = None) -> list:
+            return [number, part, limit]
+
+        found = cli.run(measure, ["--number=3", "--part=0", "--limit=2"])
+        assert found == [3, 0.0, 2]
+        assert json.loads(json.dumps(found)) == pickle.loads(pickle.dumps(found)) == found
+
+    @pytest.mark.parametrize("where", ["words", "config"])
+    def test_an_old_option_is_told_its_new_name(self, fails, tmp_path, where):
+        config = tmp_path / "draw.yaml"
+        config.write_text("size: 3\n")
+        words = ["--size", "3"] if where == "words" else ["--config", str(config)]
+
+        @renamed(size="scale")
+        def draw(scale: int = 1) -> None: ...
+
+        assert "--size is now --scale." in fails(2, cli.run, draw, words)
 
     @pytest.mark.parametrize(
         ("text", "sentence"),
@@ -227,10 +296,7 @@ def test_console_script():
     assert done.stderr.startswith("error: There is no domain or command 'visoin'. Did you mean vision?")
 
 
-def test_module_name_under_python_m(tmp_path):
-    (tmp_path / "spare").mkdir()
-    (tmp_path / "spare/draw.py").write_text(
-        "from arflows.core.commands.cli import run\ndef draw(n: int): ...\nif __name__ == '__main__': run(draw)\n"
-    )
-    done = subprocess.run([sys.executable, "-m", "spare.draw"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stderr == "error: Missing --n. `spare draw --help` lists the options.\n"
+def test_python_m_is_the_same():
+    done = subprocess.run([sys.executable, "-m", "arflows.core.commands.cli", "visoin"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no domain or command 'visoin'. Did you mean vision?")

@@ -18,7 +18,7 @@ from arflows.core.runtime.options import ShortErrors
 
 
 class Mendable(Exception):
-    mendable = True
+    user_facing = True
 
 
 class OutOfMemoryError(RuntimeError):

@@ -9,6 +9,7 @@ import yaml
 from arflows.core.commands import cli
 from arflows.tabular import evaluate, train
 from arflows.tabular.prepare import prepare
+from tests.launch import command
 from tests.tabular.conftest import recipe
 
 
@@ -18,7 +19,7 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     prepare("two_moons", folder / "moons.h5", size=1000)
     (folder / "moons.yaml").write_text(yaml.safe_dump(recipe(folder / "moons.h5", 2)))
-    train.main(["--config", str(folder / "moons.yaml"), "--out", str(folder / "run")])
+    command(train)(["--config", str(folder / "moons.yaml"), "--out", str(folder / "run")])
     evaluate.evaluate(str(folder / "run"), folder / "moons.h5", folder / "result.json", device="cpu")
     return folder
 

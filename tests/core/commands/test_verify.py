@@ -38,7 +38,7 @@ def store(tmp_path):
 def test_what_is_as_it_was_is_sound(run, store, capsys):
     cli.main(["verify", str(store)])
     assert capsys.readouterr().out == f"{store}: a store of tabular, train 300: sound\n"
-    cli.main(["verify", "--path", str(run)])
+    cli.main(["verify", str(run)])
     assert capsys.readouterr().out == (
         f"{run}/checkpoints: 2 states to resume from: sound\n{run}/model: a model, 2 files: sound\n"
     )

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from arflows.core.bases import DiagonalNormal
 from arflows.core.bijections import ActNorm
 from arflows.core.dequantization import UniformDequantizer
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.module import FlowTraining
 from tests.core.training.training_runs import Data, KeepState, assert_same, small_flow, trainer
@@ -50,7 +50,7 @@ def test_a_skipped_step_leaves_no_trace(kind, accumulate, optimizer):
 
 
 def test_a_loss_that_is_not_finite_is_skipped_even_if_its_gradient_is():
-    class Overflowing(Flow):
+    class Overflowing(BijectiveFlow):
         def log_prob(self, x, context=None):
             return super().log_prob(x, context) + torch.where(x[:, 0].detach() > 5, math.inf, 0.0)
 
@@ -273,7 +273,7 @@ class Drifting(ActNorm):
 
 @pytest.mark.parametrize(("error", "warns"), [(0.0, False), (5e-4, False), (0.01, True), (math.nan, True)])
 def test_a_flow_that_is_no_longer_inverted_is_told(error, warns):
-    flow = Flow(DiagonalNormal((4,)), Drifting(4))
+    flow = BijectiveFlow(DiagonalNormal((4,)), Drifting(4))
     flow.bijection.error = error
     t = trainer()
     with warnings.catch_warnings(record=True) as caught:
@@ -287,7 +287,7 @@ def test_a_flow_that_is_no_longer_inverted_is_told(error, warns):
 
 @pytest.mark.parametrize(("error", "warns"), [(0.4 / 16, False), (0.6 / 16, True)])
 def test_integers_are_to_come_back_as_they_were(error, warns):
-    flow = Flow(DiagonalNormal((4,)), Drifting(4), UniformDequantizer(16))
+    flow = BijectiveFlow(DiagonalNormal((4,)), Drifting(4), UniformDequantizer(16))
     flow.bijection.error = error
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -11,6 +11,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import CONFIG_FILE, Pretrained
 from arflows.data.store_writer import write_store
 from arflows.tabular import train
+from tests.launch import command
 from tests.tabular.conftest import recipe
 
 
@@ -77,7 +78,7 @@ def test_other_classes_are_refused(place, value, options, evil, tmp_path, fails,
     at(options, place, value)
     path = tmp_path / "evil.yaml"
     path.write_text(yaml.safe_dump(options))
-    fails(2, train.main, ["--config", str(path)])
+    fails(2, command(train), ["--config", str(path)])
     assert not evil.exists()
     assert "evil_module" not in sys.modules
     assert not (tmp_path / "run").exists()
@@ -90,7 +91,7 @@ def test_yaml_that_makes_objects_is_refused(tag, options, tmp_path, fails, monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.yaml"
     path.write_text(yaml.safe_dump(options) + f"seed: {tag}\n")
-    assert str(path) in fails(2, train.main, ["--config", str(path)])
+    assert str(path) in fails(2, command(train), ["--config", str(path)])
     assert not (tmp_path / "harm").exists()
 
 
@@ -100,7 +101,7 @@ def test_yaml_that_unfolds_without_end_is_refused(tmp_path, fails):
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
     path = tmp_path / "bomb.yaml"
     path.write_text("\n".join(lines) + "\n")
-    assert str(path) in fails(2, train.main, ["--config", str(path)])
+    assert str(path) in fails(2, command(train), ["--config", str(path)])
 
 
 def test_known_callbacks_may_be_named(options, tmp_path):

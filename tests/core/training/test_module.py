@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.bases import DiagonalNormal
-from arflows.core.bijections import ActNorm
-from arflows.core.flow import Flow
+from arflows.core.bijections import ActNorm, Standardize
+from arflows.core.flow import BijectiveFlow
+from arflows.core.flows import MAF
 from arflows.core.runtime.errors import UserError
 from arflows.core.training.module import FlowTraining
 from tests.core.training.training_runs import Data, InitializingData, assert_same, small_flow, trainer
@@ -75,7 +76,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
 def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path):
     x = 5 + 3 * torch.randn(64, 4)
     data = InitializingData(x)
-    module = FlowTraining(Flow(DiagonalNormal((4,)), ActNorm(4)), learning_rate=0.0)
+    module = FlowTraining(BijectiveFlow(DiagonalNormal((4,)), ActNorm(4)), learning_rate=0.0)
     trainer(tmp_path).fit(module, datamodule=data)
     assert data.asked == 1
     z = module.flow.bijection(x[:16])[0]
@@ -90,7 +91,7 @@ def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path
 
 def test_fine_tuning_keeps_what_was_trained_before():
     def flow():
-        return Flow(DiagonalNormal((4,)), ActNorm(4))
+        return BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
 
     trained, x = flow(), 5 + 3 * torch.randn(64, 4)
     trained.initialize(x)
@@ -100,9 +101,34 @@ def test_fine_tuning_keeps_what_was_trained_before():
     assert_same(again.state_dict(), trained.state_dict())
 
 
+def test_a_standardised_flow_is_trained_on_from_the_density_it_has():
+    x = torch.randn(256, 2)
+    flow = MAF(2, hidden_features=(8,), batch_norm=False)
+
+    def fit(data, rate):
+        trainer().fit(FlowTraining(flow, learning_rate=rate, ema_decay=0.0), datamodule=InitializingData(data))
+
+    fit(5 + 3 * x, 1e-3)
+    with torch.no_grad():
+        trained = flow.eval().log_prob(5 + 3 * x)
+        fit(100 * x, 0.0)
+        torch.testing.assert_close(flow.eval().log_prob(5 + 3 * x), trained)
+
+
+def test_a_flow_trained_without_initialisation_is_not_initialised_later():
+    flow, x = BijectiveFlow(DiagonalNormal((4,)), Standardize(4)), torch.randn(64, 4)
+    with torch.no_grad():
+        before = flow.log_prob(x)
+    module = FlowTraining(flow, learning_rate=0.0, ema_decay=0.0)
+    for data in (Data(x), InitializingData(7 + 3 * x)):
+        trainer(max_epochs=0).fit(module, datamodule=data)
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(x), before)
+
+
 def test_loss_is_in_bits_per_dim_or_nats():
     x = torch.randn(8, 4)
-    flow = Flow(DiagonalNormal((4,)), ActNorm(4))
+    flow = BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
     nats = -flow.log_prob(x).mean()
     for unit, expected in {"nats": nats, "bits_per_dim": nats / (4 * math.log(2))}.items():
         module = FlowTraining(flow, unit=unit, learning_rate=0.0)
@@ -126,7 +152,7 @@ def test_logs_what_a_person_watches():
 
 def test_clipping_bounds_the_gradient_that_counts():
     x = torch.randn(8, 4) + 3
-    flow = Flow(DiagonalNormal((4,)), ActNorm(4))
+    flow = BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
     norms = []
 
     class Look(Callback):
@@ -227,7 +253,7 @@ def test_compiled_training_is_training(tmp_path):
     def losses(**options):
         torch.manual_seed(0)
         t = trainer(tmp_path / str(options), max_epochs=2)
-        flow = Flow(DiagonalNormal((4,)), ActNorm(4))
+        flow = BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
         t.fit(FlowTraining(flow, learning_rate=0.05, **options), datamodule=Data(x))
         assert all(
             "_orig_mod" not in name for name in torch.load(t.checkpoint_callbacks[1].best_model_path)["state_dict"]

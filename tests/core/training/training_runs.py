@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from arflows.core.bases import DiagonalNormal
 from arflows.core.bijections import ActNorm, BatchNorm, Chain, Permutation
 from arflows.core.dequantization import UniformDequantizer
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from arflows.core.training.callbacks import ExponentialMovingAverage
 from arflows.core.training.experiment import RunCheckpoint
 
@@ -18,7 +18,7 @@ from arflows.core.training.experiment import RunCheckpoint
 def small_flow(levels=0):
     """With parameters, running statistics, a counter and a permutation."""
     layers = Chain(ActNorm(4), Permutation(torch.tensor([2, 0, 3, 1])), BatchNorm(4))
-    return Flow(DiagonalNormal((4,)), layers, UniformDequantizer(levels) if levels else None)
+    return BijectiveFlow(DiagonalNormal((4,)), layers, UniformDequantizer(levels) if levels else None)
 
 
 class Data(LightningDataModule):

@@ -1,4 +1,4 @@
-"""What became of the examples of a source: how many were read, converted, skipped, and why."""
+"""Counts of the examples of a source: read, converted, skipped, and why."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from typing import Any
 
 
 @dataclass
-class Tally:
-    """What became of the examples of one split."""
+class ReadStats:
+    """Counts of the examples of one split.
+
+    Attributes:
+        read: Examples looked at.
+        written: Examples used.
+        converted: Number of examples by the conversion they went through.
+        skipped: Names of the examples left out, by the reason.
+    """
 
     read: int = 0
     written: int = 0
     converted: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def reasons(self) -> str:
-        """Say in one line how many examples were skipped, why, and which (the first three of each reason)."""
+    def summary(self) -> str:
+        """Return one line with the number of skipped examples, the reasons, and the first three names of each."""
         return ", ".join(
             f"{len(names):,} {reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
             for reason, names in self.skipped.items()

@@ -1,0 +1,23 @@
+"""Private API of jsonargparse, and of argparse below it, in one place.
+
+Its messages are taken apart in `arflows.core.runtime.options`; the tests of both hold what is assumed here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """Return the options of a parser, with their leading dashes."""
+    return list(parser._option_string_actions)
+
+
+def let_switches_stand_alone(parser: ArgumentParser) -> None:
+    """Make ``--switch`` mean ``--switch true`` for every option of type bool."""
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool and action.nargs is None:
+            action.nargs, action.const = "?", True

@@ -1,0 +1,145 @@
+"""The interface of flows over molecular graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from arflows.core.flow import Flow
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import Pretrained
+from arflows.molecules.decisions import unpack
+from arflows.molecules.generation import Grown
+from arflows.molecules.marginal import packed
+from arflows.molecules.parallel import draw_batches
+from arflows.molecules.records import Generated, Molecule, Targets, molecules
+from arflows.molecules.representation import Graph, MoleculeSpec, Refused, decode, graph_of
+from arflows.molecules.workers import Workers
+
+Given = UInt8[Tensor, "batch packed"] | Sequence[str | Graph | Molecule]
+"""Molecules: as a datamodule gives them, as SMILES, as graphs in the order to be scored, or as samples."""
+
+
+class GraphFlow(Flow, Pretrained):
+    """A flow over molecular graphs, grown atom by atom: `generate` draws graphs, `sample` finishes them by RDKit.
+
+    Args:
+        spec: Settings of the data.
+        properties: Names of the properties that the flow is conditional on; none for an unconditional flow.
+    """
+
+    def __init__(self, spec: MoleculeSpec, properties: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.spec = spec
+        self.properties = list(properties)
+
+    @abstractmethod
+    def generate(
+        self,
+        count: int,
+        context: Float[Tensor, "count properties"] | Targets | None = None,
+        *,
+        masks: bool = True,
+        min_atoms: int = 1,
+        max_atoms: int | None = None,
+        fragment: str | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 512,
+    ) -> Iterator[Generated]:
+        """Draws graphs of molecules a batch at a time, so that memory does not grow with their number.
+
+        Molecule number k of a seed is the same however many are drawn, in whichever batches, up to rounding.
+
+        Args:
+            count: How many.
+            context: For a conditional model wanted properties, by name a value or a range, or a row of all for each
+                molecule; without it those of training molecules.
+            masks: Allow only decisions after which a molecule can be finished: see `Masks`. Without them, every
+                decision that can be represented.
+            min_atoms: The least number of heavy atoms; needs masks.
+            max_atoms: The most; needs masks.
+            fragment: Beginning of all molecules, see `fragment_of`; needs masks.
+            temperature: Below 1 for likelier molecules.
+            seed: Seed of the latents.
+            first: Number of the first molecule, to go on where an earlier call ended.
+            batch_size: Molecules computed at a time.
+
+        Raises:
+            UserError: For settings out of range or that do not fit the model.
+        """
+
+    def sample(
+        self,
+        count: int,
+        context: Float[Tensor, "count properties"] | Targets | None = None,
+        *,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        workers: Workers | None = None,
+        **options: Any,
+    ) -> list[Molecule]:
+        """Draws molecules.
+
+        Args:
+            count: How many.
+            context: Wanted properties, for a conditional model.
+            seed: Seed of the latents.
+            generator: Where the seed is drawn from, if there is one.
+            workers: Processes in which RDKit finishes the molecules; by default it works in this one.
+            **options: masks, temperature and others of `generate`.
+        """
+        if generator is not None:
+            seed = int(torch.randint(2**62, (), generator=generator))
+        drawn = self.draw(count, context, seed=seed, workers=workers, **options)
+        return list(tqdm(drawn, "sampling", count, unit=" molecules", leave=False, disable=None))
+
+    def draw(self, count: int, *conditions: Any, workers: Workers | None = None, **options: Any) -> Iterator[Molecule]:
+        """Draws molecules one after the other, for any number of them; arguments are those of `generate`.
+
+        Args:
+            count: How many.
+            *conditions: Wanted properties, if any.
+            workers: Processes in which RDKit finishes the molecules; by default it works in this one.
+            **options: The others of `generate`.
+        """
+        batches = draw_batches(self, molecules, count, *conditions, workers=workers or Workers(1), **options)
+        return (molecule for batch in batches for molecule in batch)
+
+    def _packed(self, x: Given) -> UInt8[Tensor, "batch packed"]:
+        if isinstance(x, Tensor):
+            return x
+        # Samples drawn without masks may exceed the valences of the data; `_graphs` has checked all others.
+        unlimited = dataclasses.replace(self.spec, valences=(255,) * len(self.spec.valences))
+        return packed(self._graphs(x), unlimited).to(self.device)
+
+    def _graphs(self, x: Given) -> list[Graph]:
+        if isinstance(x, Tensor):
+            atoms, bonds = unpack(x.cpu(), self.spec.max_atoms)
+            return decode(atoms.numpy(), bonds.numpy(), self.spec)
+        if isinstance(x, str | Graph | Molecule):
+            raise UserError("a single molecule was given: give a list of molecules.")
+        graphs = []
+        for each in x:
+            if isinstance(each, Molecule):
+                graphs.append(each.graph)  # as it was sampled, which the data need not cover
+                continue
+            try:
+                graph = graph_of(each, self.spec.order) if isinstance(each, str) else each
+            except Refused as reason:
+                raise UserError(f"{each} cannot be represented: {reason}.") from None
+            if objection := self.spec.objection(graph):
+                raise UserError(f"{each} cannot be represented: {objection}.")
+            graphs.append(graph)
+        return graphs
+
+    def _decoded(self, grown: Grown) -> list[Graph]:
+        return decode(grown.atoms.cpu().numpy(), grown.bonds.cpu().numpy(), self.spec)
