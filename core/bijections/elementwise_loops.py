@@ -1,4 +1,4 @@
-"""Inverses of elementwise maps for compiled loops: affine maps and rational-quadratic splines."""
+"""Inverses of affine maps and rational-quadratic splines for compiled loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AFFINE, _LOCATION_SCALE, _SPLINE = range(3)
 
 
 def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np.ndarray] | None:
-    """Which map `invert_elementwise` inverts, and its settings; None if it knows no such map."""
+    """Return the number and the settings of a map for `invert_elementwise`; None for a map that it does not support."""
     codes = {Affine: _AFFINE, LocationScale: _LOCATION_SCALE, RationalQuadraticSpline: _SPLINE}
     code = codes.get(type(elementwise))
     if code is None:
@@ -26,13 +26,13 @@ def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np
 
 @compiled
 def _invert_affine(
-    parameters: Any, settings: Any, of_location: bool, z: Any, x: Any, log_derivative: Any, left: int, right: int
+    parameters: Any, settings: Any, location: bool, z: Any, x: Any, log_derivative: Any, left: int, right: int
 ) -> None:
-    """By x = t + z · exp(s) with ``of_location``, otherwise x = (z − t) · exp(−s); s is bounded as `Affine` does it."""
+    """Invert `LocationScale` (``location``) by x = t + z · exp(s), or `Affine` by x = (z − t) · exp(−s)."""
     shift, raw, bound = parameters[0], parameters[1], settings[0]
     for j in range(np.uintp(left), np.uintp(right)):
         log_scale = raw[j] * bound / (abs(raw[j]) + bound)
-        if of_location:
+        if location:
             x[j] = shift[j] + z[j] * math.exp(log_scale)
             log_derivative[j] = log_scale
         else:
@@ -67,7 +67,7 @@ def _bin_shares(raw: Any, j: int, settings: Any, shares: Any) -> None:
 
 @compiled
 def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
-    """At a knot, counted from 0; at the outer two it is 1."""
+    """Return the derivative at a knot, counted from 0; it is 1 at the outer two."""
     if knot == 0 or knot > len(raw):
         return settings.dtype.type(1)
     value = _bounded(raw[knot - 1, j], settings[4]) + settings[3]
@@ -78,7 +78,7 @@ def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
 
 @compiled
 def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int) -> None:
-    """What `RationalQuadraticSpline.inverse` does; its bin is found first, and only that bin's derivatives computed."""
+    """Compute `RationalQuadraticSpline.inverse`: find the bin of each value, then the derivatives of that bin."""
     bins = (len(parameters) + 1) // 3
     raw_widths, raw_heights, raw_derivatives = parameters[:bins], parameters[bins : 2 * bins], parameters[2 * bins :]
     shares = np.empty(bins, settings.dtype)
@@ -88,7 +88,7 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
     smallest = settings.dtype.type(np.finfo(settings.dtype).eps) ** 2
     for j in range(left, right):
         value = z[j]
-        if not abs(value) <= bound:  # the tails, and what is not a number
+        if not abs(value) <= bound:  # the tails, and NaN
             x[j] = value
             log_derivative[j] = zero
             continue
@@ -132,10 +132,17 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
 def invert_elementwise(
     code: int, settings: Any, parameters: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int
 ) -> None:
-    """Latent → data for the elements ``left`` … ``right`` − 1, by the map and with the settings of `settings_of`.
+    """Map latent → data for elements ``left`` … ``right`` − 1.
 
-    Parameters are (parameter_count, elements), z, x and the log-derivative of x by z (elements,); the latter two are
-    written.
+    Args:
+        code: number of the map, from `settings_of`.
+        settings: settings of the map, from `settings_of`.
+        parameters: (parameter_count, elements).
+        z: latents, (elements,).
+        x: data, (elements,); written.
+        log_derivative: log-derivatives ∂x/∂z, (elements,); written.
+        left: first element.
+        right: end of the elements.
     """
     if code == _SPLINE:
         _invert_spline(parameters, settings, z, x, log_derivative, left, right)

@@ -16,13 +16,13 @@ from arflows.core.runtime.processes import batch_statistics, world_size
 
 
 class InitializedFromData(nn.Module, ABC):
-    """A module with state that is set from data, once.
+    """Module with state that is set from data once.
 
-    Whether it has been set is part of the module's state: it is saved and loaded, so that a trained model keeps its
-    state however often training starts. Files of older versions lack the record; their state counts as set.
+    A buffer records that the state has been set. It is saved and loaded, so that a trained model keeps its state
+    however often training starts. Files of older versions lack the record, and their state counts as set.
 
     Attributes:
-        initialized: Whether the state has been set, bool ().
+        initialized: True if the state has been set, bool ().
     """
 
     initialized: Tensor
@@ -33,14 +33,14 @@ class InitializedFromData(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor) -> None:
-        """Sets the state from a batch of data; a module that has been initialised, trained or loaded stays as it is."""
+        """Set the state from a batch of data, unless it was initialised or loaded before."""
         if not self.initialized:
             self._set_from(x)
             self.initialized.fill_(True)
 
     @abstractmethod
     def _set_from(self, x: Tensor) -> None:
-        """Sets the state from a batch of data."""
+        """Set the state from a batch of data."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if any(name.startswith(prefix) for name in state_dict):
@@ -66,7 +66,7 @@ class ActNorm(InitializedFromData, Bijection):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def _set_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
-        """Normalises ``x``; a channel without spread keeps its scale, and a layer trained from the identity both."""
+        """Normalise ``x``; a channel without spread keeps its scale, and a trained layer keeps scale and shift."""
         if self.log_scale.any() or self.shift.any():
             return
         mean, variance = channel_statistics(x)
@@ -150,7 +150,7 @@ class BatchNorm(Bijection):
         UserError: at a training step on a single value for each channel.
 
     Attributes:
-        tracks_batches: True, because each forward pass of a training step changes the averages and must not be repeated.
+        tracks_batches: True: a forward pass of a training step changes the averages and must not be repeated.
     """
 
     tracks_batches = True
@@ -204,11 +204,11 @@ class BatchNorm(Bijection):
 
 
 def initialize(module: nn.Module, run: Callable[[], object]) -> None:
-    """Initialises every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
+    """Initialise every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
 
-    A layer that starts from data is an `InitializedFromData`, or has a method ``initialize_from(x)`` that hands the data
-    on to one. It is called with the layer's first input, just before the layer itself runs, so each layer sees data
-    that those before it have already normalised. A layer that was initialised before stays as it is.
+    Such a layer is an `InitializedFromData`, or has a method ``initialize_from(x)`` that passes the data on to one. The
+    method is called with the layer's first input just before the layer runs, so each layer sees data normalised by the
+    layers before it. A layer that was initialised before stays as it is.
 
     Args:
         module: a flow or bijection; nothing happens where no layer of it starts from data.

@@ -1,9 +1,9 @@
 """Convolutional networks that produce the parameters of a coupling on images.
 
-All of them take (batch, in_channels, height, width), optionally a context, and return (batch, out_channels, height,
-width). The context is a vector (batch, context_features) for all pixels or a feature map (batch, context_features,
-height, width) with one for each. The last layer starts at zero, so a coupling starts as the identity. They work in
-the channels-last memory format, in which convolutions run fastest on CPUs and on tensor cores.
+They take (batch, in_channels, height, width) and optionally a context, and return (batch, out_channels, height, width).
+The context is one vector for all pixels, (batch, context_features), or a feature map with a vector for each pixel,
+(batch, context_features, height, width). The last layer starts at zero, so a coupling starts as the identity. The
+memory format is channels-last, in which convolutions run fastest on CPUs and on tensor cores.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ from arflows.core.runtime.transforms import is_transformed
 
 
 class ImageConditioner(nn.Module):
-    """What the networks of this file share: the memory format and the injection of context.
+    """Base class of the networks of this file, with their memory format and their injection of context.
 
     Args:
-        width: channels of the hidden layers.
+        width: number of channels of the hidden layers.
         context_features: size of the context; 0 for none.
-        injections: number of places at which the context is added to hidden features.
+        injections: number of hidden layers to which the context is added.
     """
 
     def __init__(self, width: int, context_features: int, injections: int) -> None:
@@ -36,19 +36,19 @@ class ImageConditioner(nn.Module):
             nn.Linear(context_features, width) for _ in range(injections if context_features else 0)
         )
 
-    def with_context(self, hidden: Tensor, context: Tensor | None, place: int) -> Tensor:
-        """Adds a linear function of the context to every pixel."""
+    def with_context(self, hidden: Tensor, context: Tensor | None, number: int) -> Tensor:
+        """Add a linear function of the context, that of injection ``number``, to every pixel."""
         if not self.context_features:
             return hidden
         check_context(context, self.context_features)
         assert context is not None
-        shift = self.context_shifts[place]
+        shift = self.context_shifts[number]
         if context.ndim == 2:
             return hidden + shift(context)[:, :, None, None]
         return hidden + shift(context.movedim(1, -1)).movedim(-1, 1)
 
     def lay_out_channels_last(self) -> None:
-        """Lays all weights out as the convolutions want them; called at the end of construction."""
+        """Convert all weights to the channels-last format, at the end of construction."""
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @staticmethod
@@ -58,18 +58,21 @@ class ImageConditioner(nn.Module):
 
 
 class ResidualCNN(ImageConditioner):
-    """RealNVP's residual network with batch normalisation, weight normalisation and skip connections.
+    """Residual network of RealNVP with batch normalisation, weight normalisation and skip connections.
 
-    Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section 3.7 and appendix D: the input is batch-normalised
-    and given with both signs, every pre-activation block has two 3×3 convolutions, a 1×1 convolution takes each block's
-    output to the network's end, where the contributions add up.
+    Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section 3.7 and appendix D. The input is batch-normalised and
+    joined to its negative. Each pre-activation block has two 3×3 convolutions; its output also passes through a 1×1
+    convolution to the end of the network, where these skip paths are summed.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the parameters returned.
-        width: channels of the hidden layers.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the parameters.
+        width: number of channels of the hidden layers.
         blocks: number of residual blocks.
         context_features: size of the context; 0 for none.
+
+    >>> ResidualCNN(in_channels=3, out_channels=6, width=8, blocks=2)(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 6, 4, 4])
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int, blocks: int, context_features: int = 0) -> None:
@@ -86,7 +89,7 @@ class ResidualCNN(ImageConditioner):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """Computes the parameters."""
+        """Compute the parameters."""
         hidden = self.normalize_input(self.channels_last(x))
         hidden = self.input_proj(torch.cat([hidden, -hidden], 1).relu_())
         collected = self.skips[0](hidden)
@@ -110,26 +113,30 @@ class _ResidualBlock(nn.Module):
 
 
 class GatedResidualCNN(ImageConditioner):
-    """Residual network of gated convolutions, and of self-attention if wanted, with layer normalisation.
+    """Residual network of gated convolutions and optional self-attention with layer normalisation.
 
     Ho, Chen, Srinivas, Duan & Abbeel, "Flow++", 2019 (arXiv:1902.00275), section 3.2, and its published code. A block
     is a gated convolution (a 3×3 convolution, then a 1×1 convolution to twice the width whose halves multiply as
-    a · sigmoid(b)) and, with ``attention_heads``, a gated multi-head self-attention over all pixels, whose places it
-    knows by a learned embedding. A layer norm over the channels of each pixel follows each residual addition. There are
-    no statistics of the batch.
+    a · sigmoid(b)) and, with ``attention_heads``, a gated multi-head self-attention over all pixels with learned
+    position embeddings. A layer norm over the channels of each pixel follows each residual addition. The network has no
+    batch statistics.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the parameters returned.
-        width: channels of the hidden layers.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the parameters.
+        width: number of channels of the hidden layers.
         blocks: number of residual blocks.
         context_features: size of the context; 0 for none.
-        attention_heads: heads of the self-attention; 0 for convolutions alone.
-        space: height and width of the input, which self-attention must know.
-        dropout: share of the hidden features dropped in each gate while training.
+        attention_heads: number of heads of the self-attention; 0 for convolutions only.
+        space: height and width of the input; required for self-attention.
+        dropout: share of the hidden features dropped in each gate during training.
 
     Raises:
         ValueError: if ``attention_heads`` does not divide ``width``, or ``space`` is missing.
+
+    >>> network = GatedResidualCNN(3, 6, width=8, blocks=1, attention_heads=2, space=(4, 4))
+    >>> network(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 6, 4, 4])
     """
 
     def __init__(
@@ -163,7 +170,7 @@ class GatedResidualCNN(ImageConditioner):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """Computes the parameters."""
+        """Compute the parameters."""
         hidden = self.input_proj(self.channels_last(x))
         for number, (conv, gate, norm) in enumerate(zip(self.convs, self.gates, self.norms, strict=True)):
             update = self.with_context(conv(_both_signs_elu(hidden)), context, number)
@@ -189,7 +196,7 @@ class _GatedAttention(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "batch height width features"], positions: Float[Tensor, "height width features"]
     ) -> Float[Tensor, "batch height width features"]:
-        """Lets every pixel look at all others."""
+        """Attend from every pixel to all pixels."""
         hidden = self.input_proj(pixels + positions).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = hidden.permute(2, 0, 3, 1, 4)  # each (batch, heads, pixels, features of a head)
         attended = attention(queries, keys, values)
@@ -198,15 +205,18 @@ class _GatedAttention(nn.Module):
 
 
 class ShallowCNN(ImageConditioner):
-    """Glow's three convolutions: 3×3, 1×1, 3×3 with ReLUs between.
+    """Network of Glow: convolutions of 3×3, 1×1 and 3×3 pixels with ReLUs between them.
 
     Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 4.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the parameters returned.
-        width: channels of the two hidden layers.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the parameters.
+        width: number of channels of the two hidden layers.
         context_features: size of the context; 0 for none.
+
+    >>> ShallowCNN(in_channels=3, out_channels=6, width=8)(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 6, 4, 4])
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int, context_features: int = 0) -> None:
@@ -224,13 +234,22 @@ class ShallowCNN(ImageConditioner):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """Computes the parameters."""
+        """Compute the parameters."""
         hidden = _relu_before_convolution(self.with_context(self.input_proj(self.channels_last(x)), context, 0))
         return self.output_proj(_relu_before_convolution(self.middle(hidden)))
 
 
 class ZeroConv(ImageConditioner):
-    """One 3×3 convolution that starts at zero: Glow's conditioner of a split prior."""
+    """One 3×3 convolution that starts at zero: the conditioner of Glow's split prior.
+
+    Args:
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the parameters.
+        context_features: size of the context; 0 for none.
+
+    >>> ZeroConv(3, 6)(torch.randn(2, 3, 4, 4)).abs().max()
+    tensor(0., grad_fn=<MaxBackward1>)
+    """
 
     def __init__(self, in_channels: int, out_channels: int, context_features: int = 0) -> None:
         super().__init__(out_channels, context_features, 1)
@@ -245,15 +264,16 @@ class ZeroConv(ImageConditioner):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """Computes the parameters."""
+        """Compute the parameters."""
         return self.with_context(self.conv(self.channels_last(x)), context, 0)
 
 
 class _ReLU(torch.autograd.Function):
-    """A ReLU in place, whose gradient is computed in place as well.
+    """ReLU in place, with the gradient in place too.
 
-    The gradient must be nobody else's, as that which a convolution has just computed of its input. Wide features are
-    larger than the caches, and memory that is new costs more than the arithmetic.
+    The backward pass overwrites the incoming gradient, so nothing else may hold it; the gradient that a convolution
+    computes for its input qualifies. Wide features exceed the caches, and allocating memory would cost more than the
+    arithmetic.
     """
 
     @staticmethod
@@ -265,13 +285,13 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (output,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # it will be differentiated again
+        if torch.is_grad_enabled():  # for second derivatives
             return gradient * (output > 0)
         return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
 
 
 def _relu_before_convolution(hidden: Tensor) -> Tensor:
-    """ReLU, in place, of features that nothing but a convolution takes next."""
+    """Apply ReLU in place to features that only a convolution takes as its input."""
     plain = torch.compiler.is_compiling() or is_transformed()
     if plain or not (torch.is_grad_enabled() and hidden.requires_grad):
         return hidden.relu_()
@@ -279,7 +299,7 @@ def _relu_before_convolution(hidden: Tensor) -> Tensor:
 
 
 def _start_at_zero(conv: WeightNormConv2d) -> None:
-    """Zeroes a weight-normalised convolution through its magnitudes, so that its directions stay random."""
+    """Set a weight-normalised convolution to zero by its magnitudes, so that its directions stay random."""
     with torch.no_grad():
         conv.weight_g.zero_()
         conv.get_parameter("bias").zero_()

@@ -1,7 +1,7 @@
-"""Sites of a MADE under an affine map or a spline, inverted by one compiled loop: `MaskedMLPStream.invert` on CPUs.
+"""Compiled loop that inverts an affine map or a spline with parameters from a `MaskedMLP`, on CPUs.
 
-A step of a stream is a dozen small calls, and on a fast processor the calls cost several times what they compute. Here
-the steps of a block of sites are one function, which numba compiles at its first use (a second or two, kept on disk).
+A step of a stream is a dozen small calls, whose overhead is several times the computation. Here the steps of a block of
+sites are one function, which numba compiles at its first use (a second or two, cached on disk).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ACTIVATION_CODES = {"relu": 0, "tanh": 1, "elu": 2, "silu": 3}
 def _activate(code: int, sums: Any, hidden: Any, left: int, right: int) -> None:
     if code == 0:
         for j in range(np.uintp(left), np.uintp(right)):
-            hidden[j] = sums[j] if not sums[j] < 0 else 0  # what is not a number stays none
+            hidden[j] = sums[j] if not sums[j] < 0 else 0  # keeps NaN
     elif code == 1:
         for j in range(np.uintp(left), np.uintp(right)):
             hidden[j] = math.tanh(sums[j])
@@ -51,11 +51,24 @@ def invert_block(
     code: int,
     settings: Any,
 ) -> None:
-    """Latent → data for the sites ``start`` … ``stop`` − 1 of the examples ``left`` … ``right`` − 1.
+    """Map latent → data for sites ``start`` … ``stop`` − 1 of examples ``left`` … ``right`` − 1.
 
-    Values are (sites, batch); for each layer weights (units, inputs), sums and hidden (units, batch); sums hold
-    all that the sites before ``start`` contribute. ``revealed`` (layers, sites + 1) counts the units of each hidden
-    layer that are complete when a site comes next. ``code`` and ``settings`` are those of `settings_of`.
+    Args:
+        start: first site of the block.
+        stop: end of the block.
+        left: first example.
+        right: end of the examples.
+        z: latents, (sites, batch).
+        x: data, (sites, batch); written.
+        log_derivative: log-derivatives ∂x/∂z, (sites, batch); written.
+        weights: of each layer, (units, inputs).
+        sums: of each layer, with the contributions of all sites before ``start``, (units, batch); completed.
+        hidden: activated sums of each hidden layer, (units, batch); written.
+        revealed: number of complete units of each hidden layer when a site comes next, (layers, sites + 1).
+        skips: true for layers that add the sums two layers before.
+        activation: number of the nonlinearity, from `ACTIVATION_CODES`.
+        code: number of the map, from `settings_of`.
+        settings: settings of the map, from `settings_of`.
     """
     last = len(weights) - 1
     count = len(sums[last]) // len(z)

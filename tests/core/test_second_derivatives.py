@@ -7,7 +7,7 @@ from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Affine, Autoregressive, Chain, Logit, recompute
 from arflows.core.conditioners import ShallowCNN, WaveNet
 from arflows.core.conditioners.batch_norm import BatchNorm2d
-from arflows.core.flow import Flow
+from arflows.core.flow import BijectiveFlow
 from tests.core.bijection_cases import vector_coupling
 
 
@@ -31,7 +31,7 @@ def hessian_and_penalty(function, x, parameters):
 @pytest.mark.parametrize("context", [0, 2])
 def test_recomputed_activations(context):
     couplings = [vector_coupling(4, Affine, swap, context) for swap in (False, True, False)]
-    flow = noisy(Flow(StandardNormal((4,)), Chain(Logit(0.05), *couplings)))
+    flow = noisy(BijectiveFlow(StandardNormal((4,)), Chain(Logit(0.05), *couplings)))
     x, given = torch.rand(8, 4, dtype=torch.float64), torch.randn(8, context, dtype=torch.float64) if context else None
 
     def log_prob(x):
@@ -45,7 +45,7 @@ def test_recomputed_activations(context):
 
 def test_recomputed_activations_by_the_context():
     couplings = [vector_coupling(4, Affine, swap, 2) for swap in (False, True)]
-    flow = noisy(Flow(StandardNormal((4,)), Chain(*couplings)))
+    flow = noisy(BijectiveFlow(StandardNormal((4,)), Chain(*couplings)))
     x, context = torch.randn(4, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
 
     def hessian():
