@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from arflows.audio.inpainting import inpaint
     from arflows.audio.model import SpeechFlow, WaveFlow
+    from arflows.audio.predictive import PredictiveFlow
     from arflows.audio.representation import MelSpec, log_mel
-    from arflows.audio.streaming import stream
 
-__all__ = ["MelSpec", "SpeechFlow", "WaveFlow", "inpaint", "log_mel", "stream"]
+__all__ = ["MelSpec", "PredictiveFlow", "SpeechFlow", "WaveFlow", "inpaint", "log_mel"]
 
 _HOMES = {
     "MelSpec": "arflows.audio.representation",
+    "PredictiveFlow": "arflows.audio.predictive",
     "SpeechFlow": "arflows.audio.model",
     "WaveFlow": "arflows.audio.model",
     "inpaint": "arflows.audio.inpainting",
     "log_mel": "arflows.audio.representation",
-    "stream": "arflows.audio.streaming",
 }
 
 

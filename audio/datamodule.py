@@ -9,19 +9,23 @@ import torch
 from jaxtyping import Float64, Int64
 
 from arflows.audio.representation import MelSpec
-from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.errors import UserError, match_names
 from arflows.data.audio_files import from_int16
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.store import Store
+
+INITIALIZATION = 256
+"""Segments that a model is initialised from, if there are so many."""
 
 
 class SpeechDataset(StoreDataset):
     """The utterances of one split, whole or a random segment of each; see `StoreDataset`.
 
     A batch is ``{"x": float32 (batch, samples) in [-1, 1], "mel": log-mel spectrograms, "speaker": numbers}``, the last
-    two where they are wanted. A segment begins at a
-    frame, and its mel frames are those of the whole utterance. Whole utterances differ in length, so a batch of them
-    holds one.
+    two where they are wanted. A segment begins at a frame, and its mel frames are those of the whole utterance. Whole
+    utterances differ in length, so a batch of them holds one. A segment may come with what is around it: the samples of
+    ``lead`` frames before it, and the mel spectrogram of ``surroundings`` frames more before and after all that. Beyond
+    the utterance there is silence.
     """
 
     def __init__(
@@ -33,6 +37,9 @@ class SpeechDataset(StoreDataset):
         speakers: bool = False,
         limit: int | None = None,
         seed: int = 0,
+        lead: int = 0,
+        surroundings: int = 0,
+        numbers: Int64[np.ndarray, " speakers"] | None = None,
     ) -> None:
         """Choose the utterances.
 
@@ -45,14 +52,20 @@ class SpeechDataset(StoreDataset):
             speakers: Give the speakers.
             limit: Keep at most so many utterances, chosen at random.
             seed: Decides which, and where segments begin.
+            lead: Frames before a segment whose samples come with it.
+            surroundings: Frames of the mel spectrogram that come with it, before its lead and after its end.
+            numbers: Number of each of the store's speakers in a model; None for the store's own.
 
         Raises:
             UserError: The store has no such split, or knows no speakers.
         """
         super().__init__(store, split, {}, limit, seed)
         self.seed = seed
-        self.hop = MelSpec.from_dict(store.spec).hop
+        self.numbers = numbers
+        self.spec = MelSpec.from_dict(store.spec)
+        self.hop = self.spec.hop
         self.frames = None if segment is None else segment // self.hop
+        self.lead, self.surroundings = (0, 0) if segment is None else (lead, surroundings)
         self.mels = mels
         self.speakers = speakers
         if speakers and "speakers" not in store.fields(split):
@@ -79,14 +92,16 @@ class SpeechDataset(StoreDataset):
                 raise ValueError("whole utterances of different lengths do not fit into one batch")
         else:
             frames, firsts = self.frames, (self._chances(epochs, places) * (lengths - self.frames + 1)).astype(np.int64)
-        segments = list(zip(rows, firsts, strict=True))
-        x = np.stack([waveforms[row][first * self.hop : (first + frames) * self.hop] for row, first in segments])
+        segments = [(row, first - self.lead, first + frames) for row, first in zip(rows, firsts, strict=True)]
+        x = np.stack([_part(waveforms[row], first * self.hop, last * self.hop, 0) for row, first, last in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
         if self.mels:
-            stacked = np.stack([mels[row][first : first + frames] for row, first in segments])
+            more, silence = self.surroundings, self.spec.silence
+            stacked = np.stack([_part(mels[row], first - more, last + more, silence) for row, first, last in segments])
             batch["mel"] = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
         if self.speakers:
-            batch["speaker"] = torch.from_numpy(self.store.array(self.split, "speakers")[rows])
+            speakers = self.store.array(self.split, "speakers")[rows]
+            batch["speaker"] = torch.from_numpy(speakers if self.numbers is None else self.numbers[speakers])
         return batch
 
     def _chances(
@@ -96,6 +111,15 @@ class SpeechDataset(StoreDataset):
         return np.array(
             [np.random.default_rng([self.seed, *pair]).random() for pair in zip(epochs, places, strict=True)]
         )
+
+
+def _part(values: np.ndarray, first: int, last: int, silence: float) -> np.ndarray:
+    """The values from ``first`` to before ``last``, with silence where these lie beyond the ends."""
+    inside = np.asarray(values[max(first, 0) : last])
+    if first >= 0 and last <= len(values):
+        return inside
+    around = [(max(-first, 0), max(last - len(values), 0)), *[(0, 0)] * (inside.ndim - 1)]
+    return np.pad(inside, around, constant_values=silence)
 
 
 class SpeechDataModule(StoreDataModule):
@@ -110,6 +134,8 @@ class SpeechDataModule(StoreDataModule):
         speaker_names: Who speaks; empty if that is not known.
         mels: Whether batches bring mel spectrograms; an unconditional model wants none.
         speakers: Whether they bring speakers; a model that knows none wants none.
+        lead: Frames before a training segment whose samples come with it, as a model wants them.
+        surroundings: Frames of the mel spectrogram that come with it on both sides.
     """
 
     def __init__(
@@ -143,14 +169,39 @@ class SpeechDataModule(StoreDataModule):
         self.speaker_names: list[str] = self.store.categories.get("speakers", [])
         self.mels = True
         self.speakers = bool(self.speaker_names)
+        self.lead = self.surroundings = 0
+        self._numbers: Int64[np.ndarray, " speakers"] | None = None
+
+    def number_speakers(self, names: list[str]) -> None:
+        """Give speakers the numbers by which a model knows them.
+
+        Args:
+            names: Names of the model's speakers.
+
+        Raises:
+            UserError: The store has a speaker whom the model does not know.
+        """
+        self._numbers = np.array(match_names("speaker", self.speaker_names, names, self.store.path), np.int64)
+        self.speaker_names = names
 
     def dataset(self, split: str, training: bool = False) -> SpeechDataset:
         """Return the utterances of a split in order, whole, or in training a segment of each."""
         segment = self.segment if training else None
-        return SpeechDataset(self.store, split, segment, self.mels, self.speakers, self.limit, self.seed)
+        return SpeechDataset(
+            self.store,
+            split,
+            segment,
+            self.mels,
+            self.speakers,
+            self.limit,
+            self.seed,
+            self.lead,
+            self.surroundings,
+            self._numbers,
+        )
 
     def initialization_batch(self) -> Batch:
-        """Return one training batch of segments, the same in every process and run."""
+        """Return one large training batch of segments, the same in every process and run."""
         dataset = self.dataset("train", training=True)
         order = np.random.default_rng(self.seed).permutation(len(dataset))
-        return dataset.__getitems__(order[: self.batch_size].tolist())
+        return dataset.__getitems__(order[:INITIALIZATION].tolist())

@@ -28,6 +28,7 @@ from arflows.audio.model import SpeechFlow
 from arflows.audio.render import save_figure, spectrograms
 from arflows.audio.representation import log_mel
 from arflows.audio.sample import synthesise
+from arflows.audio.speech_flow import Temperature, temperature_pair
 from arflows.core.commands.evaluation import protocol, write_result
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
@@ -59,6 +60,7 @@ def evaluate(
     out: Path,
     split: str = "test",
     temperature: PositiveFloat = 0.8,
+    temperature_unvoiced: PositiveFloat | None = None,
     limit: PositiveInt | None = None,
     ood: list[Path] | None = None,
     perceptual: bool = True,
@@ -85,10 +87,12 @@ def evaluate(
         out: The JSON file to write; replaced if it exists.
         split: Which part of the store.
         temperature: Of the synthesis: multiplies the standard deviation of the latents.
+        temperature_unvoiced: Of speech that is not voiced, if not the same, for a model that tells it apart, such as
+            PredictiveFlow.
         limit: Use at most so many utterances, the first.
         ood: Recordings out of distribution (folders, files): measure how well the log-likelihood per sample, given
             their own mel spectrograms, tells them from those of the split, as area under the ROC curve.
-        perceptual: Measure PESQ and STOI, which need `pip install arflows[metrics]`.
+        perceptual: Measure PESQ and STOI, which need `pip install pesq pystoi`.
         plots: The number of utterances that are plotted and kept as WAV.
         seed: Seed of the noise and of the latents.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
@@ -97,7 +101,9 @@ def evaluate(
         What was written.
     """
     options = {"model": model, "store": str(store), "split": split, "temperature": temperature, "limit": limit}
+    options |= {} if temperature_unvoiced is None else {"temperature_unvoiced": temperature_unvoiced}
     options |= {"ood": [path.name for path in ood or []], "perceptual": perceptual, "seed": seed}
+    of_latents = temperature_pair(temperature, temperature_unvoiced)
     start = time.perf_counter()
     flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
@@ -114,7 +120,7 @@ def evaluate(
         row = _likelihood(flow, utterance, torch_generator(seed, "dequantization", index))
         if not flow.conditional:
             return row, None
-        synthesised, seconds = _synthesise(flow, utterance, temperature, torch_generator(seed, "latents", index))
+        synthesised, seconds = _synthesise(flow, utterance, of_latents, torch_generator(seed, "latents", index))
         row |= _compare(flow, utterance, synthesised, perceptual)
         return {**row, "seconds": seconds}, synthesised if index < plots else None
 
@@ -171,7 +177,7 @@ def _likelihood(flow: SpeechFlow, utterance: Speech, generator: torch.Generator)
 
 
 def _synthesise(
-    flow: SpeechFlow, utterance: Speech, temperature: float, generator: torch.Generator
+    flow: SpeechFlow, utterance: Speech, temperature: Temperature, generator: torch.Generator
 ) -> tuple[np.ndarray, float]:
     """The utterance from its mel spectrogram, and the time it took."""
     start = time.perf_counter()

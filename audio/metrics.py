@@ -137,7 +137,7 @@ def optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{name} is not installed: `pip install arflows[metrics]`, or leave its figure out.") from error
+        raise UserError(f"{name} is not installed: `pip install {name}`, or leave its figure out.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- spectra

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from arflows.audio.conditions import ConditionEncoder
 from arflows.audio.folding import Folded, rows_reversed
+from arflows.audio.predictive import PredictiveFlow
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec
 from arflows.audio.speech_flow import Continuation, SpeechFlow, Window
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
-from arflows.core.inversion import in_sequence
 from arflows.core.runtime.errors import UserError
 
-__all__ = ["SpeechFlow", "WaveFlow"]
+__all__ = ["PredictiveFlow", "SpeechFlow", "WaveFlow"]  # all classes that a saved model may be of
 
 WIDTH_CYCLE = 8
 """Period, in layers, of the dilations along the rows, which are powers of two."""
@@ -124,7 +124,7 @@ class WaveFlow(SpeechFlow):
             mel = F.pad(mel, (0, self.spec.frames(wide) - mel.shape[2]))
         return F.pad(z, (0, wide - samples)), Condition(mel, condition.speaker), lengths
 
-    def windows(self, start: int, stop: int, samples: int, context: Tensor | None) -> tuple[Window, Window]:
+    def windows(self, start: int, stop: int, samples: int, context: Any) -> tuple[Window, Window]:
         """Parts of a waveform around a gap, of whole columns; see `SpeechFlow.windows`."""
         # Latents that depend on the gap lie within the receptive field around it, and depend on twice as much.
         reach = sum(layer.margins[0] for network in self.bijection.networks for layer in network.stack)
@@ -233,6 +233,6 @@ class _ColumnByColumn:
             assert bijection.rank is not None
             arranged = rows.index_select(1, bijection.order)
             at_work = network.stream(arranged, context, memory)
-            rows, _ = in_sequence(at_work, bijection.elementwise, arranged)
+            rows, _ = at_work.generate(bijection.elementwise, arranged)
             rows = rows.index_select(1, bijection.rank)
         return folded.unfold(rows, z.shape[1])

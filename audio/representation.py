@@ -81,6 +81,13 @@ class MelSpec(Spec):
         """The fewest samples that have a mel spectrogram: one window, and more than is reflected."""
         return max(self.window, max(self.margin) + 1)
 
+    @property
+    def silence(self) -> float:
+        """The log-mel value of silence."""
+        import math
+
+        return math.log(self.floor, math.e if self.log_base == "e" else 10)
+
     def frames(self, samples: int) -> int:
         """Frames of a waveform: one for each hop that has begun."""
         return -(-samples // self.hop)
@@ -133,7 +140,7 @@ class Condition:
     mel: Float[Tensor, "batch bands frames"] | None = None
     speaker: Int[Tensor, " batch"] | None = None
 
-    def keywords(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def keywords(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The parts that are there, on a device: keyword arguments of `SpeechFlow.log_prob`."""
         parts = {"mel": self.mel, "speaker": self.speaker}
         return {name: part.to(device) for name, part in parts.items() if part is not None}

@@ -15,6 +15,7 @@ from arflows.audio.inpainting import inpaint
 from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
 from arflows.audio.model import SpeechFlow
 from arflows.audio.representation import Condition
+from arflows.audio.speech_flow import Temperature, temperature_pair
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
@@ -33,6 +34,7 @@ def sample(
     count: PositiveInt = 1,
     seconds: PositiveFloat = 2.0,
     temperature: PositiveFloat = 0.8,
+    temperature_unvoiced: PositiveFloat | None = None,
     speaker: str | None = None,
     split: str = "test",
     limit: PositiveInt | None = None,
@@ -58,6 +60,8 @@ def sample(
         count: How many different waveforms for each recording or mel file, or freely.
         seconds: Length of what is spoken freely.
         temperature: Multiplies the standard deviation of the latents; below 1 for less noise.
+        temperature_unvoiced: Of speech that is not voiced, if not the same, for a model that tells it apart, such as
+            PredictiveFlow.
         speaker: Who speaks, for a model of several speakers; without it who speaks in the recording.
         split: Which part of a store.
         limit: Use at most so many recordings, the first.
@@ -65,23 +69,27 @@ def sample(
         solver: How the flow is inverted; all solvers give the same waveforms.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
+    if gap is not None and temperature_unvoiced is not None:
+        raise UserError("a gap is filled at one temperature: leave --temperature_unvoiced out.")
     flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
     if speech is None and (flow.conditional or gap is not None):
         what = "fills in recordings" if gap is not None else "needs mel spectrograms"
         raise UserError(f"the model {what}: give --speech, a folder of recordings or of mel files.")
+    of_latents = temperature_pair(temperature, temperature_unvoiced)
     with new_folder(out) as folder, use_solver(SOLVERS[solver]()):
         if speech is None:
             number = None if not flow.speakers else speaker_number(flow, speaker or "", names)
-            written = _speak(flow, folder, count, seconds, temperature, number, seed)
+            written = _speak(flow, folder, count, seconds, of_latents, number, seed)
         else:
             source = _Source(speech, flow, names, split, speaker, limit)
-            written = _vocode(flow, source, folder, gap, count, temperature, seed)
+            written = _vocode(flow, source, folder, gap, count, of_latents, seed)
             if not written:
                 raise UserError(f"{speech} holds nothing that can be synthesised: {source.summary()}.")
             if source.summary():
                 print(f"skipped: {source.summary()}")
-    print(f"{out}: {written} waveforms, temperature {temperature:g}, seed {seed}")
+    told = f"{temperature:g}" + ("" if temperature_unvoiced is None else f" and {temperature_unvoiced:g} unvoiced")
+    print(f"{out}: {written} waveforms, temperature {told}, seed {seed}")
 
 
 class _Source:
@@ -150,7 +158,7 @@ def _vocode(
     folder: Path,
     gap: tuple[float, float] | None,
     count: int,
-    temperature: float,
+    temperature: Temperature,
     seed: int,
 ) -> int:
     """Synthesises every recording or mel file, and says how many waveforms that made."""
@@ -182,7 +190,7 @@ def _vocode(
             name = f"{stem}.wav" if count == 1 else f"{stem}-{index}.wav"
             write_wav(folder / name, waveform.numpy(), rate)
             rows.append([name, made.name, f"{len(waveform) / rate:.3f}"])
-            rows[-1] += [] if made.scores is None else [f"{made.scores[index]:.4f}"]
+            rows[-1] += [] if made.scores is None else [f"{made.scores[index]:.6f}"]
     if rows:
         _write_table(folder, rows, [] if gap is None else ["log_likelihood"])
         print(f"{spoken:.1f} s of speech in {busy:.1f} s: {spoken / busy:.2f} × real time in each process")
@@ -190,7 +198,7 @@ def _vocode(
 
 
 def synthesise(
-    flow: SpeechFlow, utterance: Speech, count: int, temperature: float, generator: torch.Generator
+    flow: SpeechFlow, utterance: Speech, count: int, temperature: Temperature, generator: torch.Generator
 ) -> Float[Tensor, "count samples"]:
     """Waveforms in [-1, 1] from an utterance's mel spectrogram, on the CPU; from its length alone if the model is free.
 
@@ -215,10 +223,10 @@ def fill(
     utterance: Speech,
     gap: tuple[float, float],
     count: int,
-    temperature: float,
+    temperature: Temperature,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
-    """Ways of filling a gap in a recording, and how likely each is in nats.
+    """Ways of filling a gap in a recording, and the log-likelihood of each recording in nats per sample.
 
     Raises:
         UserError: The gap does not lie in the recording, or there is none to fill.
@@ -242,11 +250,11 @@ def fill(
         temperature=temperature,
         generator=generator,
     )
-    return filled.cpu(), log_likelihoods.cpu()
+    return filled.cpu(), log_likelihoods.cpu() / samples
 
 
 def _speak(
-    flow: SpeechFlow, folder: Path, count: int, seconds: float, temperature: float, speaker: int | None, seed: int
+    flow: SpeechFlow, folder: Path, count: int, seconds: float, temperature: Temperature, speaker: int | None, seed: int
 ) -> int:
     """Draws waveforms from a model without mel spectrograms."""
     spec = flow.spec

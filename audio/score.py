@@ -11,7 +11,7 @@ from arflows.audio.inputs import Speech, SpeechInput, speaker_names
 from arflows.audio.metrics import Mean
 from arflows.audio.model import SpeechFlow
 from arflows.audio.render import likelihood_curve, save_figure
-from arflows.core.likelihood import Reference, write_scores
+from arflows.core.likelihood import Estimate, Reference, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.option_types import PositiveInt
@@ -69,11 +69,12 @@ def score(
         "log_likelihood": [f"{value:.6f}" for value in means],
     }
     write_scores(out, columns, -means, reference)
-    print(f"{out}: {Mean.ratio(np.array(totals), np.array(lengths))} nats/sample (95%) over {len(names)} utterances")
+    mean = Mean.ratio(-np.array(totals), np.array(lengths))
+    print(f"{out}: {Estimate(mean.value, mean.standard_error, 'nats/sample', flow.likelihood, mean.count)}")
     if reference is None:
         print("the model has no training.json: percentile and typicality are left empty")
     else:
-        print(f"training utterances: {-reference.mean:.3f} nats/sample")
+        print(f"training utterances: log-likelihood {-reference.mean:.4f} nats/sample")
         order = np.argsort(-reference.typicality(-means[:, None]))[:LISTED]
         print("least typical: " + ", ".join(f"{names[i]} ({means[i]:.3f} nats/sample)" for i in order))
     for remark, count in sorted(given.converted.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from contextlib import nullcontext
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -17,17 +17,20 @@ from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
 
+Temperature: TypeAlias = float | tuple[float, float]
+"""Factor of the latents' standard deviation; or that of voiced and that of unvoiced speech."""
+
 
 class SampleBijection(Protocol):
     """A bijection between waveforms and latents, (batch, samples) both, with a triangular Jacobian."""
 
     def transform(
-        self, x: Float[Tensor, "batch samples"], context: Tensor | None = None
+        self, x: Float[Tensor, "batch samples"], context: Any = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
         """Waveform → latents, and the log-derivative of each sample's map."""
 
     def inverse(
-        self, z: Float[Tensor, "batch samples"], context: Tensor | None = None
+        self, z: Float[Tensor, "batch samples"], context: Any = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
         """Latents → waveform, and the log-determinant of this direction."""
 
@@ -43,7 +46,7 @@ class Window(NamedTuple):
 
     first: int
     last: int
-    context: Tensor | None
+    context: Any
 
 
 class Continuation(Protocol):
@@ -87,6 +90,10 @@ class SpeechFlow(Flow, Pretrained):
     bijection: SampleBijection
     height: int = 1
     """Samples of a column, if the waveform is folded to columns; parts of a waveform begin at a column."""
+    lead: int = 0
+    """Frames before a training segment that it comes with and that the loss leaves out."""
+    surroundings: int = 0
+    """Frames of the mel spectrogram that a training segment comes with before its lead and after its end."""
 
     def __init__(self, spec: MelSpec, conditional: bool, speakers: int) -> None:
         super().__init__()
@@ -107,11 +114,11 @@ class SpeechFlow(Flow, Pretrained):
     @abstractmethod
     def _context(
         self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Int[Tensor, " batch"] | None
-    ) -> Tensor | None:
+    ) -> Any:
         """What the bijection is given beside a waveform of this shape; the condition has been checked."""
 
     @abstractmethod
-    def windows(self, start: int, stop: int, samples: int, context: Tensor | None) -> tuple[Window, Window]:
+    def windows(self, start: int, stop: int, samples: int, context: Any) -> tuple[Window, Window]:
         """Two parts of a waveform around the samples ``start`` … ``stop`` − 1.
 
         Changes of these samples change the density of the first part as they change that of the whole waveform. The
@@ -142,7 +149,8 @@ class SpeechFlow(Flow, Pretrained):
 
         Args:
             waveform: samples in [−1, 1]; zeros after the end of those that are shorter.
-            mel: log-mel spectrograms with a frame for each hop that has begun.
+            mel: log-mel spectrograms with a frame for each hop that has begun; `surroundings` more frames may come
+                before and after them, where the waveform is part of a longer one.
             speaker: number of the speaker of each waveform.
             lengths: samples of each waveform; None if all are full.
 
@@ -217,7 +225,7 @@ class SpeechFlow(Flow, Pretrained):
         speaker: Int[Tensor, " batch"] | None = None,
         samples: int | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> Float[Tensor, "batch samples"]:
@@ -229,7 +237,8 @@ class SpeechFlow(Flow, Pretrained):
             speaker: number of the speaker of each waveform, or of all.
             samples: length of the waveforms; None for all frames of the mel spectrogram.
             lengths: samples of each waveform where they differ; zeros follow.
-            temperature: multiplies the latents' standard deviation.
+            temperature: multiplies the latents' standard deviation; a flow that tells voiced from unvoiced speech takes
+                one for each.
             generator: source of randomness; a CPU generator gives the same latents on every device.
             solver: how the flows are inverted; None for the active solver, `Sequential` by default.
 
@@ -257,7 +266,7 @@ class SpeechFlow(Flow, Pretrained):
         speaker: Int[Tensor, " batch"] | None = None,
         samples: int | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
@@ -265,8 +274,6 @@ class SpeechFlow(Flow, Pretrained):
 
         Arguments are those of `sample`.
         """
-        if not temperature > 0:
-            raise UserError(f"temperature must be greater than 0, got {temperature}")
         given = [part for part in (mel, speaker, lengths) if part is not None]
         count = count if count is not None else max((len(part) for part in given), default=1)
         if count < 1:
@@ -276,12 +283,23 @@ class SpeechFlow(Flow, Pretrained):
                 raise UserError("an unconditional model does not know how long a waveform shall be: give samples")
             samples = mel.shape[-1] * self.spec.hop
         condition = Condition(_repeated(mel, count), _repeated(speaker, count))
+        self.check(condition, count, samples, lengths)
         device = generator.device if generator is not None else self.device
         z = torch.randn(count, samples, generator=generator, device=device, dtype=self.dtype)
-        z = within(temperature * z.to(self.device), lengths)
+        z = within(self._scaled(z.to(self.device), temperature, condition), lengths)
         with evaluating(self), nullcontext() if solver is None else use_solver(solver):
             waveform, log_det = self._generate(z, condition, lengths)
         return waveform, within(_log_normal(z), lengths).sum(1) - log_det
+
+    def _scaled(
+        self, z: Float[Tensor, "batch samples"], temperature: Temperature, condition: Condition
+    ) -> Float[Tensor, "batch samples"]:
+        """Standard normal latents at a temperature."""
+        if isinstance(temperature, tuple):
+            raise UserError(f"{type(self).__name__} does not tell voiced from unvoiced speech: give one temperature")
+        if not temperature > 0:
+            raise UserError(f"temperature must be greater than 0, got {temperature}")
+        return temperature * z
 
     def _generate(
         self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
@@ -293,7 +311,7 @@ class SpeechFlow(Flow, Pretrained):
 
     def context(
         self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None = None
-    ) -> Tensor | None:
+    ) -> Any:
         """Context of a waveform, as the bijection takes it.
 
         Args:
@@ -304,7 +322,7 @@ class SpeechFlow(Flow, Pretrained):
         Raises:
             UserError: for a condition that is missing, superfluous, or does not fit the waveform.
         """
-        self.check(condition, *waveform.shape, lengths)
+        self.check(condition, len(waveform), waveform.shape[1], lengths)
         return self._context(waveform, condition, None if lengths is None else lengths.to(waveform.device))
 
     def check(self, condition: Condition, batch: int, samples: int, lengths: Tensor | None = None) -> None:
@@ -333,11 +351,17 @@ class SpeechFlow(Flow, Pretrained):
                 raise UserError(f"this model {which} {name}: {'give it' if wanted else 'leave it out'}")
             if part is not None and len(part) not in (1, batch):
                 raise UserError(f"expected {name} of each of {batch} waveforms, got {len(part)}")
-        if mel is not None and (mel.shape[1] != self.spec.bands or mel.shape[-1] != self.spec.frames(samples)):
+        fitting = self.spec.frames(samples), self.spec.frames(samples) + 2 * self.surroundings
+        if mel is not None and (mel.shape[1] != self.spec.bands or mel.shape[-1] not in fitting):
             raise UserError(
                 f"the mel spectrogram of {samples} samples has {self.spec.bands} bands and {self.spec.frames(samples)} "
                 f"frames, got {mel.shape[1]} and {mel.shape[-1]}: compute it with the model's settings"
             )
+
+
+def temperature_pair(temperature: float, unvoiced: float | None) -> Temperature:
+    """One temperature, or one for voiced and one for unvoiced speech where the latter is given."""
+    return temperature if unvoiced is None else (temperature, unvoiced)
 
 
 def within(

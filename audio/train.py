@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from tqdm import tqdm
 
 from arflows.audio.datamodule import SpeechDataModule
@@ -41,6 +43,15 @@ class SpeechFlowTraining(FlowTraining):
 
     def __init__(self, flow: SpeechFlow, **options: Any) -> None:
         super().__init__(flow, unit="nats_per_dim", **options)
+
+    def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """Leaves what comes before a training segment out of the mean."""
+        assert isinstance(self.flow, SpeechFlow)
+        if not self.training or not self.flow.lead:
+            return super()._losses(batch)
+        conditions = {name: field for name, field in batch.items() if name != "x"}
+        log_prob = self.flow.log_prob_per_sample(batch["x"], **conditions)
+        return -log_prob[:, self.flow.lead * self.flow.spec.hop :].mean(1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores a whole utterance, of a length of its own, for which compiling would take longer than it saves."""
@@ -88,7 +99,7 @@ class SampleClip(Callback):
     def _clip(self, flow: SpeechFlow, data: SpeechDataModule) -> torch.Tensor:
         batch = data.dataset("val").__getitems__([0])
         frames = max(1, min(round(self.seconds * data.spec.sample_rate), batch["x"].shape[1]) // data.spec.hop)
-        conditions = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
+        conditions: dict[str, Any] = {name: field.to(flow.device) for name, field in batch.items() if name != "x"}
         if "mel" in conditions:
             conditions["mel"] = conditions["mel"][..., :frames]
         return flow.sample(
@@ -119,15 +130,19 @@ class SpeechExperiment(Experiment):
         assert isinstance(flow, SpeechFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
-                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set "
-                "model.flow.init_args.spec accordingly, or prepare the store anew with these settings."
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; "
+                f"{self.remedy('model.flow.init_args.spec')}."
             )
-        if flow.speakers and flow.speakers != len(data.speaker_names):
+        known = self.start.data.get("speakers") if self.start is not None else None
+        if flow.speakers and known:
+            data.number_speakers(known)
+        elif flow.speakers and flow.speakers != len(data.speaker_names):
             raise UserError(
                 f"the model has {flow.speakers} speakers, {data.store.path} has {len(data.speaker_names)}: set "
                 f"model.flow.init_args.speakers to {len(data.speaker_names)}, or to 0 for a model without speakers."
             )
         data.mels, data.speakers = flow.conditional, flow.speakers > 0
+        data.lead, data.surroundings = flow.lead, flow.surroundings
         data.train_dataloader()  # refuses a store that has too few utterances for a batch
         if left_out := data.dataset("train", training=True).left_out:
             print(f"{left_out:,} training utterances are shorter than a segment of {data.segment} samples: left out")

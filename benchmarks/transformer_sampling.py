@@ -9,7 +9,7 @@ The error of samples is their distance from the float64 solution for the same la
 float32 gives a sample are no measure of it: on `tarflow_mnist_cpu` they lie 1e-4 to 6e-4 from where the sample came
 from, even if that is the float64 solution, rounded, since each of the eight flows magnifies perturbations. Samples
 themselves are off by 2e-5 to 3e-5 at batch 64 by every solver, which is the rounding of float32 and not the solver's
-tolerance; ``polish``, which corrects each flow by itself, brings 5e-6. On that model blocks of 4 patches need 48 sweeps
+tolerance. On that model blocks of 4 patches need 48 sweeps
 where one patch after the other needs 49 steps: a patch depends too strongly on the one before it for sweeps to agree
 early at such a tolerance. And a sweep costs several steps, which on CPUs are one compiled loop with all that they read
 at hand.

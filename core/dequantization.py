@@ -50,7 +50,7 @@ class Dequantizer(nn.Module, ABC):
 
     def quantize(self, y: Float[Tensor, "batch *event"]) -> Integer[Tensor, "batch *event"]:
         """Points → the integers whose cells they lie in; points outside [0, 1] go to the nearest end."""
-        dtype = torch.uint8 if self.levels <= 256 else torch.int64
+        dtype = torch.uint8 if self.levels <= 256 else torch.int32
         return (y * self.levels).floor().clamp(0, self.levels - 1).to(dtype)
 
     def _uniform_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -4,54 +4,69 @@
         x = flow.sample(16)
     print(reports[0])
 
-All of them return x with f(x) = z or raise `InversionError`; none returns an approximation in silence.
+A solver that has a tolerance returns x with |f(x) − z| within it, or raises `InversionError`. `Sequential`, the
+default, is exact up to rounding, and checks its solution where it is given a tolerance.
+
+Sampling on a CPU passes these functions: `Autoregressive.inverse` (sites into the order of generation) → `solve` (the
+active solver) → `Sequential.run` → `Stream.generate` (site by site, or a compiled loop) → the elementwise map.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from threading import Barrier
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.bijections.base import sum_except_batch
+from arflows.core.bijections.elementwise import Elementwise
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
 from arflows.core.runtime.cuda_graphs import replayed
 from arflows.core.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from arflows.core.bijections.autoregressive import Autoregressive
-    from arflows.core.bijections.elementwise import Elementwise
-    from arflows.core.conditioners.autoregressive import Stream
-
-POLISHING_SWEEPS = 8
+from arflows.core.runtime.threads import map_parts
 
 
 class InversionError(UserError):
-    """No solution was found that holds what was asked."""
+    """No solution was found within the tolerance."""
+
+
+class AutoregressiveMap(Protocol):
+    """The part of `Autoregressive` that solvers use; sites are in the order of generation."""
+
+    @property
+    def elementwise(self) -> Elementwise:
+        """The map of single elements."""
+
+    @property
+    def conditioner(self) -> AutoregressiveConditioner:
+        """The network that computes its parameters."""
+
+    def parameters_given(
+        self, x: Float[Tensor, "batch sites *site"], context: Tensor | None
+    ) -> Float[Tensor, "batch sites *site parameters"]:
+        """Compute the parameters of all sites, in the precision of x."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a solver did on one autoregressive bijection.
+    """Facts about the inversion of one autoregressive bijection.
 
     Attributes:
-        solver: its name.
-        sites: number of sites.
-        sweeps: how often parameters were computed anew, over all blocks: a sequential solver takes one sweep a site.
-        network_evaluations: work of the conditioner, in passes over all sites.
-        residual: largest |f(x) − z| / max(1, |z|) over the batch where the iteration ended; None where it was not
-            computed, because x is the solution by construction.
-        converged: whether the solver got there by itself.
-        fell_back: whether it was `Sequential` that gave the solution.
+        solver: Name of the solver.
+        sites: Number of sites.
+        sweeps: Number of times that parameters were computed, over all blocks; a sequential solver takes one sweep for
+            each site.
+        network_evaluations: Work of the conditioner, in passes over all sites.
+        residual: Largest |f(x) − z| / max(1, |z|) of the x that was returned, over the batch; None if it was not
+            computed.
+        converged: True if the solver itself found the solution.
+        fell_back: True if `Sequential` found it instead.
     """
 
     solver: str
@@ -67,127 +82,84 @@ Solution = tuple[Float[Tensor, "batch sites *site"], Float[Tensor, " batch"], Re
 
 
 class Solver(ABC):
-    """A way of inverting an autoregressive bijection.
+    """An algorithm that inverts autoregressive bijections."""
 
-    Args:
-        polish: correct the solution by sweeps of the model in float64, until it is one to the precision of the type it
-            is returned in. For models so steep that rounding errors of float32 grow along the sites.
-    """
-
-    def __init__(self, polish: bool = False) -> None:
-        self.polish = polish
-
-    def solve(
-        self, bijection: Autoregressive, z: Float[Tensor, "batch sites *site"], context: Tensor | None = None
+    @abstractmethod
+    def run(
+        self, bijection: AutoregressiveMap, z: Float[Tensor, "batch sites *site"], context: Tensor | None
     ) -> Solution:
-        """Finds x with f(x) = z, sites in the order of generation, without gradients.
+        """Find x with f(x) = z, sites in the order of generation; called without gradients.
+
+        Args:
+            bijection: The map f.
+            z: Latents.
+            context: The context of the bijection.
 
         Returns:
             x, log|det ∂x/∂z| of shape (batch,), and a report.
 
         Raises:
-            InversionError: if x is not finite, or the solver did not converge and may not fall back.
+            InversionError: If the solution is not within the solver's tolerance.
         """
-        with torch.no_grad():
-            x, log_det, report = self._solve(bijection, z, context)
-            if self.polish and z.numel():
-                x, log_det, report = _polished(bijection, z, context, x, report)
-        if not x.isfinite().all():
-            cause = "z is not finite" if not z.isfinite().all() else "the model is too steep for its number type"
-            raise InversionError(f"the inverse of an autoregressive bijection is not finite: {cause}")
-        return x, log_det, report
-
-    @abstractmethod
-    def _solve(self, bijection: Autoregressive, z: Tensor, context: Tensor | None) -> Solution:
-        """What `solve` does, before polish and checks."""
 
 
 class Sequential(Solver):
-    """Site after site, each once, by the conditioner's stream or its loop: exact by construction.
+    """Site after site, each once, by the conditioner's stream: exact up to rounding.
 
     On a CUDA device the loop is captured as a graph at its first use and replayed afterwards.
+
+    Args:
+        tolerance: The largest |f(x) − z| / max(1, |z|) to accept, checked by one more pass of the network; ``math.inf``
+            to have it reported only, None for no check.
+
+    Raises:
+        ValueError: If the tolerance is not positive.
     """
 
-    def _solve(self, bijection: Autoregressive, z: Tensor, context: Tensor | None) -> Solution:
+    def __init__(self, tolerance: float | None = None) -> None:
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f"tolerance={tolerance} must be greater than 0")
+        self.tolerance = tolerance
+
+    def run(self, bijection: AutoregressiveMap, z: Tensor, context: Tensor | None) -> Solution:
+        """Generate the sites one after the other."""
         sites = z.shape[1]
         computed = sites
 
         def loop(z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
             nonlocal computed
             stream = bijection.conditioner.stream(z, context)
-            x, log_derivative = in_sequence(stream, bijection.elementwise, z)
+            x, log_derivative = stream.generate(bijection.elementwise, z)
             computed = stream.computed
             return x, sum_except_batch(log_derivative)
 
         if z.is_cuda:
+            assert isinstance(bijection, torch.nn.Module)
             x, log_det = replayed(bijection, loop, z, context)
         else:
-            x, log_det = _in_parts(loop, z, context, bijection.conditioner.examples_at_once(z))
-        return x, log_det, Report("Sequential", sites, sites, computed / sites, None)
-
-
-def _in_parts(
-    loop: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], z: Tensor, context: Tensor | None, size: int
-) -> tuple[Tensor, Tensor]:
-    """Runs a loop on a CPU over parts of a batch of at most that size, which share the threads that PyTorch takes."""
-    threads, count = torch.get_num_threads(), max(1, -(-len(z) // size))
-    if count > 1:  # as much for each thread
-        count += -count % min(threads, count)
-    parts = z.tensor_split(count)
-    contexts: list[Tensor | None] = [context] * count
-    if context is not None and count > 1:
-        contexts = list(context.expand(len(z), *context.shape[1:]).tensor_split(count))
-
-    def run(part: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode():  # without the book-keeping of autograd, a good part of what a small step costs
-            return loop(part, own)
-
-    workers = min(threads, count)
-    if workers == 1:
-        solved = list(map(run, parts, contexts))
-    else:
-        ready = Barrier(workers + 1)
-
-        def begin() -> None:
-            torch.set_num_threads(threads // workers)
-            torch.get_num_threads()  # the first time it is what was set last, by whichever thread
-            ready.wait(timeout=60)
-
-        with ThreadPoolExecutor(workers, initializer=begin) as pool:
-            running = [pool.submit(run, *each) for each in zip(parts, contexts, strict=True)]
-            ready.wait(timeout=60)
-            torch.set_num_threads(threads)  # for threads that others begin
-            solved = [each.result() for each in running]
-    x, log_det = (torch.cat(each) for each in zip(*solved, strict=True))  # of no mode, usable in autograd
-    return x, log_det
-
-
-def in_sequence(
-    stream: Stream, elementwise: Elementwise, z: Float[Tensor, "batch sites *site"]
-) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]]:
-    """Latent → data, by the stream's own loop or a step for each site, with the log-derivative element by element."""
-    if (solved := stream.invert(elementwise, z)) is not None:
-        return solved
-    x: Tensor | None = None
-    values, log_derivatives = [], []
-    for z_site in z.movedim(1, 0).contiguous().unbind(0):
-        x, log_derivative = elementwise.inverse(z_site, stream.step(x).to(z.dtype))
-        values.append(x)
-        log_derivatives.append(log_derivative)
-    return torch.stack(values, 1), torch.stack(log_derivatives, 1)
+            x, log_det = map_parts(loop, z, context, bijection.conditioner.examples_at_once(z))
+        report = Report("Sequential", sites, sites, computed / sites, None)
+        if self.tolerance is not None:
+            mapped, _ = bijection.elementwise(x, bijection.parameters_given(x, context))
+            residual = relative_residual(mapped, z)
+            work = report.network_evaluations + 1
+            report = replace(report, sweeps=sites + 1, network_evaluations=work, residual=residual)
+            if residual > self.tolerance and x.isfinite().all():  # `solve` refuses the others
+                raise InversionError(
+                    f"the inverse of an autoregressive bijection has residual {residual:.1e}, more than tolerance="
+                    f"{self.tolerance:g}: the model is too steep for {_name(z.dtype)}; use a wider type, or raise it"
+                )
+        return x, log_det, report
 
 
 class _FixedPoint(Solver):
-    """Sweeps over sites, all of them at once with the parameters that the last guess gives, until they agree.
+    """Sweeps over sites, all at once with the parameters that the last guess gives, until guesses agree.
 
     Raises:
         ValueError: for settings below 1, or a tolerance that is not positive.
     """
 
-    def __init__(
-        self, tolerance: float = 1e-5, max_sweeps: int | None = None, fallback: bool = True, polish: bool = False
-    ) -> None:
-        super().__init__(polish)
+    def __init__(self, tolerance: float = 1e-5, max_sweeps: int | None = None, fallback: bool = True) -> None:
         if max_sweeps is not None and max_sweeps < 1:
             raise ValueError(f"max_sweeps={max_sweeps} must be at least 1")
         if not tolerance > 0:
@@ -197,55 +169,70 @@ class _FixedPoint(Solver):
         self.fallback = fallback
 
     def _iterate(
-        self, bijection: Autoregressive, z: Tensor, parameters_given: Callable[[Tensor], Tensor]
+        self, bijection: AutoregressiveMap, z: Tensor, parameters_given: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, int, float]:
-        """Sweeps until the tolerance holds or the solution is exact: x, its log-derivatives, sweeps, residual."""
+        """Sweep until the tolerance holds, or sweeps have run out.
+
+        Returns:
+            x, its log-derivatives by z, the number of sweeps, and the residual of this x.
+        """
         sites = z.shape[1]
         limit = sites if self.max_sweeps is None else min(self.max_sweeps, sites)
-        guess, log_derivative, residual = z, torch.zeros_like(z), float("inf")
-        for sweep in range(1, limit + 1):
+        guess, sweep = z, 0
+        while True:
+            sweep += 1
             parameters = parameters_given(guess)
             mapped, log_derivative = bijection.elementwise(guess, parameters)
             residual = relative_residual(mapped, z)
-            if residual <= self.tolerance:
+            # After ``sites`` updates x is exact but for rounding: one more sweep measures by how much.
+            if residual <= self.tolerance or sweep > limit:
                 return guess, -log_derivative, sweep, residual
-            guess, log_derivative = bijection.elementwise.inverse(z, parameters)
+            guess, _ = bijection.elementwise.inverse(z, parameters)
             if sweep < sites:
-                # Far from the solution guesses may overflow. The first sites are exact already, so it does not matter
-                # what stands in for the later ones as long as it is finite.
+                # Far from the solution guesses may overflow. The first sites are exact already, so any finite numbers
+                # may stand in for the later ones.
                 guess = torch.where(guess.isfinite(), guess, 0.0)
-        return guess, log_derivative, limit, residual if limit < sites else 0.0
 
-    def _not_converged(self, bijection: Autoregressive, z: Tensor, context: Tensor | None, report: Report) -> Solution:
+    def _not_converged(
+        self, bijection: AutoregressiveMap, z: Tensor, context: Tensor | None, report: Report
+    ) -> Solution:
         if not self.fallback:
             raise InversionError(
                 f"{report.solver} did not converge: residual {report.residual:.1e} after {report.sweeps} sweeps, more "
                 f"than tolerance={self.tolerance:g}; raise max_sweeps or tolerance, or allow fallback"
             )
-        x, log_det, sequential = Sequential()._solve(bijection, z, context)
+        x, log_det, sequential = Sequential(self.tolerance).run(bijection, z, context)
         work = report.network_evaluations + sequential.network_evaluations
         sweeps = report.sweeps + sequential.sweeps
         return (
             x,
             log_det,
-            replace(report, sweeps=sweeps, network_evaluations=work, residual=None, converged=False, fell_back=True),
+            replace(
+                report,
+                sweeps=sweeps,
+                network_evaluations=work,
+                residual=sequential.residual,
+                converged=False,
+                fell_back=True,
+            ),
         )
 
 
 class Jacobi(_FixedPoint):
-    """All sites at once, pass after pass of the network until they agree; exact after as many as there are sites.
+    """All sites at once, pass after pass of the network until they agree.
 
     Song, Meng, Liao & Ermon, "Accelerating feedforward computation via parallel nonlinear equation solving", 2021
-    (arXiv:2002.03629), algorithm 1. Few passes suffice where sites depend weakly on each other.
+    (arXiv:2002.03629), algorithm 1. Few passes suffice where sites depend weakly on each other; after as many passes as
+    there are sites, x is exact up to rounding.
 
     Args:
-        tolerance: largest |f(x) − z| / max(1, |z|) to accept; checked of the x that is returned.
-        max_sweeps: passes at most; None for as many as there are sites, after which x is exact whatever the tolerance.
-        fallback: solve by `Sequential` where ``max_sweeps`` do not suffice; without it that is an error.
-        polish: see `Solver`.
+        tolerance: The largest |f(x) − z| / max(1, |z|) to accept, checked of the x that is returned.
+        max_sweeps: The largest number of updates of x; None for the number of sites.
+        fallback: Solve by `Sequential`, with the same tolerance, if ``max_sweeps`` do not suffice; False to raise.
     """
 
-    def _solve(self, bijection: Autoregressive, z: Tensor, context: Tensor | None) -> Solution:
+    def run(self, bijection: AutoregressiveMap, z: Tensor, context: Tensor | None) -> Solution:
+        """Sweep over all sites."""
         x, log_derivative, sweeps, residual = self._iterate(
             bijection, z, lambda guess: bijection.parameters_given(guess, context)
         )
@@ -256,30 +243,26 @@ class Jacobi(_FixedPoint):
 
 
 class GaussSeidelJacobi(_FixedPoint):
-    """Blocks of sites in turn, each by Jacobi sweeps; what earlier blocks contribute the conditioner's stream keeps.
+    """Blocks of sites in turn, each by Jacobi sweeps; the conditioner's stream keeps the part of earlier blocks.
 
     Song et al. 2021 (arXiv:2002.03629), algorithm 3; for transformer flows Liu & Qin 2025 (arXiv:2505.12849). A block
-    of n sites is exact after n sweeps at the latest.
+    of n sites is exact up to rounding after n sweeps at the latest.
 
     Args:
-        block: sites in a block.
-        tolerance, max_sweeps, fallback, polish: see `Jacobi`; ``max_sweeps`` counts for each block.
+        block: Number of sites in a block.
+        tolerance, max_sweeps, fallback: See `Jacobi`; ``max_sweeps`` counts for each block.
     """
 
     def __init__(
-        self,
-        block: int = 16,
-        tolerance: float = 1e-5,
-        max_sweeps: int | None = None,
-        fallback: bool = True,
-        polish: bool = False,
+        self, block: int = 16, tolerance: float = 1e-5, max_sweeps: int | None = None, fallback: bool = True
     ) -> None:
-        super().__init__(tolerance, max_sweeps, fallback, polish)
+        super().__init__(tolerance, max_sweeps, fallback)
         if block < 1:
             raise ValueError(f"block={block} must be at least 1")
         self.block = block
 
-    def _solve(self, bijection: Autoregressive, z: Tensor, context: Tensor | None) -> Solution:
+    def run(self, bijection: AutoregressiveMap, z: Tensor, context: Tensor | None) -> Solution:
+        """Sweep over the sites of one block after the other."""
         stream = bijection.conditioner.stream(z, context)
         blocks: list[Tensor] = []
         log_derivatives: list[Tensor] = []
@@ -302,7 +285,7 @@ class GaussSeidelJacobi(_FixedPoint):
 
 
 SolverName: TypeAlias = Literal["sequential", "jacobi", "gauss-seidel-jacobi"]
-"""What an option of a command takes."""
+"""Values of the option ``--solver``."""
 
 SOLVERS: dict[SolverName, type[Solver]] = {
     "sequential": Sequential,
@@ -311,53 +294,62 @@ SOLVERS: dict[SolverName, type[Solver]] = {
 }
 
 
-_in_force: ContextVar[tuple[Solver, list[Report]] | None] = ContextVar("solver", default=None)
+_active: ContextVar[tuple[Solver, list[Report]] | None] = ContextVar("solver", default=None)
 
 
 @contextmanager
 def use_solver(solver: Solver) -> Iterator[list[Report]]:
-    """Makes ``solver`` invert every autoregressive bijection in the block; yields the list that reports go into."""
+    """Make ``solver`` invert every autoregressive bijection in the block.
+
+    It holds for the current context (`contextvars`), as decimal's contexts do. A thread that is started in the block
+    begins with an empty context on Python up to 3.13, and inverts by `Sequential`, unless it runs in a copy::
+
+        threading.Thread(target=contextvars.copy_context().run, args=(flow.sample, 16))
+
+    Yields:
+        The list that receives the reports.
+    """
     reports: list[Report] = []
-    token = _in_force.set((solver, reports))
+    token = _active.set((solver, reports))
     try:
         yield reports
     finally:
-        _in_force.reset(token)
+        _active.reset(token)
 
 
-def invert(
-    bijection: Autoregressive, z: Float[Tensor, "batch sites *site"], context: Tensor | None
+@torch.no_grad()
+def solve(
+    bijection: AutoregressiveMap, z: Float[Tensor, "batch sites *site"], context: Tensor | None = None
 ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, " batch"]]:
-    """Solves by the solver in force, which is `Sequential` where no other is, and files its report."""
-    solver, reports = _in_force.get() or (Sequential(), [])
-    x, log_det, report = solver.solve(bijection, z, context)
+    """Invert a bijection by the active solver (`Sequential` by default), and record the report.
+
+    Args:
+        bijection: The map f.
+        z: Latents, sites in the order of generation.
+        context: The context of the bijection.
+
+    Returns:
+        x with f(x) = z, without gradients, and log|det ∂x/∂z|.
+
+    Raises:
+        InversionError: If x is not finite, or not within the solver's tolerance.
+    """
+    solver, reports = _active.get() or (Sequential(), [])
+    x, log_det, report = solver.run(bijection, z, context)
+    if not x.isfinite().all():
+        cause = "z is not finite" if not z.isfinite().all() else "the model is too steep for its number type"
+        raise InversionError(f"the inverse of an autoregressive bijection is not finite: {cause}")
     reports.append(report)
     return x, log_det
 
 
 def relative_residual(mapped: Tensor, z: Tensor) -> float:
-    """Largest |mapped − z| / max(1, |z|); infinite where it is not a number, 0 of nothing."""
+    """Compute the largest |mapped − z| / max(1, |z|); infinite for NaNs, 0 for empty tensors."""
     if not z.numel():
         return 0.0
     residual = ((mapped - z).abs() / z.abs().clamp_min(1)).amax()
     return float(residual.nan_to_num(nan=float("inf")))
 
 
-def _polished(bijection: Autoregressive, z: Tensor, context: Tensor | None, x: Tensor, report: Report) -> Solution:
-    """Newton-like sweeps from x with the model in float64, until they change nothing in the precision of z."""
-    double = copy.deepcopy(bijection).double()
-    target = z.double()
-    context = context.double() if context is not None and context.is_floating_point() else context
-    refined, sweeps, residual = x.double(), 0, float("inf")
-    while residual > 1e-12 and sweeps < POLISHING_SWEEPS:
-        parameters = double.parameters_given(refined, context)
-        residual = relative_residual(double.elementwise(refined, parameters)[0], target)
-        refined, log_derivative = double.elementwise.inverse(target, parameters)
-        sweeps += 1
-    refined_report = replace(
-        report,
-        sweeps=report.sweeps + sweeps,
-        network_evaluations=report.network_evaluations + sweeps,
-        residual=residual,
-    )
-    return refined.to(z.dtype), sum_except_batch(log_derivative).to(z.dtype), refined_report
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

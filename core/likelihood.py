@@ -93,14 +93,20 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """The figure as plain values, for JSON."""
-        return asdict(self)
+        return {"quantity": "negative log-likelihood", **asdict(self)}
 
     def __str__(self) -> str:
-        meaning = {"exact": "exact", "density": "density of continuous data", "bound": "upper bound"}[self.kind]
+        meaning = {
+            "exact": "exact",
+            "density": "density of continuous data",
+            "bound": "upper bound" if self.unit == "bits/dim" else "lower bound",
+        }[self.kind]
         by = f" by {self.protocol}" if self.protocol else ""
         spread = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f} (s.e.)"
         examples = "1 example" if self.count == 1 else f"{self.count:,} examples"
-        return f"{self.value:.4f}{spread} {self.unit}, {meaning}{by}, over {examples}"
+        # Nats are told as log-likelihoods, like the columns of every verb; bits per dimension by their own convention.
+        figure = f"{self.value:.4f}" if self.unit == "bits/dim" else f"log-likelihood {-self.value:.4f}"
+        return f"{figure}{spread} {self.unit}, {meaning}{by}, over {examples}"
 
 
 def dequantization(flow: Flow, draws: int = 1) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +24,10 @@ _SMILES, _TABLES, _SD = (
 )
 
 
+NAME = "name"
+"""Column of what follows the SMILES in a file without columns, and of the titles of an SD file."""
+
+
 class Entry(NamedTuple):
     """One molecule of a file.
 
@@ -31,11 +35,13 @@ class Entry(NamedTuple):
         number: Its line, counted from 1; in an SD file its place.
         text: SMILES, or a mol block.
         values: Numbers given with it, in the order in which they were asked for; NaN where there is none.
+        given: Everything else in the file about it, by the name of its column or field.
     """
 
     number: int
     text: str
     values: tuple[float, ...] = ()
+    given: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def _smiles(path: Path) -> Iterator[Entry]:
     for number, line in enumerate(_lines(path), start=1):
         words = line.split(maxsplit=1)
         if words and not (number == 1 and "smiles" in words[0].lower()):
-            yield Entry(number, words[0])
+            yield Entry(number, words[0], given={NAME: words[1].strip()} if len(words) > 1 else {})
 
 
 class _Layout(NamedTuple):
@@ -141,11 +147,11 @@ def _layout(path: Path, delimiter: str, column: str | None, values: Sequence[str
 
 def _table(path: Path, delimiter: str, layout: _Layout) -> Iterator[Entry]:
     rows = _rows(path, delimiter)
-    if layout.named:
-        next(rows)
+    names = next(rows)[1] if layout.named else []
     for number, row in rows:
         cells = [*row, *[""] * (max(layout.smiles, *layout.values, 0) + 1 - len(row))]
-        yield Entry(number, cells[layout.smiles], tuple(_number(cells[at]) for at in layout.values))
+        given = {name: cell for at, (name, cell) in enumerate(zip(names, cells, strict=False)) if at != layout.smiles}
+        yield Entry(number, cells[layout.smiles], tuple(_number(cells[at]) for at in layout.values), given)
 
 
 def _sd(path: Path, values: Sequence[str]) -> Iterator[Entry]:
@@ -169,7 +175,8 @@ def _record(number: int, lines: list[str], values: Sequence[str]) -> Entry:
         for line, following in zip(lines[end + 1 :], lines[end + 2 :], strict=False)
         if line.startswith(">") and "<" in line
     }
-    return Entry(number, "".join(lines[: end + 1]), tuple(_number(fields.get(name, "")) for name in values))
+    given = {NAME: title} | fields if lines and (title := lines[0].strip()) else fields
+    return Entry(number, "".join(lines[: end + 1]), tuple(_number(fields.get(name, "")) for name in values), given)
 
 
 def _number(text: str) -> float:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
@@ -25,6 +29,7 @@ class MoleculeDataModule(StoreDataModule):
     Attributes:
         store: The open store.
         spec: The settings of its molecules.
+        model_spec: The settings in which batches give molecules, which must cover those of the store.
         properties: Names of the properties to condition on.
     """
 
@@ -52,9 +57,10 @@ class MoleculeDataModule(StoreDataModule):
         """
         super().__init__(store, "molecules", batch_size, eval_batch_size, workers, limit, seed)
         self.spec = MoleculeSpec.from_dict(self.store.spec)
+        self.model_spec = self.spec
         self.properties: list[str] = []
 
-    def dataset(self, split: str, training: bool = False) -> StoreDataset:
+    def dataset(self, split: str, training: bool = False) -> MoleculeDataset:
         """Return the molecules of a split in order.
 
         Raises:
@@ -67,7 +73,16 @@ class MoleculeDataModule(StoreDataModule):
                 "or prepare the store again with that column among --values."
             )
         columns = [known.index(name) for name in self.properties]
-        return MoleculeDataset(self.store, split, columns, self.limit, self.seed)
+        return MoleculeDataset(self.store, split, columns, self.limit, self.seed, self.model_spec)
+
+    def property_extremes(self) -> tuple[Float[Tensor, " properties"], Float[Tensor, " properties"]]:
+        """Return the lowest and the highest value of each property over all training molecules in use."""
+        dataset = self.dataset("train")
+        values = self.store.array("train", "properties")
+        if dataset.kept is not None:
+            values = values[dataset.kept]
+        low, high = (extreme(values[:, dataset.columns], axis=0) for extreme in (np.nanmin, np.nanmax))
+        return torch.from_numpy(low).float(), torch.from_numpy(high).float()
 
     def initialization_batch(self) -> Batch:
         """Return training molecules, the same in every process and run, by which a model standardises properties."""
@@ -77,15 +92,21 @@ class MoleculeDataModule(StoreDataModule):
 class MoleculeDataset(StoreDataset):
     """The molecules of one split, fetched a batch at a time; see `StoreDataset`."""
 
-    def __init__(self, store: Store, split: str, columns: list[int], limit: int | None, seed: int) -> None:
+    def __init__(
+        self, store: Store, split: str, columns: list[int], limit: int | None, seed: int, spec: MoleculeSpec
+    ) -> None:
         fields = {"atoms": "atoms", "bonds": "bonds"} | ({"properties": "properties"} if columns else {})
         super().__init__(store, split, fields, limit, seed)
         self.columns = columns
+        own = MoleculeSpec.from_dict(store.spec)
+        self._numbers = torch.tensor([0, *(spec.atom_types.index(kind) + 1 for kind in own.atom_types)]).byte()
+        self._padding = spec.max_atoms - own.max_atoms
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Fetch a batch: one gather from the memory map for each field."""
         fetched = super().__getitems__(indices)
-        batch = {"x": pack(fetched["atoms"], fetched["bonds"])}
+        atoms = F.pad(self._numbers[fetched["atoms"].long()], (0, self._padding))
+        batch = {"x": pack(atoms, fetched["bonds"])}
         if self.columns:
             batch["context"] = fetched["properties"][:, self.columns].to(torch.float32)
         return batch

@@ -12,11 +12,15 @@ Decisions are integers. Of a type it is the index of the type, the number of typ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
+
+from arflows.molecules.graph import Graph
+from arflows.molecules.representation import MoleculeSpec, encode
 
 FAR = 12
 """Distances from here on are not told apart, nor from those of atoms without a path between them."""
@@ -78,6 +82,16 @@ def unpack(
 ) -> tuple[UInt8[Tensor, "batch atoms"], UInt8[Tensor, "batch bonds 3"]]:
     """Undoes `pack`."""
     return packed[:, :max_atoms], packed[:, max_atoms:].unflatten(1, (-1, 3))
+
+
+def packed(graphs: Sequence[Graph], spec: MoleculeSpec) -> UInt8[Tensor, "batch packed"]:
+    """Graphs in any order of their atoms, packed.
+
+    Raises:
+        UserError: A graph has no decisions: an unknown atom type, too many atoms, or too many bonds of an atom.
+    """
+    atoms, bonds = encode(graphs, spec.relaxed())
+    return pack(torch.from_numpy(atoms), torch.from_numpy(bonds))
 
 
 @torch.no_grad()

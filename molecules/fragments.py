@@ -22,27 +22,30 @@ class Fragment(NamedTuple):
     Attributes:
         graph: Its atoms and bonds.
         free: For each atom, the sum of the orders of bonds that may be added.
+        attachments: For each atom the orders of its attachment points; None if bonds may be added anywhere.
     """
 
     graph: Graph
     free: tuple[int, ...]
+    attachments: tuple[tuple[int, ...], ...] | None
 
     def permuted(self, places: list[int]) -> Fragment:
-        """The fragment with its atoms in another order: the new atom k is the old one ``places[k]``."""
-        return Fragment(permuted(self.graph, places), tuple(self.free[old] for old in places))
+        """Return the fragment with its atoms in another order: the new atom k is the old one ``places[k]``."""
+        points = None if self.attachments is None else tuple(self.attachments[old] for old in places)
+        return Fragment(permuted(self.graph, places), tuple(self.free[old] for old in places), points)
 
     def orders(self, spec: MoleculeSpec, seed: int) -> list[Fragment]:
         """The fragment with its atoms in several orders that generation can have, without repetition."""
         rng = np.random.default_rng(seed)
-        found = {tuple(walk(self.graph, spec.order, rng)[0]): None for _ in range(ORDERS)}
+        found = {tuple(walk(self.graph, spec.order, rng)): None for _ in range(ORDERS)}
         return [self.permuted(list(places)) for places in found]
 
 
 def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
     """Reads a fragment, whose attachment points are written as ``*``, such as ``*c1ccncc1`` or ``C1CN(*)CCN1*``.
 
-    The atoms next to a ``*`` may get further bonds there, of its bond's order at most, and no others may. Without any
-    ``*`` all atoms may, as far as their valence allows.
+    Each ``*`` may be replaced by one bond to a later atom, of the order it is written with; no other bonds are added.
+    Without any ``*`` every atom may get bonds, as far as its valence allows.
 
     Args:
         smiles: Of the fragment.
@@ -62,7 +65,7 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
         Chem.Kekulize(molecule, clearAromaticFlags=True)
     inside = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 0]
     place = {atom.GetIdx(): k for k, atom in enumerate(inside)}
-    free = [0] * len(inside)
+    points: list[list[int]] = [[] for _ in inside]
     bonds = []
     for bond in molecule.GetBonds():
         order = {kind: order for order, kind in BOND_TYPES.items()}.get(bond.GetBondType())
@@ -72,7 +75,7 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
         if i is not None and j is not None:
             bonds.append((max(i, j), min(i, j), order))
         else:
-            free[i if i is not None else j] += order  # type: ignore[index]
+            points[i if i is not None else j].append(order)  # type: ignore[index]
     graph = Graph(tuple(map(atom_type, inside)), tuple(sorted(bonds)))
     if not inside or len(Chem.GetMolFrags(molecule)) > 1:
         raise UserError(f"the fragment {smiles!r} is not one connected piece: give one.")
@@ -82,11 +85,10 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
     left = [known[kind] - used for kind, used in zip(graph.atoms, graph.valences(), strict=True)]
     if min(left) < 0:
         raise UserError(f"the fragment {smiles!r} has an atom with more bonds than the model knows for its type.")
-    if not ends:
-        free = left
+    free = [sum(each) for each in points] if ends else left
     if any(wanted > room for wanted, room in zip(free, left, strict=True)):
         raise UserError(f"the fragment {smiles!r} has a * at an atom without a free valence: move it.")
     if len(graph.atoms) >= spec.max_atoms or not any(free):
         why = "no atom with a free valence" if len(graph.atoms) < spec.max_atoms else "as many atoms as a molecule may"
         raise UserError(f"the fragment {smiles!r} has {why}: nothing can be added.")
-    return Fragment(graph, tuple(free))
+    return Fragment(graph, tuple(free), tuple(map(tuple, points)) if ends else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -216,14 +217,27 @@ def grow(
             stream.keep(alive)
             alive = torch.arange(len(alive), device=alive.device)
         stream.choose_type(alive, types)
-        rows, step = alive if stream.atom else alive[:0], 1
-        while len(rows):
-            choice = decide(stream.bond_logits(rows), rows, step)
-            binding = (choice > 0).nonzero()[:, 0]
-            rows, bond = rows[binding], choice[binding] - 1
-            stream.bind(rows, bond // 3, bond % 3 + 1)
-            step += 1
-        stream.finish_atom()
+        bind_atom(stream, alive, decide)
+
+
+def bind_atom(
+    stream: MoleculeStream, rows: Int64[Tensor, " rows"], decide: Callable[[Tensor, Tensor, int], Tensor]
+) -> None:
+    """Make the decisions on the bonds of the next atom, whose type is chosen, and finish it.
+
+    Args:
+        stream: The molecules.
+        rows: Those that have this atom.
+        decide: Returns choices, given their logits, the rows that they belong to, and their number from 1 on.
+    """
+    rows, step = rows if stream.atom else rows[:0], 1
+    while len(rows):
+        choice = decide(stream.bond_logits(rows), rows, step)
+        binding = (choice > 0).nonzero()[:, 0]
+        rows, bond = rows[binding], choice[binding] - 1
+        stream.bind(rows, bond // 3, bond % 3 + 1)
+        step += 1
+    stream.finish_atom()
 
 
 def _log_probability(

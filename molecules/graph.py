@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -65,53 +64,86 @@ def reorder(graph: Graph, order: Order, rng: np.random.Generator | None = None) 
         rng: Chooses the first atom and all turns; without it the first atom stays the first, and of several neighbours
             the earlier comes first: the canonical order, if the atoms are in the canonical order of either kind.
     """
-    return permuted(graph, walk(graph, order, rng)[0])
+    return permuted(graph, walk(graph, order, rng))
 
 
-def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> tuple[list[int], float]:
-    """Return a breadth- or depth-first order of a graph's atoms, and the log-probability with which it was chosen.
+def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> list[int]:
+    """Return a breadth- or depth-first order of a graph's atoms.
 
-    The first atom is drawn uniformly, and so is each next one among those that the order allows; see `reorder` for what
-    happens without ``rng``, where the log-probability is 0. Every order has one way of being chosen, so that the
-    probabilities of all orders sum to 1.
+    With ``rng`` the first atom is drawn uniformly, and so is each next one among those that the order allows; see
+    `reorder` for the order without it.
     """
     neighbours = graph.neighbours()
-    log_prob = 0.0
+    places: list[int] = []
+    while options := continuations(neighbours, places, order):
+        places.append(min(options) if rng is None else options[int(rng.integers(len(options)))])
+    return places
 
-    def choose(options: Sequence[int]) -> int:
-        nonlocal log_prob
-        if rng is None or len(options) == 1:
-            return min(options)
-        log_prob -= math.log(len(options))
-        return options[int(rng.integers(len(options)))]
 
-    places = [choose(range(len(graph.atoms)))]
-    seen = set(places)
-    frontier = list(places)  # a queue for breadth first, a stack for depth first
-    while frontier:
-        at = frontier[0 if order == "bfs" else -1]
-        if options := [n for n in neighbours[at] if n not in seen]:
-            chosen = choose(options)
-            seen.add(chosen)
-            places.append(chosen)
-            frontier.append(chosen)
-        else:
-            frontier.pop(0 if order == "bfs" else -1)
-    return places, log_prob
+def random_orders(graph: Graph, order: Order, count: int, seed: int = 0) -> list[Graph]:
+    """Return the graph in different breadth- or depth-first orders, at most ``count`` of them, drawn at random.
+
+    Args:
+        graph: The graph.
+        order: Breadth or depth first.
+        count: Number of draws.
+        seed: Seed of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = dict.fromkeys(tuple(walk(graph, order, rng)) for _ in range(count))
+    return [permuted(graph, places) for places in drawn]
 
 
 def walks(graph: Graph, order: Order) -> list[list[int]]:
     """Return every breadth- or depth-first order of a graph's atoms; for small graphs, since there are many."""
     neighbours = graph.neighbours()
 
-    def extend(places: list[int], frontier: list[int]) -> Iterable[list[int]]:
-        while frontier:
-            at = frontier[0 if order == "bfs" else -1]
-            if options := [n for n in neighbours[at] if n not in places]:
-                for chosen in options:
-                    yield from extend([*places, chosen], [*frontier, chosen])
-                return
-            frontier = frontier[1:] if order == "bfs" else frontier[:-1]
-        yield places
+    def extend(places: list[int]) -> Iterable[list[int]]:
+        if not (options := continuations(neighbours, places, order)):
+            yield places
+        for chosen in options:
+            yield from extend([*places, chosen])
 
-    return [places for first in range(len(graph.atoms)) for places in extend([first], [first])]
+    return list(extend([]))
+
+
+def continuations(neighbours: Sequence[Sequence[int]], places: Sequence[int], order: Order) -> list[int]:
+    """Return the atoms that may come next in a breadth- or depth-first order.
+
+    They are the unvisited neighbours of the first atom (breadth first) or the last atom (depth first) that has any.
+
+    Args:
+        neighbours: The neighbours of each atom.
+        places: The atoms visited so far, in their order; none yet for all atoms as continuations.
+        order: Breadth or depth first.
+    """
+    if not places:
+        return list(range(len(neighbours)))
+    for at in places if order == "bfs" else reversed(places):
+        if options := [n for n in neighbours[at] if n not in places]:
+            return options
+    return []
+
+
+def abandoned(neighbours: Sequence[Sequence[int]], places: Sequence[int], order: Order) -> int:
+    """Count the atoms that a breadth- or depth-first order would have completed before it went on as this one does.
+
+    Such an atom has unvisited neighbours though a later atom continues from one that comes after it in the order of
+    completion. The count is 0 for the beginnings of breadth-first or depth-first orders, respectively.
+
+    Args:
+        neighbours: The neighbours of each atom.
+        places: The atoms visited so far, in their order.
+        order: Breadth or depth first.
+    """
+    at = {atom: k for k, atom in enumerate(places)}
+    incomplete = [any(n not in at for n in neighbours[atom]) for atom in places]
+    count = 0
+    reach = len(places) if order == "dfs" else -1  # of the atoms after k, the parent that is completed last
+    for k in reversed(range(len(places))):
+        if incomplete[k] and (reach < k if order == "dfs" else reach > k):
+            count += 1
+        if k:
+            earlier = [at[n] for n in neighbours[places[k]] if at.get(n, k) < k]
+            reach = min(reach, max(earlier)) if order == "dfs" else max(reach, min(earlier))
+    return count

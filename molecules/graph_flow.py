@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from rdkit import Chem
 from torch import Tensor
 from tqdm import tqdm
 
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
-from arflows.molecules.decisions import unpack
+from arflows.molecules.decisions import packed, unpack
 from arflows.molecules.generation import Grown
-from arflows.molecules.marginal import packed
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.records import Generated, Molecule, Targets, molecules
-from arflows.molecules.representation import Graph, MoleculeSpec, Refused, decode, graph_of
+from arflows.molecules.representation import Graph, MoleculeSpec, Refused, cleaned, decode, graph_of
 from arflows.molecules.workers import Workers
 
-Given = UInt8[Tensor, "batch packed"] | Sequence[str | Graph | Molecule]
-"""Molecules: as a datamodule gives them, as SMILES, as graphs in the order to be scored, or as samples."""
+Given = UInt8[Tensor, "batch packed"] | Sequence[str | Chem.Mol | Graph | Molecule]
+"""Molecules: a tensor of a datamodule, or a list of SMILES, molecules of RDKit, graphs in the order to be scored, or
+samples."""
 
 
 class GraphFlow(Flow, Pretrained):
@@ -50,6 +50,7 @@ class GraphFlow(Flow, Pretrained):
         min_atoms: int = 1,
         max_atoms: int | None = None,
         fragment: str | None = None,
+        fill_attachments: bool = False,
         temperature: float = 1.0,
         seed: int = 0,
         first: int = 0,
@@ -68,6 +69,7 @@ class GraphFlow(Flow, Pretrained):
             min_atoms: The least number of heavy atoms; needs masks.
             max_atoms: The most; needs masks.
             fragment: Beginning of all molecules, see `fragment_of`; needs masks.
+            fill_attachments: Require a bond at every attachment point ``*`` of the fragment.
             temperature: Below 1 for likelier molecules.
             seed: Seed of the latents.
             first: Number of the first molecule, to go on where an earlier call ended.
@@ -82,64 +84,82 @@ class GraphFlow(Flow, Pretrained):
         count: int,
         context: Float[Tensor, "count properties"] | Targets | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         generator: torch.Generator | None = None,
         workers: Workers | None = None,
         **options: Any,
     ) -> list[Molecule]:
-        """Draws molecules.
+        """Draw molecules.
 
         Args:
-            count: How many.
+            count: Number of molecules.
             context: Wanted properties, for a conditional model.
-            seed: Seed of the latents.
-            generator: Where the seed is drawn from, if there is one.
+            seed: Seed of the latents, for the same molecules at every call; by default each call has a new one.
+            generator: Source of a new seed; by default PyTorch's global generator.
             workers: Processes in which RDKit finishes the molecules; by default it works in this one.
             **options: masks, temperature and others of `generate`.
         """
-        if generator is not None:
-            seed = int(torch.randint(2**62, (), generator=generator))
-        drawn = self.draw(count, context, seed=seed, workers=workers, **options)
+        drawn = self.draw(count, context, seed=seed, generator=generator, workers=workers, **options)
         return list(tqdm(drawn, "sampling", count, unit=" molecules", leave=False, disable=None))
 
-    def draw(self, count: int, *conditions: Any, workers: Workers | None = None, **options: Any) -> Iterator[Molecule]:
-        """Draws molecules one after the other, for any number of them; arguments are those of `generate`.
+    def draw(
+        self,
+        count: int,
+        context: Float[Tensor, "count properties"] | Targets | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        workers: Workers | None = None,
+        **options: Any,
+    ) -> Iterator[Molecule]:
+        """Draw molecules one after the other, for any number of them; arguments are those of `sample`.
 
         Args:
-            count: How many.
-            *conditions: Wanted properties, if any.
+            count: Number of molecules.
+            context: Wanted properties, for a conditional model.
+            seed: Seed of the latents; by default a new one.
+            generator: Source of a new seed; by default PyTorch's global generator.
             workers: Processes in which RDKit finishes the molecules; by default it works in this one.
-            **options: The others of `generate`.
+            **options: Those of `generate`.
         """
-        batches = draw_batches(self, molecules, count, *conditions, workers=workers or Workers(1), **options)
+        if seed is None:
+            seed = int(torch.randint(2**62, (), generator=generator))
+        batches = draw_batches(self, molecules, count, context, workers=workers or Workers(1), seed=seed, **options)
         return (molecule for batch in batches for molecule in batch)
 
+    def objection(self, graph: Graph) -> str | None:
+        """Return the reason why the flow cannot score a graph in its order; None if it can."""
+        return self.spec.relaxed().objection(graph)
+
     def _packed(self, x: Given) -> UInt8[Tensor, "batch packed"]:
-        if isinstance(x, Tensor):
-            return x
-        # Samples drawn without masks may exceed the valences of the data; `_graphs` has checked all others.
-        unlimited = dataclasses.replace(self.spec, valences=(255,) * len(self.spec.valences))
-        return packed(self._graphs(x), unlimited).to(self.device)
+        return x if isinstance(x, Tensor) else packed(self._graphs(x), self.spec).to(self.device)
 
     def _graphs(self, x: Given) -> list[Graph]:
         if isinstance(x, Tensor):
             atoms, bonds = unpack(x.cpu(), self.spec.max_atoms)
             return decode(atoms.numpy(), bonds.numpy(), self.spec)
-        if isinstance(x, str | Graph | Molecule):
+        if isinstance(x, str | Chem.Mol | Graph | Molecule):
             raise UserError("a single molecule was given: give a list of molecules.")
         graphs = []
         for each in x:
-            if isinstance(each, Molecule):
-                graphs.append(each.graph)  # as it was sampled, which the data need not cover
-                continue
+            name = Chem.MolToSmiles(each) if isinstance(each, Chem.Mol) else each
             try:
-                graph = graph_of(each, self.spec.order) if isinstance(each, str) else each
+                graph = self._graph(each)
             except Refused as reason:
-                raise UserError(f"{each} cannot be represented: {reason}.") from None
-            if objection := self.spec.objection(graph):
-                raise UserError(f"{each} cannot be represented: {objection}.")
+                raise UserError(f"{name} cannot be represented: {reason}.") from None
+            if objection := self.objection(graph):
+                raise UserError(f"{name} cannot be represented: {objection}.")
             graphs.append(graph)
         return graphs
+
+    def _graph(self, molecule: str | Chem.Mol | Graph | Molecule) -> Graph:
+        if isinstance(molecule, Molecule):
+            return molecule.graph
+        if isinstance(molecule, Graph):
+            return molecule
+        if isinstance(molecule, str | Chem.Mol):
+            return graph_of(molecule if isinstance(molecule, str) else cleaned(molecule), self.spec.order)
+        raise UserError(f"{molecule!r} is no molecule: give SMILES, molecules of RDKit, graphs or samples.")
 
     def _decoded(self, grown: Grown) -> list[Graph]:
         return decode(grown.atoms.cpu().numpy(), grown.bonds.cpu().numpy(), self.spec)

@@ -6,6 +6,7 @@ Shi, Xu, Zhu, Zhang, Zhang & Tang, "GraphAF: a flow-based autoregressive model f
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from arflows.core.runtime.machine import widest_float
 from arflows.core.runtime.noise import Noise
 from arflows.molecules.decisions import unpack
 from arflows.molecules.generation import Grown
+from arflows.molecules.graph import Graph
 from arflows.molecules.graph_flow import Given, GraphFlow
 from arflows.molecules.records import Generated, Targets
 from arflows.molecules.representation import MoleculeSpec
@@ -162,6 +164,7 @@ class GraphAF(GraphFlow):
         min_atoms: int = 1,
         max_atoms: int | None = None,
         fragment: str | None = None,
+        fill_attachments: bool = False,
         temperature: float = 0.7,
         seed: int = 0,
         first: int = 0,
@@ -176,12 +179,13 @@ class GraphAF(GraphFlow):
             min_atoms: 1: generation ends when it ends.
             max_atoms: The most atoms.
             fragment: None.
+            fill_attachments: False.
             temperature: Multiplies the deviation of the latents; the publication has 0.7.
             seed: Seed of the latents.
             first: Number of the first molecule.
             batch_size: Molecules computed at a time.
         """
-        if context is not None or fragment is not None or min_atoms != 1:
+        if context is not None or fragment is not None or fill_attachments or min_atoms != 1:
             raise UserError("GraphAF as published has no conditions, fragments or least size: leave them out.")
         if count < 1 or batch_size < 1 or not temperature > 0:
             raise UserError(
@@ -189,6 +193,10 @@ class GraphAF(GraphFlow):
             )
         limits = Masks(self.spec, 1, max_atoms)
         return self._drawn(count, limits, masks, temperature, seed, first, batch_size)
+
+    def objection(self, graph: Graph) -> str | None:
+        """Return the reason why the flow cannot score a graph in its order; None if it can."""
+        return dataclasses.replace(self.spec.relaxed(), look_back=self.look_back).objection(graph)
 
     # ------------------------------------------------------------------------------------------ steps
 
@@ -241,11 +249,11 @@ class GraphAF(GraphFlow):
         parameters = self._predict(atoms, orders, steps)
         kinds = atoms[steps.molecule, steps.atom][typed].long() - 1
         bonds = orders[steps.molecule, steps.atom, steps.earlier.clamp_min(0)][~typed].long()
-        found = parameters[0].new_zeros(len(typed), dtype=torch.float32)
+        found = torch.zeros(len(typed), dtype=self.dtype, device=typed.device)
         for where, values, of in zip((typed, ~typed), (kinds, bonds), parameters, strict=True):
             one_hot = nn.functional.one_hot(values, of.shape[1])
-            y = one_hot + self.noise * torch.rand(one_hot.shape, device=one_hot.device)
-            z, log_derivative = self.map(y, of.float())
+            y = one_hot + self.noise * torch.rand(one_hot.shape, dtype=self.dtype, device=one_hot.device)
+            z, log_derivative = self.map(y, of.to(self.dtype))
             found[where] = (log_derivative - 0.5 * z.square() - 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(1)
         return found
 
@@ -258,7 +266,7 @@ class GraphAF(GraphFlow):
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
             shape = (self.spec.max_atoms, len(self.spec.atom_types) + self.look_back * (RELATIONS + 1))
-            z = Noise(seed, "latents").normal(first + start, size, shape).float().to(self.device)
+            z = Noise(seed, "latents").normal(first + start, size, shape).to(self.device, self.dtype)
             with evaluating(self):
                 grown = self._grow(temperature * z, limits, masks)
             unknown = [torch.nan] * size

@@ -44,6 +44,8 @@ class Example(NamedTuple):
         graph: Its graph in the order of generation.
         values: `PROPERTIES` if they were asked for, then the numbers that its file gave.
         flattened: Whether stereochemistry was dropped.
+        entry: The entry of the file it was read from, if it was asked for.
+        canonical: Whether the graph is in the canonical order.
     """
 
     number: int
@@ -51,6 +53,8 @@ class Example(NamedTuple):
     graph: Graph
     values: tuple[float, ...]
     flattened: bool
+    entry: Entry | None = None
+    canonical: bool = True
 
 
 @dataclass
@@ -78,8 +82,15 @@ class Reading:
         return ", ".join(f"{reason} ({count:,})" for reason, count in self.reasons().items())
 
 
-def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int, properties: bool = True) -> Reading:
-    """Read all molecules of a file; each once or oftener, as they are there.
+def read(
+    source: MoleculeFile,
+    workers: Workers,
+    order: Order,
+    max_atoms: int,
+    properties: bool = True,
+    entries: bool = False,
+) -> Reading:
+    """Read all molecules of a file, repeated ones as often as they are there.
 
     Args:
         source: The file.
@@ -87,19 +98,21 @@ def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int, p
         order: In which atoms are to be.
         max_atoms: Reject molecules of more heavy atoms.
         properties: Whether to compute `PROPERTIES`, which takes longer than all else.
+        entries: Whether to keep the entry of each molecule.
     """
     reading = Reading(source)
     chunks, kept = itertools.tee(chunked(source))
-    results = workers.map(represent, chunks, source.form, order, max_atoms, properties)
+    needed = ([entry._replace(given={}) for entry in chunk] for chunk in chunks)
+    results = workers.map(represent, needed, source.form, order, max_atoms, properties)
     with tqdm(desc=f"reading {Path(source.name).name}", unit=" molecules", leave=False, disable=None) as progress:
-        for entries, found in zip(kept, results, strict=False):  # the results end first
-            reading.read += len(entries)
-            for entry, molecule in zip(entries, found, strict=True):
+        for chunk, found in zip(kept, results, strict=False):  # the results end first
+            reading.read += len(chunk)
+            for entry, molecule in zip(chunk, found, strict=True):
                 if isinstance(molecule, Example):
-                    reading.molecules.append(molecule)
+                    reading.molecules.append(molecule._replace(entry=entry) if entries else molecule)
                 else:
                     reading.rejects.append((entry.number, entry.text, molecule))
-            progress.update(len(entries))
+            progress.update(len(chunk))
     return reading
 
 
@@ -108,7 +121,7 @@ def represent(
 ) -> list[Example | str]:
     """Return each entry's molecule, or the reason why it has none; runs in a process of its own."""
     found: list[Example | str] = []
-    for number, text, values in entries:
+    for number, text, values, _ in entries:
         try:
             molecule = parse(text) if form == "smiles" else parse_block(text)
             if molecule.GetNumHeavyAtoms() > max_atoms:
@@ -139,7 +152,8 @@ def keep(reading: Reading, reasons: Iterable[str | None]) -> None:
         if reason is None:
             kept.append(molecule)
         else:
-            reading.rejects.append((molecule.number, molecule.smiles, reason))
+            text = molecule.smiles if molecule.entry is None else molecule.entry.text
+            reading.rejects.append((molecule.number, text, reason))
     reading.molecules = kept
     if not kept:
         raise UserError(

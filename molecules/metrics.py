@@ -25,6 +25,7 @@ from rdkit.Chem import rdFingerprintGenerator, rdmolops
 from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 from rdkit.Chem.Scaffolds import MurckoScaffold
 from rdkit.rdBase import BlockLogs
+from scipy.stats import wasserstein_distance
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.processes import distributed_map
@@ -184,11 +185,7 @@ def quality(
     """
     found = uniqueness(generated) | {"novel": novelty(generated, training)}
     if fcd:
-        found["FCD"] = {
-            "value": frechet_chemnet_distance(generated, reference),
-            "generated": len(generated),
-            "reference": len(reference),
-        }
+        found["FCD"] = distance(generated, reference)
     descriptions = describe(generated, workers)
     if wanted:
         found["control"] = control(descriptions, wanted)
@@ -225,7 +222,8 @@ def compare(generated: Sequence[Description], reference: Sequence[Description]) 
     """Hold generated molecules against reference ones.
 
     Returns:
-        ``SNN``, ``fragment_similarity``, ``scaffold_similarity`` (1 is best), ``IntDiv`` and ``IntDiv2`` of both sets,
+        ``SNN``, ``fragment_similarity``, ``scaffold_similarity`` (1 is best), ``IntDiv`` and ``IntDiv2`` (by the
+        equation of the paper, and as ``IntDiv2_program`` by MOSES' program),
         the share that passes the filters, and for each of `MEASURES` its means and the Wasserstein-1 distance between
         its distributions.
     """
@@ -235,13 +233,17 @@ def compare(generated: Sequence[Description], reference: Sequence[Description]) 
         "SNN": nearest_similarity(mine, theirs),
         "fragment_similarity": cosine(_count_fragments(generated), _count_fragments(reference)),
         "scaffold_similarity": cosine(_count_scaffolds(generated), _count_scaffolds(reference)),
-        **{f"IntDiv{p if p > 1 else ''}": internal_diversity(mine, p) for p in (1, 2)},
+        "IntDiv": internal_diversity(mine, 1),
+        "IntDiv2": internal_diversity(mine, 2),
+        "IntDiv2_program": internal_diversity(mine, 2, program=True),
         "reference_IntDiv": internal_diversity(theirs, 1),
-        "filters": share(sum(each.passes for each in generated), len(generated), "valid samples without alerts"),
+        "filters": share(
+            sum(each.passes for each in generated), len(generated), "valid samples without alerts of PAINS and BRENK"
+        ),
         "reference_filters": share(sum(each.passes for each in reference), len(reference), "reference molecules"),
         "distributions": {
             name: {
-                "wasserstein": wasserstein(values[:, at], others[:, at]),
+                "wasserstein": float(wasserstein_distance(values[:, at], others[:, at])),
                 "generated_mean": float(values[:, at].mean()),
                 "reference_mean": float(others[:, at].mean()),
             }
@@ -260,14 +262,20 @@ def nearest_similarity(
     return float(np.mean([max(DataStructs.BulkTanimotoSimilarity(each, reference)) for each in generated]))
 
 
-def internal_diversity(fingerprints: Sequence[DataStructs.ExplicitBitVect], p: int) -> float:
+def internal_diversity(fingerprints: Sequence[DataStructs.ExplicitBitVect], p: int, program: bool = False) -> float:
     """IntDiv_p: 1 minus the p-th power mean of the similarity of all pairs, each molecule with itself included.
 
-    This is the paper's equation; MOSES' program takes the p-th root before the last mean, which differs for p = 2.
+    Args:
+        fingerprints: The molecules.
+        p: The power.
+        program: Take the p-th root before the mean over molecules, as MOSES' program does; False for the equation of
+            its paper, which takes it last. Both are the same for p = 1.
     """
     fingerprints = list(fingerprints)
-    means = [np.mean(np.power(DataStructs.BulkTanimotoSimilarity(each, fingerprints), p)) for each in fingerprints]
-    return float(1 - np.mean(means) ** (1 / p))
+    means = np.array(
+        [np.mean(np.power(DataStructs.BulkTanimotoSimilarity(each, fingerprints), p)) for each in fingerprints]
+    )
+    return float(1 - (np.mean(means ** (1 / p)) if program else np.mean(means) ** (1 / p)))
 
 
 def _count_fragments(descriptions: Iterable[Description]) -> Counter[str]:
@@ -285,11 +293,10 @@ def cosine(first: Mapping[str, int], second: Mapping[str, int]) -> float | None:
     return product / length if length else None
 
 
-def wasserstein(first: np.ndarray, second: np.ndarray) -> float:
-    """The Wasserstein-1 distance of two samples of a number: the area between their distribution functions."""
-    places = np.sort(np.concatenate([first, second]))
-    below = [np.searchsorted(np.sort(values), places[:-1], side="right") / len(values) for values in (first, second)]
-    return float((np.abs(below[0] - below[1]) * np.diff(places)).sum())
+def distance(generated: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
+    """Return the Fréchet ChemNet distance with the numbers of molecules, for JSON."""
+    value = frechet_chemnet_distance(generated, reference)
+    return {"value": value, "generated": len(generated), "reference": len(reference)}
 
 
 def frechet_chemnet_distance(generated: Sequence[str], reference: Sequence[str]) -> float:
@@ -319,4 +326,4 @@ def chemnet() -> ModuleType:
     try:
         return importlib.import_module("fcd")  # of the extra [metrics]
     except ModuleNotFoundError as error:
-        raise UserError("FCD needs the package fcd: install it by `pip install arflows[metrics]`.") from error
+        raise UserError("FCD needs the package fcd: install it by `pip install fcd`.") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -16,13 +17,14 @@ from arflows.core.runtime.noise import Noise
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.conditions import KnownProperties
-from arflows.molecules.decisions import unpack
+from arflows.molecules.decisions import packed, unpack
 from arflows.molecules.fragments import Fragment, fragment_of
 from arflows.molecules.generation import Begun, FromLatents, Known, Source, grow, latent_shape
 from arflows.molecules.graph_flow import Given, GraphFlow
-from arflows.molecules.marginal import order_marginal, packed
+from arflows.molecules.marginal import OrderEstimate, order_marginal
 from arflows.molecules.records import Generated, Molecule, Targets, targets_from
 from arflows.molecules.representation import Graph, MoleculeSpec, decode
+from arflows.molecules.stream import MoleculeStream
 from arflows.molecules.validity import Masks
 
 TOKENS = 1536
@@ -98,7 +100,7 @@ class MoleculeFlow(GraphFlow):
             rows = by_size[start : start + max(1, TOKENS // (largest_first[start] + 1))]
             parts.append(self.bijection.log_det(x[rows], None if encoded is None else encoded[rows]))
             start += len(rows)
-        return torch.cat(parts)[by_size.argsort()]
+        return torch.cat(parts)[by_size.argsort()] if parts else torch.zeros(0, dtype=self.dtype, device=self.device)
 
     @torch.no_grad()
     def order_marginal(
@@ -121,23 +123,32 @@ class MoleculeFlow(GraphFlow):
         Returns:
             Estimates in nats, and their standard errors.
         """
-        if orders < 2:
-            raise UserError(f"orders is {orders}: give 2 or more, for an estimate with its standard error.")
-        graphs = self._graphs(x)
-        self._encoded(context, len(graphs))  # or says what is missing
-        rng = np.random.default_rng(seed)
-        found = []
-        for row, graph in enumerate(graphs):
-            own = None if context is None else context[row : row + 1]
-
-            def score(several: Sequence[Graph], own: Tensor | None = own) -> Tensor:
-                return self.log_prob(
-                    packed(several, self.spec).to(self.device), None if own is None else own.expand(len(several), -1)
-                )
-
-            found.append(order_marginal(graph, self.spec, orders, rng, score))
-        estimates, errors = torch.tensor(found, dtype=torch.float64).reshape(-1, 2).unbind(1)
+        found = self.order_estimates(x, orders, seed, context)
+        estimates = torch.tensor([each.log_prob for each in found], dtype=torch.float64)
+        errors = torch.tensor([each.standard_error for each in found], dtype=torch.float64)
         return estimates, errors
+
+    @torch.no_grad()
+    def order_estimates(
+        self,
+        x: Given,
+        orders: int = 64,
+        seed: int = 0,
+        context: Float[Tensor, "batch properties"] | None = None,
+    ) -> list[OrderEstimate]:
+        """`order_marginal` as records, which also hold what is proven and how many orders the estimate rests on."""
+        if orders < 2:
+            raise UserError(f"orders is {orders}: give 2 or more.")
+        graphs = self._graphs(x)
+        encoded = self._encoded(context, len(graphs))
+        found = []
+        with evaluating(self):
+            for row, graph in enumerate(graphs):
+                own = None if encoded is None else encoded[row : row + 1]
+                small = dataclasses.replace(self.spec, max_atoms=min(self.spec.max_atoms, len(graph.atoms) + 1))
+                stream = MoleculeStream(self.bijection.conditioner, small, 1, own)
+                found.append(order_marginal(graph, stream, orders, np.random.default_rng((seed, row))))
+        return found
 
     def sample_with_log_prob(
         self,
@@ -166,6 +177,7 @@ class MoleculeFlow(GraphFlow):
         min_atoms: int = 1,
         max_atoms: int | None = None,
         fragment: str | None = None,
+        fill_attachments: bool = False,
         temperature: float = 1.0,
         seed: int = 0,
         first: int = 0,
@@ -176,14 +188,16 @@ class MoleculeFlow(GraphFlow):
             raise UserError(
                 f"count={count}, batch_size={batch_size} and temperature={temperature} must be positive numbers."
             )
-        limited = min_atoms > 1 or max_atoms is not None or fragment is not None
+        limited = min_atoms > 1 or max_atoms is not None or fragment is not None or fill_attachments
         if limited and not masks:
             raise UserError("limits of size and fragments are held by masks: leave masks on, or leave the limits out.")
         begun = None if fragment is None else self._likeliest_order(fragment_of(fragment, self.spec))
         if begun is not None:
             min_atoms = max(min_atoms, len(begun.graph.atoms) + 1)
-        most_used = () if begun is None else tuple(map(sum, zip(begun.graph.valences(), begun.free, strict=True)))
-        rules = Masks(self.spec, min_atoms, max_atoms, most_used) if masks else None
+        attachments = None if begun is None else begun.attachments
+        if fill_attachments and attachments is None:
+            raise UserError("fill_attachments needs a fragment with attachment points: mark them by *.")
+        rules = Masks(self.spec, min_atoms, max_atoms, attachments, fill_attachments) if masks else None
         self._targets(context, seed, first, 1)  # or says what does not fit, before anything is drawn
         return self._batches(count, context, rules, begun, temperature, seed, first, batch_size)
 
@@ -285,7 +299,9 @@ class MoleculeFlow(GraphFlow):
         known = Known(x, self.spec)
         with evaluating(self):
             stream = self.bijection.stream(len(x), self._encoded(context, len(x)))
-            grow(stream, known, Masks(self.spec) if masks else None)
+            grown = grow(stream, known, Masks(self.spec) if masks else None)
+        if not grown.log_prob_policy.isfinite().all():
+            raise UserError("a molecule has an atom of a valence that the training data lack: leave out masks.")
         return known.latents
 
     # ------------------------------------------------------------------------------------------ conditions
@@ -313,8 +329,11 @@ class MoleculeFlow(GraphFlow):
             return context.to(self.device)
         if not self.properties and not context:
             return None
-        rows = torch.zeros(0, 0) if self.context_encoder is None else self.context_encoder.rows
-        return targets_from(rows.cpu(), self.properties, context or {}, seed, first, count).to(self.device)
+        known = self.context_encoder or KnownProperties(0)
+        chosen = targets_from(
+            known.rows.cpu(), self.properties, context or {}, seed, first, count, extremes=known.extremes.cpu()
+        )
+        return chosen.to(self.device)
 
     @torch.no_grad()
     def _likeliest_order(self, fragment: Fragment) -> Fragment:

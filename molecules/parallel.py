@@ -26,9 +26,8 @@ class Generates(Protocol):
     def device(self) -> torch.device:
         """Device on which it draws."""
 
-    def generate(
-        self, count: int, context: Tensor | Targets | None = None, *, first: int, batch_size: int, **options: Any
-    ) -> Iterator[Generated]:
+    @property
+    def generate(self) -> Callable[..., Iterator[Generated]]:
         """Draws graphs, a batch at a time."""
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
+from rdkit import Chem
 from torch import Tensor
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import Noise
 from arflows.molecules.graph import Graph
-from arflows.molecules.representation import smiles_of
+from arflows.molecules.representation import mol_of, smiles_of
 
 Targets = Mapping[str, "float | tuple[float, float]"]
 """Wanted properties: for the name of each a value, or the two ends of a range."""
@@ -31,6 +33,11 @@ class Molecule(NamedTuple):
     graph: Graph
     log_prob: float
     log_prob_policy: float
+
+    @property
+    def mol(self) -> Chem.Mol | None:
+        """The sample as a molecule of RDKit, sanitised; None if RDKit refuses the graph."""
+        return mol_of(self.graph)
 
     @property
     def valid_raw(self) -> bool:
@@ -63,7 +70,13 @@ def molecules(batch: Generated) -> list[Molecule]:
 
 
 def targets_from(
-    rows: Float[Tensor, "rows properties"], names: Sequence[str], wanted: Targets, seed: int, first: int, count: int
+    rows: Float[Tensor, "rows properties"],
+    names: Sequence[str],
+    wanted: Targets,
+    seed: int,
+    first: int,
+    count: int,
+    extremes: Float[Tensor, "2 properties"],
 ) -> Float[Tensor, "count properties"]:
     """Properties to condition on, drawn from those of training molecules that agree with what is wanted.
 
@@ -77,6 +90,7 @@ def targets_from(
         seed: Decides, together with a molecule's number, which row it gets.
         first: Number of the first molecule.
         count: How many.
+        extremes: The lowest and highest values of all training molecules; NaN if the model does not know them.
 
     Raises:
         UserError: A name is unknown, or no training molecule agrees.
@@ -89,13 +103,21 @@ def targets_from(
             raise UserError(f"the model is not conditional on {name!r}: {known}.")
         at = list(names).index(name)
         low, high = want if isinstance(want, tuple) else (want, want)
-        least, most = float(rows[:, at].min()), float(rows[:, at].max())
+        least, most = extremes[:, at].tolist()
+        if math.isnan(least):
+            least, most = float(rows[:, at].min()), float(rows[:, at].max())
         if not low <= high:
             raise UserError(f"the range {low:g}..{high:g} of {name} is empty: give the lower end first.")
         if high < least or low > most:
+            known = "training molecules have"
+            if extremes[:, at].isnan().any():
+                known = (
+                    "it was saved without the extremes of its training data, and the training molecules that it keeps "
+                    "have"
+                )
             raise UserError(
-                f"{name} of {low:g}{'' if low == high else f'..{high:g}'} is impossible for this model: training "
-                f"molecules have {least:.4g} to {most:.4g}."
+                f"{name} of {low:g}{'' if low == high else f'..{high:g}'} is impossible for this model: {known} "
+                f"{least:.4g} to {most:.4g}."
             )
         if low == high:
             fixed[at] = low
@@ -104,7 +126,8 @@ def targets_from(
             kept = kept[(kept[:, at] >= low) & (kept[:, at] <= high)]
         if not len(kept):
             raise UserError(
-                f"no training molecule known to the model has all of {', '.join(wanted)} as wanted: widen a range."
+                f"none of the {len(rows):,} training molecules that the model keeps has all of {', '.join(wanted)} as "
+                "wanted: widen a range, or give a value instead."
             )
     pick = (Noise(seed, "targets").uniform(first, count) * len(kept)).long()
     chosen = kept[pick].clone()

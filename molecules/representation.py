@@ -8,6 +8,7 @@ with the reason.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,9 @@ hours, while molecules of 255 atoms need fewer than two thousand."""
 
 LONGEST_BLOCK = 200_000
 """Characters of a mol block, of which an atom or a bond takes up to seventy."""
+
+MOST_AUTOMORPHISMS = 1_000_000
+"""The most symmetries of a molecule over whose orders probabilities are summed."""
 
 ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Te", "I"})
 """Elements with the valences that hydrogens are counted by; metals and noble gases have none."""
@@ -96,8 +100,27 @@ class MoleculeSpec(Spec):
         limits = [min(valences[kind], largest_valence(kind)) for kind in types]
         return cls(tuple(types), tuple(limits), atoms, back, look_back, order)
 
+    def lacks(self, other: MoleculeSpec) -> str | None:
+        """Say what molecules of other settings may have that these do not cover; None if they cover all of them."""
+        if self.order != other.order:
+            return f"its atoms are in the order {other.order}, those of the model in {self.order}"
+        limits = dict(zip(self.atom_types, self.valences, strict=True))
+        if unseen := [kind for kind in other.atom_types if kind not in limits]:
+            return f"the model does not know the atom type {unseen[0]}"
+        for kind, valence in zip(other.atom_types, other.valences, strict=True):
+            if valence > limits[kind]:
+                return f"atoms {kind} have bonds of up to {valence}, more than the {limits[kind]} that the model knows"
+        for name in ("max_atoms", "max_back_bonds", "look_back"):
+            if getattr(other, name) > getattr(self, name):
+                return f"{name} is {getattr(other, name)}, more than the {getattr(self, name)} that the model knows"
+        return None
+
+    def relaxed(self) -> Self:
+        """Return the settings without the limits that a flow's decisions do not have: valences and reach of bonds."""
+        return dataclasses.replace(self, valences=(255,) * len(self.valences), look_back=self.max_atoms)
+
     def objection(self, graph: Graph) -> str | None:
-        """Say why the settings do not cover a molecule; None if they do."""
+        """Return the reason why the settings do not cover a molecule; None if they do."""
         if unseen := sorted(set(graph.atoms) - set(self.atom_types)):
             return f"the atom type {unseen[0]} does not occur in the training data"
         if len(graph.atoms) > self.max_atoms:
@@ -160,6 +183,15 @@ def parse(smiles: str) -> Chem.Mol:
         Refused: They cannot be read, or mean no molecule.
     """
     return _sane(_quietly(Chem.MolFromSmiles, smiles, LONGEST_SMILES), "SMILES", mapped=":" in smiles)
+
+
+def cleaned(molecule: Chem.Mol) -> Chem.Mol:
+    """Return a copy of a molecule, sanitised and without explicit hydrogens and atom-map numbers.
+
+    Raises:
+        Refused: It is no molecule.
+    """
+    return _sane(Chem.Mol(molecule), "a molecule")
 
 
 def parse_block(block: str) -> Chem.Mol:
@@ -346,12 +378,19 @@ def unsanitized(graph: Graph) -> Chem.RWMol:
     return molecule
 
 
-def automorphisms(graph: Graph) -> int:
-    """Count the permutations of atoms that leave a graph as it is: how many orders give the same sequence."""
+def automorphisms(graph: Graph) -> np.ndarray:
+    """Return the permutations of atoms that leave a graph as it is, (permutations, atoms).
+
+    Raises:
+        UserError: There are more than `MOST_AUTOMORPHISMS`.
+    """
     molecule = unsanitized(graph)
     for atom in molecule.GetAtoms():  # so that types are told apart exactly, charges included
         atom.SetIsotope(1 + (atom.GetFormalCharge() + 8))
-    return len(molecule.GetSubstructMatches(molecule, uniquify=False, maxMatches=10_000_000))
+    found = molecule.GetSubstructMatches(molecule, uniquify=False, maxMatches=MOST_AUTOMORPHISMS + 1)
+    if len(found) > MOST_AUTOMORPHISMS:
+        raise UserError(f"a molecule has more than {MOST_AUTOMORPHISMS:,} symmetries: leave it out of --orders.")
+    return np.array(found, np.int16)
 
 
 def encode(

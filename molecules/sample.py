@@ -43,6 +43,7 @@ def sample(
     count: PositiveInt = 1000,
     masks: bool = True,
     fragment: str | None = None,
+    fill_attachments: bool = False,
     property: str | None = None,
     min_atoms: PositiveInt = 1,
     max_atoms: PositiveInt | None = None,
@@ -72,13 +73,14 @@ def sample(
         masks: Allow only what keeps valences; without masks one sees what the model itself has learned.
         fragment: SMILES of a fragment that is kept in every molecule, with * at the atoms that may get more bonds, such
             as '*c1ccncc1'; without any * all of its atoms may.
+        fill_attachments: Require that every * of the fragment gets a bond.
         property: What a conditional model is asked for: values or ranges, such as 'logP=2..3,QED=0.9'.
         min_atoms: The least number of heavy atoms.
         max_atoms: The most.
         temperature: Divides the logits of all decisions; below 1 for likelier molecules.
         seed: Seed of the latents.
         grid: A picture of the first molecules, .png or .svg.
-        resume: Go on with a run of the same options that was interrupted.
+        resume: Go on with a run of the same model and options that was interrupted.
         batch_size: Molecules computed at a time.
         workers: Processes that work with RDKit; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
@@ -93,13 +95,14 @@ def sample(
     options: dict[str, Any] = {
         "masks": masks,
         "fragment": fragment,
+        "fill_attachments": fill_attachments,
         "min_atoms": min_atoms,
         "max_atoms": max_atoms,
         "temperature": temperature,
         "seed": seed,
     }
     wanted = read_targets(property)
-    part = Part(out, {"model": model, "count": count, "property": property, **options}, resume)
+    part = Part(out, {"model": flow.checksum(), "count": count, "property": property, **options}, resume)
     columns = ["smiles", "log_prob", "log_prob_policy", *PROPERTIES, *(f"wanted_{name}" for name in flow.properties)]
     wait()  # until all processes know where they begin
     if part.drawn < count:
@@ -218,6 +221,8 @@ class Part:
             then["count"] = then.pop("n")
         if different := [name for name, value in self.options.items() if then.get(name) != value]:
             name = different[0]
+            if name == "model":
+                raise UserError(f"{self.part} was begun with another model: give the same, or another --out.")
             raise UserError(
                 f"{self.part} was begun with {name}={then.get(name)}, not {self.options[name]}: give the same, or "
                 "another --out."

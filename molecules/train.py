@@ -9,7 +9,7 @@ from arflows.core.training.experiment import Experiment
 from arflows.core.training.module import FlowTraining
 from arflows.data.store import Store
 from arflows.molecules.datamodule import MoleculeDataModule
-from arflows.molecules.model import GraphFlow
+from arflows.molecules.model import GraphFlow, MoleculeFlow
 
 
 class MoleculeFlowTraining(FlowTraining):
@@ -48,12 +48,17 @@ class MoleculeExperiment(Experiment):
         """
         flow, data = self.model.flow, self.datamodule
         assert isinstance(flow, GraphFlow)
-        if differences := flow.spec.differences(data.spec):
+        if self.start is not None and (reason := flow.spec.lacks(data.spec)):
+            raise UserError(f"{data.store.path} does not fit {self.start.name}: {reason}; prepare other molecules.")
+        if self.start is None and (differences := flow.spec.differences(data.spec)):
             raise UserError(
                 f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; leave out spec in "
                 "model.flow.init_args, or prepare another store."
             )
+        data.model_spec = flow.spec
         data.properties = flow.properties
+        if isinstance(flow, MoleculeFlow) and flow.context_encoder is not None:
+            flow.context_encoder.set_extremes(*data.property_extremes())
         data.train_dataloader()  # refuses a store that has too few molecules for a batch
 
     def data_facts(self) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def sample(
         flow = load_model(VectorFlow, model, device)
         columns = Columns.of(model, flow)
         context = [context] if isinstance(context, float) else context
+        if context is None and flow.context_features:
+            raise UserError(
+                f"{model} is conditioned on {', '.join(columns.context)}: give --context, {flow.context_features} "
+                f"number{'s' if flow.context_features > 1 else ''}."
+            )
         if context is not None and flow.context_features and len(context) != flow.context_features:
             raise UserError(
                 f"--context has {len(context)} numbers, the model is conditioned on {', '.join(columns.context)}: give "

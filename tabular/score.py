@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from arflows.core.flows import VectorFlow
-from arflows.core.likelihood import Reference, log_probs, write_scores
+from arflows.core.likelihood import Estimate, Reference, log_probs, write_scores
 from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model, model_folder
 from arflows.tabular.inputs import Columns, Rows
@@ -45,10 +46,10 @@ def score(
         "log_density": [f"{value:.6f}" for value in log_density],
     }
     write_scores(out, columns, -log_density, reference)
-    print(f"{out}: {len(given):,} rows, {log_density.mean():.4f} nats on average")
+    print(f"{out}: {Estimate.of(torch.from_numpy(log_density), None, flow.likelihood)}")
     if reference is None:
         print("the model has no training.json: percentile and typicality are left empty")
     else:
-        print(f"training rows: {-reference.mean:.4f} nats on average")
+        print(f"training rows: log-likelihood {-reference.mean:.4f} nats")
     order = np.argsort(log_density, kind="stable")[:LISTED]
     print("least likely: " + ", ".join(f"row {i} ({log_density[i]:.3f})" for i in order))

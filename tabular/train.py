@@ -1,13 +1,19 @@
 """Train a flow on a store of rows: ``arflows tabular train --config recipe.yaml``."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser
 
 from arflows.core.commands.train import run_experiment
 from arflows.core.flows import VectorFlow
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.jsonargparse_compat import parse_unchecked
 from arflows.core.training.experiment import Experiment
 from arflows.core.training.module import FlowTraining
+from arflows.core.training.start import Start
+from arflows.data.store import Store
 from arflows.tabular.datamodule import TableDataModule
 from arflows.tabular.representation import TableSpec
 
@@ -33,6 +39,17 @@ class TableExperiment(Experiment):
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(TableFlowTraining, TableDataModule, words, "tabular")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+        """Parse the words; a flow that is given without features takes features and context from the store."""
+        given = parse_unchecked(parser, args)
+        arguments = getattr(given.model.get("flow"), "init_args", {})
+        if given.data.store is not None and "features" in arguments and arguments["features"] is None:
+            self.require_store(Path(given.data.store))
+            spec = TableSpec.from_dict(Store(given.data.store, expect_domain="tabular").spec)
+            widths = {"features": spec.features, "context": arguments["context"] or spec.context}
+            args = [*args, *(f"--model.flow.init_args.{name}={width}" for name, width in widths.items())]
+        super().parse_arguments(parser, args)
+
     def check(self) -> None:
         """Makes sure that the flow is one of such rows; one without context leaves that of the store aside.
 
@@ -45,15 +62,33 @@ class TableExperiment(Experiment):
         wanted = TableSpec(data.spec.features, data.spec.context if data.conditional else 0)
         if differences := TableSpec(flow.dims, flow.context_features).differences(wanted):
             raise UserError(
-                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set features and "
-                "context of model.flow.init_args accordingly, or prepare another store."
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; "
+                f"{self.remedy('features and context of model.flow.init_args')}."
             )
+        if self.start is not None:
+            _check_columns(self.start, data)
         data.train_dataloader()  # refuses a store that has too few rows for a batch
 
     def data_facts(self) -> dict[str, Any]:
         """Which store the model was trained on, how much of it, and what its columns are called."""
         store = self.datamodule.store
         return {**store.facts(), "columns": store.provenance["columns"], "limit": self.datamodule.limit}
+
+
+def _check_columns(start: Start, data: TableDataModule) -> None:
+    """Make sure that columns are those that the model knows, in their order.
+
+    Raises:
+        UserError: If they are not.
+    """
+    own = data.store.provenance["columns"]
+    for kind in ("x", "context") if data.conditional else ("x",):
+        known = start.data.get("columns", {}).get(kind)
+        if known is not None and known != own[kind]:
+            raise UserError(
+                f"{data.store.path} has the columns {', '.join(own[kind])}, {start.name} knows {', '.join(known)}: "
+                "prepare a store with these columns in this order."
+            )
 
 
 def train(*words: str) -> None:

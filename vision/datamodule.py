@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from arflows.core.runtime.errors import match_names
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.store import Store
 from arflows.vision.representation import ImageSpec
@@ -18,11 +20,18 @@ class ImageDataset(StoreDataset):
     """The images of one split, fetched a batch at a time; see `StoreDataset`.
 
     A batch is ``{"x": uint8 (batch, channels, height, width), "context": int64 (batch,)}``; the context is there if the
-    store has labels and they are wanted.
+    store has labels and they are wanted. Pixels of more than 8 bits are int32.
     """
 
     def __init__(
-        self, store: Store, split: str, labels: bool = True, flip: bool = False, limit: int | None = None, seed: int = 0
+        self,
+        store: Store,
+        split: str,
+        labels: bool = True,
+        flip: bool = False,
+        limit: int | None = None,
+        seed: int = 0,
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Choose the images.
 
@@ -33,16 +42,29 @@ class ImageDataset(StoreDataset):
             flip: Mirror each image left to right with probability 1/2, anew in each epoch.
             limit: Keep at most so many images, chosen at random.
             seed: Decides which, and which are mirrored.
+            classes: Names of a model's classes: labels become the numbers of these names. None for the store's own.
+
+        Raises:
+            UserError: The store has no such split, or images of a class that ``classes`` lacks.
         """
         self.flip = flip
         self._seed = seed
         self._coins: tuple[int, np.ndarray] | None = None
         self.labels = labels and "labels" in store.fields(split)
         super().__init__(store, split, {"x": "images"} | ({"context": "labels"} if self.labels else {}), limit, seed)
+        self._numbers: np.ndarray | None = None
+        if self.labels and classes is not None:
+            self._numbers = class_numbers(
+                store.categories["labels"], np.asarray(store.array(split, "labels")), classes, store.path
+            )
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Fetch a batch."""
         batch = super().__getitems__(indices)
+        if batch["x"].dtype != torch.uint8:
+            batch["x"] = batch["x"].to(torch.int32)  # PyTorch computes little with uint16
+        if self._numbers is not None:
+            batch["context"] = torch.from_numpy(self._numbers[batch["context"].numpy()])
         if self.flip:
             images, mirrored = batch["x"], self._mirrored(indices)
             images[mirrored] = images[mirrored].flip(-1)
@@ -59,6 +81,26 @@ class ImageDataset(StoreDataset):
         return torch.from_numpy(mirrored)
 
 
+def class_numbers(
+    names: Sequence[str], labels: Int64[np.ndarray, " images"], known: Sequence[str], where: object
+) -> Int64[np.ndarray, " names"]:
+    """Return the number by which a model knows each class of some images; −1 for classes without images.
+
+    Args:
+        names: Names of the images' classes.
+        labels: Their numbers among ``names``, one for each image.
+        known: Names of the model's classes.
+        where: The images' origin.
+
+    Raises:
+        UserError: The model does not know a class that has images.
+    """
+    numbers = np.full(len(names), -1, np.int64)
+    present = np.unique(labels)
+    numbers[present] = match_names("class", [names[label] for label in present], known, where)
+    return numbers
+
+
 class ImageDataModule(StoreDataModule):
     """Batches of images for training, validation and testing; see `StoreDataModule`.
 
@@ -69,6 +111,7 @@ class ImageDataModule(StoreDataModule):
         spec: The kind of images it holds.
         classes: The names of its classes; empty if it has no labels.
         labels: Whether batches bring the labels that the store has; a model without classes wants none.
+        model_classes: Names of a model's classes, by which labels are numbered; None for the store's own numbers.
     """
 
     def __init__(
@@ -99,6 +142,7 @@ class ImageDataModule(StoreDataModule):
         self.spec = ImageSpec.from_dict(self.store.spec)
         self.classes: list[str] = self.store.categories.get("labels", [])
         self.labels = True
+        self.model_classes: Sequence[str] | None = None
         self.flip = flip
 
     @property
@@ -108,4 +152,6 @@ class ImageDataModule(StoreDataModule):
 
     def dataset(self, split: str, training: bool = False) -> ImageDataset:
         """Return the images of a split in order, mirrored at random only in training."""
-        return ImageDataset(self.store, split, self.labels, self.flip and training, self.limit, self.seed)
+        return ImageDataset(
+            self.store, split, self.labels, self.flip and training, self.limit, self.seed, self.model_classes
+        )

@@ -52,7 +52,7 @@ def evaluate(
         fid: Samples to draw for the Fréchet inception distance to all images of the split; 0 for none. The figure falls
             with the number of samples and of images, so only figures of equal numbers compare, and means nothing below
             some 2048, the number of features; published ones mostly take 50,000 samples and the train split. Needs
-            `pip install arflows[metrics]`, and fetches the network's weights at first use.
+            `pip install torch-fidelity`, and fetches the network's weights at first use.
         seed: Seed of the noise and of the samples.
         batch_size: Images computed at a time, at most 256.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.

@@ -26,7 +26,7 @@ from arflows.core.bijections import (
 from arflows.core.conditioners import GatedResidualCNN
 from arflows.core.dequantization import Dequantizer, UniformDequantizer, VariationalDequantizer
 from arflows.core.runtime.errors import UserError
-from arflows.vision.image_flow import PIXEL_LEVELS, ImageFlow, framed_size, image_spec
+from arflows.vision.image_flow import ImageFlow, framed_size, image_spec
 
 _NOISE_COUPLINGS = 4
 _MOST_NOISE_BLOCKS = 2
@@ -57,7 +57,8 @@ class FlowPlusPlus(ImageFlow):
         heads: heads of the self-attention; 0 for convolutions alone.
         dropout: share of hidden features dropped while training.
         dequantization: "variational", or "uniform" for uniform noise.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
+        bits: bits of a pixel value, 1 to 16.
 
     Raises:
         UserError: if the images are too small, or ``heads`` does not divide ``width``.
@@ -73,9 +74,10 @@ class FlowPlusPlus(ImageFlow):
         heads: int = 4,
         dropout: float = 0.2,
         dequantization: Literal["uniform", "variational"] = "variational",
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
+        bits: int = 8,
     ) -> None:
-        spec = image_spec(image_size, channels)
+        spec = image_spec(image_size, channels, bits)
         if min(spec.height, spec.width) < 3:
             raise UserError(f"Flow++ needs images of at least 3×3 pixels, got {spec.height}×{spec.width}")
         if heads and width % heads:
@@ -113,13 +115,13 @@ class FlowPlusPlus(ImageFlow):
         variables = (channels * height * columns,)
         base = DiagonalNormal(variables, context_features) if classes else StandardNormal(variables)
 
-        dequantizer: Dequantizer = UniformDequantizer(PIXEL_LEVELS)
+        dequantizer: Dequantizer = UniformDequantizer(spec.levels)
         if dequantization == "variational":
             masks = [ColumnMask(channels, swap=bool(i % 2)) for i in range(_NOISE_COUPLINGS)]
             noise_blocks = min(blocks, _MOST_NOISE_BLOCKS)
             noise = [coupling(mask, (height, columns // 2), noise_blocks, _FEATURES) for mask in masks]
             features = GatedResidualCNN(2 * channels, _FEATURES, _FEATURES, _FEATURE_BLOCKS, dropout=dropout)
-            dequantizer = VariationalDequantizer(Chain(*noise), nn.Sequential(_ColumnPairs(), features), PIXEL_LEVELS)
+            dequantizer = VariationalDequantizer(Chain(*noise), nn.Sequential(_ColumnPairs(), features), spec.levels)
         flat = Multiscale([bijection], (channels, *padded))
         super().__init__(spec, flat, base, padded, classes, context_features, dequantizer)
 

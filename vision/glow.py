@@ -32,7 +32,8 @@ class Glow(ImageFlow):
         levels: number of levels L, each at half the size of the one before.
         steps: steps of flow K at each level.
         width: hidden channels of the couplings' networks.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
+        bits: bits of a pixel value, 1 to 16.
 
     Raises:
         UserError: if the images are too small for ``levels``.
@@ -45,9 +46,10 @@ class Glow(ImageFlow):
         levels: int = 3,
         steps: int = 32,
         width: int = 512,
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
+        bits: int = 8,
     ) -> None:
-        spec = image_spec(image_size, channels)
+        spec = image_spec(image_size, channels, bits)
         padded = framed_size(spec, halvings=levels, setting="levels")
         context_features = min(width, 64) if classes else 0
 

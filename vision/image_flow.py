@@ -1,9 +1,9 @@
-"""What flows for images share: 8-bit pixels, the frame that makes a size fit, labels."""
+"""Base class of flows for images: pixels of whole numbers, the frame that makes a size fit, classes."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,15 +12,13 @@ from arflows.core.bijections import Bijection
 from arflows.core.dequantization import Dequantizer, UniformDequantizer
 from arflows.core.flow import BijectiveFlow
 from arflows.core.inversion import Solver
-from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.errors import UserError, match_names
 from arflows.core.runtime.pretrained import Pretrained
 from arflows.vision.representation import ImageSpec
 
-PIXEL_LEVELS = 256
-
 
 class ImageFlow(BijectiveFlow, Pretrained):
-    """A flow over 8-bit images, padded where its scales need a larger size.
+    """A flow over images of whole numbers, padded where its scales need a larger size.
 
     Pixels are dequantised, so `log_prob` is a lower bound of the log-probability of the discrete image. Where the image
     is smaller than ``padded_size`` the model is one of the image within a frame of zeros; the probability of image and
@@ -31,9 +29,13 @@ class ImageFlow(BijectiveFlow, Pretrained):
         bijection: from pixels in [0, 1], (channels, *padded_size), to a latent vector.
         base: density of the latent vector.
         padded_size: height and width that the bijection takes.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
         context_features: size of the class embedding that the bijection takes as its context.
-        dequantizer: of images of ``padded_size`` in `PIXEL_LEVELS`; None for uniform noise.
+        dequantizer: of images of ``padded_size`` in ``spec.levels``; None for uniform noise.
+
+    Attributes:
+        classes: number of classes; 0 for an unconditional model.
+        class_names: names of the classes in the order of their numbers; None if they are not known.
     """
 
     def __init__(
@@ -42,15 +44,52 @@ class ImageFlow(BijectiveFlow, Pretrained):
         bijection: Bijection,
         base: Base,
         padded_size: tuple[int, int],
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
         context_features: int = 0,
         dequantizer: Dequantizer | None = None,
     ) -> None:
-        embedding = nn.Embedding(classes, context_features) if classes else None
-        framed = FramedDequantizer(dequantizer or UniformDequantizer(PIXEL_LEVELS), spec, padded_size)
+        named = not isinstance(classes, int)
+        count = classes if isinstance(classes, int) else len(classes)
+        embedding = nn.Embedding(count, context_features) if count and context_features else None
+        framed = FramedDequantizer(dequantizer or UniformDequantizer(spec.levels), spec, padded_size)
         super().__init__(base, bijection, framed, embedding)
         self.spec = spec
-        self.classes = classes
+        self.classes = count
+        self.class_names: tuple[str, ...] | None = None
+        if named and count:
+            self.name_classes(classes)  # type: ignore[arg-type]
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Gives the classes their names, which are saved with the model.
+
+        Args:
+            names: one for each class, in the order of their numbers.
+
+        Raises:
+            UserError: if there are more, fewer, or two alike.
+        """
+        if len(names) != self.classes or len(set(names)) != len(names):
+            raise UserError(f"the model has {self.classes} classes: give as many different names, got {list(names)}")
+        self.class_names = tuple(names)
+        self._arguments["classes"] = list(names)
+
+    def class_number(self, name: str) -> int:
+        """Returns the number of a class.
+
+        Args:
+            name: its name; the number itself too, where no class has a number for its name.
+
+        Raises:
+            UserError: if the model has no such class.
+        """
+        if not self.classes:
+            raise UserError("this model was trained without classes: leave the label out")
+        numbers = [str(number) for number in range(self.classes)]
+        if self.class_names is None:
+            return match_names("class", [name], numbers, "the label")[0]
+        if name in numbers and not any(known.lstrip("+-").isdigit() for known in self.class_names):
+            return int(name)
+        return match_names("class", [name], self.class_names, "the label")[0]
 
     @property
     def dims(self) -> int:
@@ -58,12 +97,12 @@ class ImageFlow(BijectiveFlow, Pretrained):
         return self.spec.dims
 
     def log_prob(
-        self, images: UInt8[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
+        self, images: Integer[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, " batch"]:
         """Lower bound of the log-probability of each discrete image, in nats, with new noise at every call.
 
         Args:
-            images: 8-bit images.
+            images: whole numbers from 0 to 2^bits − 1: uint8, or a wider type where the model has more than 8 bits.
             labels: their classes, for a class-conditional model.
 
         Raises:
@@ -74,7 +113,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
         return super().log_prob(images, labels)
 
     def encode(
-        self, images: UInt8[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
+        self, images: Integer[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch latent"]:
         """Images → latent vectors, from the middles of the pixels' cells."""
         self.spec.check(images)
@@ -83,7 +122,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
 
     def decode(
         self, z: Float[Tensor, "batch latent"], labels: Int[Tensor, " batch"] | None = None
-    ) -> UInt8[Tensor, "batch channels height width"]:
+    ) -> Integer[Tensor, "batch channels height width"]:
         """Latent vectors → images."""
         self._check_labels(labels, len(z))
         return super().decode(z, labels)
@@ -96,7 +135,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
-    ) -> UInt8[Tensor, "count channels height width"]:
+    ) -> Integer[Tensor, "count channels height width"]:
         """Draws images.
 
         Args:
@@ -117,7 +156,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
-    ) -> tuple[UInt8[Tensor, "count channels height width"], Float[Tensor, " count"]]:
+    ) -> tuple[Integer[Tensor, "count channels height width"], Float[Tensor, " count"]]:
         """Draws images and gives what `log_prob` says of each; see `sample`."""
         labels = self.labels_for(count, labels, generator)
         return super().sample_with_log_prob(count, labels, temperature=temperature, generator=generator, solver=solver)
@@ -176,10 +215,20 @@ class FramedDequantizer(Dequantizer):
         return F.pad(x, self.frame) if any(self.frame) else x
 
 
-def image_spec(image_size: int | Sequence[int], channels: int) -> ImageSpec:
-    """The spec of images of one size, given as a number or as (height, width)."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return ImageSpec(height, width, channels)
+def image_spec(image_size: int | Sequence[int], channels: int, bits: int = 8) -> ImageSpec:
+    """The spec of images of one size, given as a number or as (height, width).
+
+    Raises:
+        UserError: if a size is not positive, or the bits are not 1 to 16.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(*size, channels) < 1:
+        raise UserError(
+            f"image_size={image_size} and channels={channels}: give one or two sizes and channels from 1 up"
+        )
+    if not 1 <= bits <= 16:
+        raise UserError(f"bits={bits}: pixels have 1 to 16 bits")
+    return ImageSpec(*size, channels, bits)
 
 
 def framed_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]:

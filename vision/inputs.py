@@ -1,6 +1,7 @@
 """What the verbs are given to look at: images for a trained model."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from arflows.data.images import SkippedImage, open_image
 from arflows.data.images import convert as convert_image
 from arflows.data.read_stats import ReadStats
 from arflows.data.store import Store, is_store
-from arflows.vision.datamodule import ImageDataset
+from arflows.vision.datamodule import ImageDataset, class_numbers
 from arflows.vision.model import ImageFlow
 from arflows.vision.representation import ImageSpec
 
@@ -34,7 +35,7 @@ class ImageInput:
     """
 
     def __init__(
-        self, source: Path, flow: ImageFlow, *, split: str = "test", label: int | None = None, convert: bool = False
+        self, source: Path, flow: ImageFlow, *, split: str = "test", label: str | None = None, convert: bool = False
     ) -> None:
         """Finds the images and makes sure that they fit the model.
 
@@ -42,44 +43,44 @@ class ImageInput:
             source: Where the images are.
             flow: The model; one conditional on classes needs labels: a store's, an .npz file's, or subfolders.
             split: Which part of a store.
-            label: The class of all images, instead.
+            label: The name of the class of all images, instead.
             convert: Crop and reduce image files to the model's size, and turn colour into grey or grey into colour, as
                 `arflows vision prepare` does, instead of refusing files of another kind.
 
         Raises:
             UserError: There are no images, they do not fit the model, or a file is damaged.
         """
-        if label is not None:
-            flow.labels_for(1, label)
         self._flow = flow
-        self._label = label
+        self._label = None if label is None else flow.class_number(label)
+        self._numbers: np.ndarray | None = None
         self._stats = ReadStats()
         self.names: list[str] = []
         self._source: ImageDataset | ArrayExamples | FileExamples
         if is_store(source):
             store = Store(source, expect_domain="vision")
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
-            self._source = ImageDataset(store, split, labels=flow.classes > 0)
-            labels = store.array(split, "labels") if self._source.labels else None
+            self._source = ImageDataset(store, split, labels=flow.classes > 0 and label is None)
+            labels = np.asarray(store.array(split, "labels")) if self._source.labels else None
+            names = store.categories.get("labels")
         else:
             self._source = _read_examples(source)
             if not convert:
                 form = self._source.form()
                 for height, width in sorted(form.sizes):
                     _check_fit(source, ImageSpec(height, width, form.channels), flow.spec)
-            if flow.spec.height != flow.spec.width:
-                raise UserError(f"{source}: a model of {flow.spec.height}×{flow.spec.width} images reads stores alone.")
-            labels = self._source.labels
+            if flow.spec.height != flow.spec.width or flow.spec.bits != 8:
+                raise UserError(
+                    f"{source}: a model of {flow.spec.height}×{flow.spec.width} images of {flow.spec.bits} bits reads "
+                    f"stores alone: prepare one with {flow.spec.options}."
+                )
+            labels, names = self._source.labels, self._source.classes
         if flow.classes and labels is None and label is None:
             raise UserError(
                 f"the model is conditional on {flow.classes} classes, but {source} has no labels: use a store or .npz "
                 "file with labels, a folder with a subfolder for each class, or --label."
             )
-        if label is None and labels is not None and len(labels) and flow.classes and int(labels.max()) >= flow.classes:
-            raise UserError(
-                f"{source} has labels up to {int(labels.max())}, but the model's classes end at {flow.classes - 1}: "
-                "use images of the classes it was trained on."
-            )
+        if flow.classes and label is None and labels is not None:
+            self._numbers = _class_numbers(flow, source, names or [], labels)
         self.count = len(self._source)
 
     @property
@@ -124,9 +125,36 @@ class ImageInput:
             yield self._labelled(batch)
 
     def _labelled(self, batch: Batch) -> Batch:
-        if self._label is None:
-            return batch
-        return {**batch, "context": torch.full((len(batch["x"]),), self._label)}
+        if self._label is not None:
+            return {**batch, "context": torch.full((len(batch["x"]),), self._label)}
+        if self._numbers is not None:
+            return {**batch, "context": torch.from_numpy(self._numbers[batch["context"].numpy()])}
+        return batch
+
+
+def _class_numbers(
+    flow: ImageFlow, source: Path, names: Sequence[str], labels: Int64[np.ndarray, " images"]
+) -> Int64[np.ndarray, " classes"]:
+    """Return the number by which the model knows each class of some images.
+
+    Classes are matched by name. A model of an older version has no names; its classes are matched by their number, if
+    the images have as many.
+
+    Raises:
+        UserError: The model does not know a class, or the classes without names differ in number.
+    """
+    if flow.class_names is not None:
+        return class_numbers(names, labels, flow.class_names, source)
+    if len(names) != flow.classes:
+        raise UserError(
+            f"{source} has {len(names)} classes, the model {flow.classes} whose names are not known: use images of all "
+            "the classes it was trained on, or --label."
+        )
+    print(
+        f"warning: the model does not know the names of its classes; those of {source} count in their order.",
+        file=sys.stderr,
+    )
+    return np.arange(len(names))
 
 
 def read_image(path: Path, spec: ImageSpec) -> UInt8[Tensor, "channels height width"]:
@@ -169,5 +197,5 @@ def _check_fit(source: Path, given: ImageSpec, wanted: ImageSpec) -> None:
     if differences := wanted.differences(given):
         raise UserError(
             f"{source} does not fit the model, model ≠ images: {', '.join(differences)}; prepare the images with "
-            f"--image_size {wanted.height} --channels {wanted.channels}, or use a model trained on their kind."
+            f"{wanted.options}, or use a model trained on their kind."
         )

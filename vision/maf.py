@@ -21,7 +21,8 @@ class MAF(ImageFlow):
         hidden_features: widths of the networks' hidden layers.
         batch_norm: normalise before, between and after the layers, by the batch in training.
         alpha: share of the unit interval kept free at each end: 1e-6 for MNIST, 0.05 for CIFAR-10 in the paper.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
+        bits: bits of a pixel value, 1 to 16.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class MAF(ImageFlow):
         hidden_features: Sequence[int] = (1024, 1024),
         batch_norm: bool = True,
         alpha: float = 1e-6,
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
+        bits: int = 8,
     ) -> None:
-        spec = image_spec(image_size, channels)
+        spec = image_spec(image_size, channels, bits)
         context_features = min(hidden_features[0], 64) if classes else 0
         layers = autoregressive_layers(Affine, spec.dims, context_features, transforms, hidden_features)
         if batch_norm:
@@ -55,7 +57,8 @@ class MADE(MAF):
         channels: 1 for grey images, 3 for colour.
         hidden_features: widths of the network's hidden layers.
         alpha: share of the unit interval kept free at each end: 1e-6 for MNIST, 0.05 for CIFAR-10 in the paper.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
+        bits: bits of a pixel value, 1 to 16.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class MADE(MAF):
         channels: int = 1,
         hidden_features: Sequence[int] = (1024, 1024),
         alpha: float = 1e-6,
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
+        bits: int = 8,
     ) -> None:
-        super().__init__(image_size, channels, 1, hidden_features, True, alpha, classes)
+        super().__init__(image_size, channels, 1, hidden_features, True, alpha, classes, bits)

@@ -25,7 +25,7 @@ def inception() -> nn.Module:
     try:
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], antialias=False)
     except ModuleNotFoundError as error:
-        raise UserError("FID needs torch-fidelity: install it by `pip install arflows[metrics]`.") from error
+        raise UserError("FID needs torch-fidelity: install it by `pip install torch-fidelity`.") from error
     except (OSError, RuntimeError, EOFError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(

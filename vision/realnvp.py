@@ -40,7 +40,8 @@ class RealNVP(ImageFlow):
         scales: number of scales; None halves the size until it is 4, as in the paper's ImageNet models.
         blocks: residual blocks of each coupling's network.
         width: channels of the networks at the first scale.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
+        bits: bits of a pixel value, 1 to 16.
 
     Raises:
         UserError: if the images are too small for ``scales``.
@@ -53,9 +54,10 @@ class RealNVP(ImageFlow):
         scales: int | None = 2,
         blocks: int = 8,
         width: int = 64,
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
+        bits: int = 8,
     ) -> None:
-        spec = image_spec(image_size, channels)
+        spec = image_spec(image_size, channels, bits)
         if scales is None:
             scales = _scales_down_to(min(spec.height, spec.width), smallest=4)
         # One halving between scales, and one more so that the last checkerboard has an even size.

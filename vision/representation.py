@@ -29,9 +29,20 @@ class ImageSpec(Spec):
     bits: int = 8
 
     @property
+    def levels(self) -> int:
+        """Number of values of a pixel."""
+        return 1 << self.bits
+
+    @property
     def dims(self) -> int:
         """Numbers in one image."""
         return self.height * self.width * self.channels
+
+    @property
+    def options(self) -> str:
+        """Options of ``prepare`` that make images of this size and these channels."""
+        size = f"{self.height}" if self.height == self.width else f"{self.height},{self.width}"
+        return f"--image_size {size} --channels {self.channels}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,17 +50,22 @@ class ImageSpec(Spec):
         return self.channels, self.height, self.width
 
     def check(self, images: Tensor) -> None:
-        """Make sure that a tensor holds images of this kind: uint8 (batch, channels, height, width).
+        """Make sure that a tensor holds images of this kind, (batch, channels, height, width).
+
+        Pixels are uint8; of more than 8 bits they are integers of any wider type.
 
         Raises:
             UserError: It does not; the sentence names what differs and how to mend it.
         """
         import torch
 
-        if images.dtype == torch.uint8 and images.shape[1:] == self.shape:
+        wide = (torch.int16, torch.uint16, torch.int32, torch.int64)
+        fits = images.dtype == torch.uint8 if self.bits <= 8 else images.dtype in wide
+        if fits and images.shape[1:] == self.shape:
+            self._check_levels(images)
             return  # at once: this also runs inside compiled graphs
-        if images.dtype != torch.uint8:
-            raise UserError(_wrong_type(images))
+        if not fits:
+            raise UserError(_wrong_type(images, self.bits))
         if images.ndim != 4:
             raise UserError(
                 f"images have shape {tuple(images.shape)}: give four axes (batch, channels, height, width); for one "
@@ -61,15 +77,32 @@ class ImageSpec(Spec):
             hint = " (the channels come second, before height and width)" if width == self.channels else ""
             raise UserError(
                 f"the images do not fit the model, model ≠ images: {', '.join(differences)}{hint}; prepare the images "
-                f"with --image_size {self.height} --channels {self.channels}, or use a model trained on their kind."
+                f"with {self.options}, or use a model trained on their kind."
+            )
+
+    def _check_levels(self, images: Tensor) -> None:
+        """Refuse values beyond the bits, where looking at them neither stops a GPU nor breaks a compiled graph."""
+        import torch
+
+        if self.bits in (8, 16) and images.dtype in (torch.uint8, torch.uint16):
+            return
+        if torch.compiler.is_compiling() or images.device.type != "cpu" or not images.numel():
+            return
+        lowest, highest = images.long().aminmax()
+        if lowest < 0 or highest >= self.levels:
+            raise UserError(
+                f"the pixels run from {lowest} to {highest}, outside 0…{self.levels - 1} of {self.bits} bits: scale "
+                "the images, or use a model of more bits."
             )
 
 
-def _wrong_type(images: Tensor) -> str:
-    """Say what to do about images that are not uint8."""
+def _wrong_type(images: Tensor, bits: int) -> str:
+    """Say what to do about images that are of another type than the model's."""
     import torch
 
     values = images.detach()
+    if bits > 8:
+        return f"the images are {images.dtype}, the model takes {bits} bits: give torch.int32 in 0…{(1 << bits) - 1}."
     if values.is_floating_point():
         if bad := int((~torch.isfinite(values)).sum()):
             return f"{bad:,} of {values.numel():,} pixels are NaN or infinite: mend or leave out these images."

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ def sample(
     out: Path,
     count: PositiveInt = 64,
     temperature: NonNegativeFloat = 1.0,
-    label: int | None = None,
+    label: str | None = None,
     seed: int = 0,
     interpolate_from: Path | None = None,
     interpolate_to: Path | None = None,
@@ -40,10 +40,11 @@ def sample(
 ) -> None:
     """Draw images with a trained flow; or interpolate between two images; or reconstruct images.
 
-    Writes a folder: grid.png with all images, images/0000.png, …, and samples.npz with the arrays images (uint8, count
-    × channels × height × width), log_probs (nats of the discrete image, a lower bound; of a TarFlow trained with noise,
-    log-densities of noisy images), seed, temperature and, of a class-conditional model, labels. The same seed
-    gives the same images on every device, up to rounding, and in any number of processes.
+    Writes a folder: grid.png with all images, images/0000.png, …, and samples.npz with the arrays images (uint8, or
+    int32 for pixels of more than 8 bits; count × channels × height × width), log_probs (nats of the discrete image, a
+    lower bound; of a TarFlow trained with noise, log-densities of noisy images), seed, temperature and, of a
+    class-conditional model, labels. The same seed gives the same images on every device, up to rounding, and in any
+    number of processes.
 
     Interpolation runs through latent space, along the sphere around the base density's mean (as Dinh et al. 2017,
     section 4.2): a straight line would leave the shell where nearly all of the density's mass lies. Reconstruction
@@ -54,7 +55,7 @@ def sample(
         out: Folder to write; it must not hold anything yet.
         count: How many images; of an interpolation both ends count; of images to reconstruct, how many at most.
         temperature: Multiplies the standard deviation of the latents; below 1 for images nearer to the mode.
-        label: The class, for a class-conditional model; without it, samples are of all classes.
+        label: The name of the class, for a class-conditional model; without it, samples are of all classes.
         seed: Seed of the latents.
         interpolate_from: First image of an interpolation.
         interpolate_to: Last image of an interpolation.
@@ -78,15 +79,16 @@ def sample(
         flow = load_model(ImageFlow, model, device)
         if options and not isinstance(flow, TarFlow):
             raise UserError(f"--{' and --'.join(options)} are for a TarFlow, {model} is a {type(flow).__name__}.")
+        number = None if label is None else flow.class_number(label)
         if interpolate_from is not None and interpolate_to is not None:
             first, last = read_image(interpolate_from, flow.spec), read_image(interpolate_to, flow.spec)
-            images = interpolate(flow, first, last, count, label, batch_size)
-            save_png(grid(images, columns=min(count, 10)), folder / "grid.png")
-            _save_images(folder, images)
+            images = interpolate(flow, first, last, count, number, batch_size)
+            save_png(grid(images, min(count, 10), flow.spec.bits), folder / "grid.png")
+            _save_images(folder, images, flow.spec.bits)
         elif reconstruct is not None:
             _reconstruct(flow, reconstruct, folder, count, label, batch_size)
         else:
-            _draw(flow, folder, count, temperature, label, seed, batch_size, **options)
+            _draw(flow, folder, count, temperature, number, seed, batch_size, **options)
     print(f"{out}: {sum(1 for _ in (out / 'images').iterdir())} images; see {out / 'grid.png'}.")
 
 
@@ -133,12 +135,12 @@ def draw(
 @torch.no_grad()
 def interpolate(
     flow: ImageFlow,
-    first: UInt8[Tensor, "channels height width"],
-    last: UInt8[Tensor, "channels height width"],
+    first: Integer[Tensor, "channels height width"],
+    last: Integer[Tensor, "channels height width"],
     count: int,
     label: int | None = None,
     batch_size: int = 64,
-) -> UInt8[Tensor, "count channels height width"]:
+) -> Integer[Tensor, "count channels height width"]:
     """Walks from one image to another through latent space, along the sphere around the base density's mean.
 
     Args:
@@ -192,13 +194,13 @@ def _draw(
 ) -> None:
     arrays = draw(flow, count, temperature, label, seed, batch_size, **options)
     images = torch.from_numpy(arrays.pop("images"))
-    save_png(grid(images), folder / "grid.png")
-    _save_images(folder, images, **arrays, **options, seed=seed, temperature=temperature)
+    save_png(grid(images, bits=flow.spec.bits), folder / "grid.png")
+    _save_images(folder, images, flow.spec.bits, **arrays, **options, seed=seed, temperature=temperature)
     figure = Estimate.of(torch.from_numpy(arrays["log_probs"]), flow.dims, flow.likelihood, dequantization(flow))
     print(f"samples at temperature {temperature:g}, seed {seed}: {figure}")
 
 
-def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label: int | None, batch_size: int) -> None:
+def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label: str | None, batch_size: int) -> None:
     device = flow.device
     originals, decoded, errors = [], [], []
     given = ImageInput(source, flow, label=label, convert=True)
@@ -213,19 +215,21 @@ def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label:
         raise UserError(f"{source} holds no image that can be used: {given.summary()}.")
     before, after, error = torch.cat(originals), torch.cat(decoded), torch.cat(errors)
     pairs = torch.stack([before, after], 1).flatten(0, 1)
-    save_png(grid(pairs, columns=2 * min(len(before), 5)), folder / "grid.png")
-    _save_images(folder, after, originals=before.numpy(), errors=error.numpy())
+    save_png(grid(pairs, 2 * min(len(before), 5), flow.spec.bits), folder / "grid.png")
+    _save_images(folder, after, flow.spec.bits, originals=before.numpy(), errors=error.numpy())
     exact = int((before == after).flatten(1).all(1).sum())
     print(
         f"{exact} of {len(before)} images come back exactly; the largest error of a pixel is {error.max():.2g} "
-        f"of its range (8-bit pixels come back exactly below {1 / 512:.2g})"
+        f"of its range (pixels come back exactly below {0.5 / flow.spec.levels:.2g})"
     )
     if given.skipped:
         print(f"skipped: {given.summary()}")
 
 
-def _save_images(folder: Path, images: UInt8[Tensor, "count channels height width"], **arrays: Any) -> None:
+def _save_images(
+    folder: Path, images: Integer[Tensor, "count channels height width"], bits: int, **arrays: Any
+) -> None:
     (folder / "images").mkdir()
     for index, image in enumerate(tqdm(images, "writing", disable=None, leave=False)):
-        save_png(image, folder / "images" / f"{index:04d}.png")
+        save_png(image, folder / "images" / f"{index:04d}.png", bits)
     np.savez_compressed(folder / "samples.npz", **{"images": images.cpu().numpy(), **arrays})

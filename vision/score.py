@@ -19,7 +19,7 @@ def score(
     images: Path,
     out: Path,
     split: str = "test",
-    label: int | None = None,
+    label: str | None = None,
     convert: bool = False,
     draws: PositiveInt = 1,
     seed: int = 0,
@@ -39,7 +39,7 @@ def score(
         images: A folder of image files, an image file, an .npz file with the array images, or a store.
         out: The CSV file to write; replaced if it exists.
         split: Which part of a store.
-        label: The class of all images, for a class-conditional model and images without labels.
+        label: The name of the class of all images, for a class-conditional model and images without labels.
         convert: Crop and reduce image files to the model's size instead of refusing those of another.
         draws: Draws of dequantisation noise for each image; more tighten the bound (Burda et al. 2016) and take longer.
             Percentile and typicality compare with the training images' scores at one draw.

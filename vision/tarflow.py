@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
@@ -15,7 +15,7 @@ from arflows.core.dequantization import GaussianDequantizer
 from arflows.core.flow import evaluating
 from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
-from arflows.vision.image_flow import PIXEL_LEVELS, ImageFlow, image_spec
+from arflows.vision.image_flow import ImageFlow, image_spec
 
 
 class TarFlow(ImageFlow):
@@ -39,9 +39,10 @@ class TarFlow(ImageFlow):
         layers: layers K of each transformer.
         width: hidden features of the transformers.
         heads: heads of their attention.
-        classes: number of classes of a class-conditional model; 0 for an unconditional one.
+        classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
         noise: standard deviation of Gaussian noise on pixels in [−1, 1]; 0 for uniform dequantisation.
         label_dropout: share of the training images whose class is withheld, so that `sample` can be guided.
+        bits: bits of a pixel value, 1 to 16.
 
     Raises:
         UserError: if the patches do not tile the image, or a setting is out of range.
@@ -56,11 +57,12 @@ class TarFlow(ImageFlow):
         layers: int = 8,
         width: int = 768,
         heads: int = 12,
-        classes: int = 0,
+        classes: int | Sequence[str] = 0,
         noise: float = 0.0,
         label_dropout: float = 0.1,
+        bits: int = 8,
     ) -> None:
-        spec = image_spec(image_size, channels)
+        spec = image_spec(image_size, channels, bits)
         if patch_size < 1 or spec.height % patch_size or spec.width % patch_size:
             raise UserError(
                 f"patch_size={patch_size} does not tile images of {spec.height}×{spec.width} pixels: use a divisor"
@@ -92,11 +94,11 @@ class TarFlow(ImageFlow):
             raise UserError(str(error)) from error
         bijection = Patchwise(patches, Chain(*flows))
         # Half of the noise, since pixels enter the bijection as numbers in [0, 1].
-        dequantizer = GaussianDequantizer(noise / 2, PIXEL_LEVELS) if noise else None
+        dequantizer = GaussianDequantizer(noise / 2, spec.levels) if noise else None
         size = (spec.height, spec.width)
         super().__init__(spec, bijection, StandardNormal((spec.dims,)), size, classes, dequantizer=dequantizer)
         if classes:
-            self.context_encoder = ClassEmbedding(classes, context_features, label_dropout)
+            self.context_encoder = ClassEmbedding(self.classes, context_features, label_dropout)
         self.noise = noise
         self._guided: tuple[float, Patchwise] | None = None
 
@@ -110,7 +112,7 @@ class TarFlow(ImageFlow):
         solver: Solver | None = None,
         guidance: float = 0.0,
         denoise: bool = False,
-    ) -> UInt8[Tensor, "count channels height width"]:
+    ) -> Integer[Tensor, "count channels height width"]:
         """Draws images.
 
         Args:
@@ -149,7 +151,7 @@ class TarFlow(ImageFlow):
         solver: Solver | None = None,
         guidance: float = 0.0,
         denoise: bool = False,
-    ) -> tuple[UInt8[Tensor, "count channels height width"], Float[Tensor, " count"]]:
+    ) -> tuple[Integer[Tensor, "count channels height width"], Float[Tensor, " count"]]:
         """Draws images and gives what `log_prob` says of each, guided or not; see `sample`."""
         labels = self.labels_for(count, labels, generator)
         images = self.sample(

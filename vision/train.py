@@ -59,7 +59,7 @@ class SampleGrid(Callback):
         flow = pl_module.flow
         assert isinstance(flow, ImageFlow)
         try:
-            image = grid(flow.sample(self.count, generator=torch.Generator().manual_seed(0)))
+            image = grid(flow.sample(self.count, generator=torch.Generator().manual_seed(0)), bits=flow.spec.bits)
         except InversionError as error:  # an early state of a model is not worth a run
             rank_zero_warn(f"no samples after step {trainer.global_step}: {error}", category=RuntimeWarning)
             return
@@ -88,15 +88,22 @@ class ImageExperiment(Experiment):
         assert isinstance(flow, ImageFlow)
         if differences := flow.spec.differences(data.spec):
             raise UserError(
-                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; set image_size "
-                "and channels of model.flow.init_args accordingly, or prepare another store."
+                f"{data.store.path} does not fit the model, model ≠ store: {', '.join(differences)}; "
+                f"{self.remedy('image_size, channels and bits of model.flow.init_args')}."
             )
-        if flow.classes and flow.classes != data.class_count:
-            raise UserError(
-                f"the model has {flow.classes} classes, {data.store.path} has {data.class_count}: set "
-                f"model.flow.init_args.classes to {data.class_count}, or to 0 for a model without classes."
-            )
+        if flow.classes and flow.class_names is None:
+            if flow.classes != data.class_count:
+                raise UserError(
+                    f"the model has {flow.classes} classes, {data.store.path} has {data.class_count}: set "
+                    f"model.flow.init_args.classes to {data.class_count}, or to 0 for a model without classes."
+                )
+            flow.name_classes(data.classes)
+        if flow.classes and not data.class_count:
+            raise UserError(f"the model has {flow.classes} classes, {data.store.path} has no labels: prepare another.")
         data.labels = flow.classes > 0
+        data.model_classes = flow.class_names
+        if "val" in data.store.splits:
+            data.dataset("val")  # refuses classes that the model does not know
         data.train_dataloader()  # refuses a store that has too few images for a batch
 
     def data_facts(self) -> dict[str, Any]:

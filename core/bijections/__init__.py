@@ -1,7 +1,8 @@
 """Invertible maps with tractable log-determinants, one file for each family."""
 
 from arflows.core.bijections.autoregressive import Autoregressive
-from arflows.core.bijections.base import Bijection, Chain, Inverse
+from arflows.core.bijections.base import Bijection
+from arflows.core.bijections.chain import Chain, Inverse, recompute
 from arflows.core.bijections.coupling import Coupling
 from arflows.core.bijections.elementwise import (
     Affine,
@@ -11,6 +12,7 @@ from arflows.core.bijections.elementwise import (
     Pointwise,
     TanhAffine,
 )
+from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.bijections.linear import Flatten, InvertibleConv1x1, NormalizedConv1x1, Permutation, Squeeze
 from arflows.core.bijections.logit import Logit
 from arflows.core.bijections.masks import ChannelMask, CheckerboardMask, ColumnMask, Mask
@@ -25,7 +27,6 @@ from arflows.core.bijections.normalization import (
     mark_initialized,
 )
 from arflows.core.bijections.piecewise import PiecewiseLinearCDF
-from arflows.core.bijections.recompute import recompute
 from arflows.core.bijections.spline import RationalQuadraticSpline
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "InitializedFromData",
     "Inverse",
     "InvertibleConv1x1",
+    "JohnsonSU",
     "LocationScale",
     "LogisticMixture",
     "Logit",

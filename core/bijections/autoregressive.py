@@ -1,26 +1,26 @@
 """Autoregressive bijections: every site is mapped with parameters computed from the sites before it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
 from arflows.core import inversion
 from arflows.core.bijections.base import Bijection, sum_except_batch
 from arflows.core.bijections.elementwise import Elementwise
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
-from arflows.core.runtime.transforms import is_transformed
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 class Autoregressive(Bijection):
     """z_i = f(x_i; θ(x_<i, context)) along the first axis of the event.
 
     Papamakarios, Pavlakou & Murray, "Masked autoregressive flow", 2017 (arXiv:1705.07057), equations 3–5. Data → latent
-    is one pass of the conditioner. Latent → data goes site by site, as the solver in force does it: `Sequential` unless
-    ``with use_solver(...)`` names another (`arflows.core.inversion`). Its gradients come from the implicit function
-    theorem, exactly and at a cost that does not depend on how the solver got there; they can be taken once, not twice.
+    is one pass of the conditioner. Latent → data goes site by site, by the active solver: `Sequential` unless
+    ``with use_solver(...)`` names another (`arflows.core.inversion`). Its gradients, and second derivatives, come from
+    the implicit function theorem, exactly and at a cost that does not depend on the solver.
     `Inverse` of this bijection is inverse autoregressive flow (Kingma et al. 2016, arXiv:1606.04934).
 
     Args:
@@ -70,10 +70,10 @@ class Autoregressive(Bijection):
         return self.conditioner(x, context).to(x.dtype)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latent → data, by the solver in force.
+        """Latent → data, by the active solver.
 
         Raises:
-            InversionError: if no finite solution is found, or the solver does not converge and may not fall back.
+            InversionError: if no finite solution is found, or none within the solver's tolerance.
         """
         z = _arranged(z, self.order)
         if torch.compiler.is_compiling() or is_transformed():
@@ -81,19 +81,13 @@ class Autoregressive(Bijection):
         elif torch.is_grad_enabled() and _needs_gradient(self, z, context):
             x, log_det = self._differentiable_inverse(z, context)
         else:
-            x, log_det = inversion.invert(self, z, context)
+            x, log_det = inversion.solve(self, z, context)
         return _arranged(x, self.rank), log_det
 
     def _differentiable_inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            solution, _ = inversion.invert(self, z, context)
-        with torch.enable_grad():
-            leaf = solution.detach().requires_grad_()
-            mapped, log_derivative = self.transform(leaf, context)
-            # Zero up to rounding, but it carries the gradients of z and of all that the map depends on.
-            residual = z - mapped
-            x = _ImplicitSolution.apply(residual, solution, mapped, leaf, log_derivative.detach().exp())
-            _, log_derivative = self.transform(x, context)
+        parameters = dict(self.named_parameters())
+        x = _ImplicitInverse.apply(self, tuple(parameters), z, context, *parameters.values())
+        _, log_derivative = self.transform(x, context)
         return x, -sum_except_batch(log_derivative)
 
     def _unrolled_inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -104,30 +98,136 @@ class Autoregressive(Bijection):
         return x, sum_except_batch(log_derivative)
 
 
-class _ImplicitSolution(torch.autograd.Function):
-    """x with f(x) = z, as a function of the residual z − f(x): ∂x/∂residual = J⁻¹ with J = ∂f/∂x.
+class _Transform(nn.Module):
+    """`Autoregressive.transform` as the forward pass of a module, for `functional_call`."""
 
-    J is triangular. Backward solves Jᵀ v = g by fixed-point sweeps over its strictly triangular part, which is
-    nilpotent: they end, exactly, after at most as many as there are sites, and mostly after a few.
+    def __init__(self, bijection: Autoregressive) -> None:
+        super().__init__()
+        self.bijection = bijection
+
+    def forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.bijection.transform(x, context)
+
+
+class _ImplicitInverse(torch.autograd.Function):
+    """x with f(x; θ) = z, as a function of z, the context and the parameters θ.
+
+    By the implicit function theorem ∂x/∂z = J⁻¹ and ∂x/∂θ = −J⁻¹ ∂f/∂θ, with J = ∂f/∂x. The backward pass runs f once
+    at x, solves Jᵀ v = g (`_solve_triangular`), and pulls −v back through f. All of this can be differentiated once
+    more, with respect to x as well, which gives second derivatives.
     """
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, solution: Tensor, mapped: Tensor, leaf: Tensor, diagonal: Tensor) -> Tensor:
-        ctx.mapped, ctx.leaf, ctx.diagonal = mapped, leaf, diagonal
+    def forward(
+        ctx: Any,
+        bijection: Autoregressive,
+        names: tuple[str, ...],
+        z: Tensor,
+        context: Tensor | None,
+        *parameters: Tensor,
+    ) -> Tensor:
+        x, _ = inversion.solve(bijection, z, context)
+        ctx.transform, ctx.names = _Transform(bijection), [f"bijection.{name}" for name in names]
+        ctx.device = x.device.type
+        ctx.autocast = torch.is_autocast_enabled(ctx.device)
+        ctx.autocast_dtype = torch.get_autocast_dtype(ctx.device)
+        ctx.save_for_backward(x, context, *parameters)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        twice = torch.is_grad_enabled()
+
+        def alias(tensor: Tensor | None, wanted: bool) -> Tensor | None:
+            """A name for an input of f at which gradients end here, but not those of a second derivative."""
+            if tensor is None or not wanted:
+                return None if tensor is None else tensor.detach()
+            return tensor.view_as(tensor) if twice else tensor.detach().requires_grad_()
+
+        wanted = ctx.needs_input_grad[3:]
+        with torch.enable_grad(), torch.autocast(ctx.device, ctx.autocast_dtype, ctx.autocast, cache_enabled=False):
+            x, *inputs = ctx.saved_tensors
+            at = alias(x, True)
+            context, *parameters = map(alias, inputs, wanted)
+            mapped, log_derivative = torch.func.functional_call(
+                ctx.transform, dict(zip(ctx.names, parameters, strict=True)), (at, context)
+            )
+        assert at is not None
+        diagonal = log_derivative.detach().exp()
+        v = _solve_triangular(
+            lambda vector: torch.autograd.grad(mapped, at, vector, retain_graph=True)[0], gradient.detach(), diagonal
+        )
+        if twice:
+            leaf = v.detach().requires_grad_()
+            (product,) = torch.autograd.grad(mapped, at, leaf, create_graph=True)
+            v = _ImplicitAdjoint.apply(gradient - product, v, product, leaf, diagonal)
+        followed = [tensor for tensor, want in zip([context, *parameters], wanted, strict=True) if want]
+        found = iter(
+            torch.autograd.grad(mapped, followed, -v, create_graph=twice, allow_unused=True) if followed else ()
+        )
+        return None, None, v, *(next(found) if want else None for want in wanted)
+
+
+class _ImplicitAdjoint(torch.autograd.Function):
+    """v with Jᵀ v = g, as a function of the residual g − Jᵀ v: ∂v/∂residual = J⁻ᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, residual: Tensor, solution: Tensor, product: Tensor, leaf: Tensor, diagonal: Tensor
+    ) -> Tensor:
+        ctx.product, ctx.leaf, ctx.diagonal = product, leaf, diagonal
         return solution.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        precision = torch.finfo(gradient.dtype).eps
-        solved = gradient / ctx.diagonal
-        for _ in range(gradient.shape[1]):
-            (product,) = torch.autograd.grad(ctx.mapped, ctx.leaf, solved, retain_graph=True)
-            remaining = gradient - product
-            solved = solved + remaining / ctx.diagonal
-            if (remaining.abs() <= 4 * precision * gradient.abs().amax()).all():
-                break
-        return solved, None, None, None, None
+        def multiply(vector: Tensor) -> Tensor:
+            """J times a vector: the gradient of ⟨Jᵀ leaf, vector⟩."""
+            return torch.autograd.grad(ctx.product, ctx.leaf, vector, retain_graph=True)[0]
+
+        solution = _solve_triangular(multiply, gradient.detach(), ctx.diagonal)
+        if torch.is_grad_enabled():
+            solution = _NoThirdDerivative.apply(solution, ctx.product)
+        return solution, None, None, None, None
+
+
+class _NoThirdDerivative(torch.autograd.Function):
+    """The identity, whose derivative is an error: unlike `once_differentiable` also if the gradient is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "third derivatives through the inverse of an autoregressive bijection are not implemented: take those of "
+            "its forward pass"
+        )
+
+
+def _solve_triangular(
+    multiply: Callable[[Tensor], Tensor],
+    target: Float[Tensor, "batch sites *site"],
+    diagonal: Float[Tensor, "batch sites *site"],
+) -> Float[Tensor, "batch sites *site"]:
+    """Solve A v = target for the Jacobian of an autoregressive map, or its transpose.
+
+    Fixed-point sweeps over the strictly triangular part, which is nilpotent: they are exact after at most as many as
+    there are sites, and mostly after a few. They end when every example is solved to the precision of its own target.
+
+    Args:
+        multiply: The product of A and a vector.
+        target: The right-hand side.
+        diagonal: The diagonal of A.
+    """
+    accepted = 4 * torch.finfo(target.dtype).eps * target.abs().flatten(1).amax(1) if target.numel() else 0.0
+    solution = target / diagonal
+    for _ in range(target.shape[1]):
+        remaining = target - multiply(solution)
+        solution = solution + remaining / diagonal
+        if (remaining.abs().flatten(1).amax(1) <= accepted).all() if target.numel() else True:
+            break
+    return solution
 
 
 def _arranged(values: Tensor, order: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from arflows.core.bijections.base import Bijection, full_precision, zero_log_det
 from arflows.core.bijections.normalization import ActNorm, sites
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.transforms import is_transformed
+from arflows.core.runtime.torch_compat import is_transformed
 
 _LARGEST_INVERSION_ERROR = 0.01
 """Largest relative error of an inverted linear map before it is refused."""

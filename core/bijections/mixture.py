@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.core.bijections.elementwise import Elementwise, bounded
-from arflows.core.runtime.transforms import is_transformed
+from arflows.core.runtime.torch_compat import is_transformed
 
 _NEWTON_STEPS_WITH_GRADIENT = 2
 """Number of differentiable Newton steps; each doubles the order to which derivatives are exact, so two give three."""

@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, TypeVar
 
-from arflows.core.commands.domains import all_domains, find_domain
+from arflows.core.commands.domains import all_domains, domain_names, find_domain
 from arflows.core.commands.exit_codes import MENDABLE, guarded
+from arflows.core.commands.recipes import recipes_of
 from arflows.core.runtime.errors import UserError, unknown_name
 from arflows.core.runtime.options import ShortErrors, renamed_options
 from arflows.core.runtime.processes import distributed_session, is_main
@@ -55,6 +56,8 @@ def main(args: Sequence[str] | None = None) -> None:
             case []:
                 print(_overview(), file=sys.stderr)
                 raise SystemExit(MENDABLE)
+            case ["help", name, *rest] if name in COMMANDS or name in domain_names():
+                main([name, *rest, "--help"])
             case ["-h" | "--help" | "help", *_]:
                 print(_overview())
             case ["--version", *_]:
@@ -68,6 +71,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run_verb(name: str, words: list[str]) -> None:
+    if words and words[0] in domain_names() and name in find_domain(words[0]).verbs:
+        raise UserError(f"The domain comes before the verb: arflows {words[0]} {name}.")
     domain = find_domain(name, also=COMMANDS)
     match words:
         case []:
@@ -110,7 +115,7 @@ def _verbs(name: str) -> str:
     return _help_text(
         f"arflows {domain.name} <verb> [options]",
         f"{domain.name} — {domain.summary}",
-        {"verbs": domain.verbs},
+        {"verbs": domain.verbs, "recipes for --config": recipes_of(domain.module)},
         f"`arflows {domain.name} <verb> --help` lists the options of a verb.",
     )
 
@@ -118,7 +123,8 @@ def _verbs(name: str) -> str:
 def _help_text(usage: str, summary: str, groups: Mapping[str, Mapping[str, str]], end: str) -> str:
     lines = [f"usage: {usage}", "", summary]
     for title, entries in groups.items():
-        lines += ["", f"{title}:", *(f"  {name:<12} {line}" for name, line in entries.items())]
+        width = max([12, *map(len, entries)])
+        lines += ["", f"{title}:", *(f"  {name:<{width}} {line}" for name, line in entries.items())] if entries else []
     return "\n".join([*lines, "", end])
 
 

@@ -1,6 +1,7 @@
 """``arflows demo``: every installed domain shows on its built-in data what it does, and one report keeps it."""
 
 import importlib
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -24,9 +25,11 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
         SystemExit: with code 1 if a domain failed; the report says why, and has the chapters of the others.
     """
     began = time.monotonic()
-    domains = all_domains()
+    domains = [domain for domain in all_domains() if _has_demo(domain)]
     if not domains:
-        raise UserError("No domain is installed: install arflows again, with `pip install arflows`.")
+        raise UserError(
+            "No domain with a demo is installed: install arflows again, by `make install` in its repository."
+        )
     if report.is_dir():
         raise UserError(f"{report} is a folder: name a file with --report.")
     report.parent.mkdir(parents=True, exist_ok=True)  # an error now rather than when all is done
@@ -48,6 +51,11 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
     if failed:
         print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(FAULT)
+
+
+def _has_demo(domain: Domain) -> bool:
+    name = f"{domain.module}.demo"
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 def _chapter(domain: Domain, out: Path, seed: int) -> Chapter:

@@ -44,6 +44,11 @@ def all_domains() -> list[Domain]:
     return [_load(entry_point) for _, entry_point in sorted(_entry_points().items())]
 
 
+def domain_names() -> list[str]:
+    """The names of all installed domains; none of them is loaded."""
+    return sorted(_entry_points())
+
+
 def find_domain(name: str, *, also: Iterable[str] = ()) -> Domain:
     """The domain of that name; no other domain is loaded.
 

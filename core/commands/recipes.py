@@ -1,7 +1,9 @@
 """Recipes: the config files that come with a domain, named on the command line without a path."""
 
 import importlib.resources
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from arflows.core.runtime.errors import unknown_name
@@ -19,11 +21,29 @@ def resolve_recipe(name: str | Path, package: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    folder = Path(str(importlib.resources.files(package))) / "recipes"
-    recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    recipes = _files(package)
     if str(name) not in recipes:
         raise unknown_name("file or recipe", str(name), recipes)
     return recipes[str(name)]
+
+
+def recipes_of(package: str) -> dict[str, str]:
+    """The recipes that come with a domain, each with the first sentence of its comment.
+
+    Args:
+        package: the domain's package, such as ``"arflows.vision"``.
+    """
+    return {name: _first_sentence(path.read_text(encoding="utf-8")) for name, path in _files(package).items()}
+
+
+def _files(package: str) -> dict[str, Path]:
+    folder = Path(str(importlib.resources.files(package))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _first_sentence(text: str) -> str:
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    return re.split(r"(?<=[.;:])\s", comment, maxsplit=1)[0].rstrip(".;:")
 
 
 def resolve_configs(words: Sequence[str], package: str) -> list[str]:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arflows.core.runtime.transforms import is_transformed
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 def attention(

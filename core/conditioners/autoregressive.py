@@ -30,19 +30,25 @@ class Stream(ABC):
     def step(self, previous: Float[Tensor, "batch *site"] | None) -> Float[Tensor, "batch *site parameters"]:
         """Take the value of the previous site (None at the first) and return the parameters of the next one."""
 
-    def invert(
+    def generate(
         self, elementwise: "Elementwise", z: Float[Tensor, "batch sites *site"]
-    ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]] | None:
-        """Map latent → data for all sites at once, if the stream has a faster loop for the map than its steps.
+    ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]]:
+        """Map latent → data for all sites, by a `step` for each; streams override it by faster loops for some maps.
 
         Args:
             elementwise: the map of single elements.
             z: latents, sites in the order of generation.
 
         Returns:
-            x and the elementwise log-derivative ∂x/∂z; None, without any effect, if there is no faster loop.
+            x and the elementwise log-derivative ∂x/∂z.
         """
-        return None
+        x: Tensor | None = None
+        values, log_derivatives = [], []
+        for z_site in z.movedim(1, 0).contiguous().unbind(0):
+            x, log_derivative = elementwise.inverse(z_site, self.step(x).to(z.dtype))
+            values.append(x)
+            log_derivatives.append(log_derivative)
+        return torch.stack(values, 1), torch.stack(log_derivatives, 1)
 
     @abstractmethod
     def sweep(self, guess: Float[Tensor, "batch sites *site"]) -> Float[Tensor, "batch sites *site parameters"]:

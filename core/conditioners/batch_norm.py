@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from arflows.core.runtime.processes import batch_statistics, world_size
+from arflows.core.runtime.torch_compat import batch_moments, normalize_batch, normalize_batch_backward
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -52,8 +53,8 @@ class _SharedNormalization(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean, variance = batch_statistics(*torch.batch_norm_update_stats(x, None, None, 0.0))
-        normalized = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, epsilon)[0]
+        mean, variance = batch_statistics(*batch_moments(x))
+        normalized = normalize_batch(x, weight, bias, mean, variance, epsilon)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.epsilon = epsilon
         ctx.values = world_size() * x.numel() // x.shape[1]
@@ -64,9 +65,7 @@ class _SharedNormalization(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, variance = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, ctx.epsilon, [True, True, True]
-        )
+        grad_x, grad_weight, grad_bias = normalize_batch_backward(gradient, x, weight, mean, variance, ctx.epsilon)
         means = torch.stack([grad_weight, grad_bias])
         distributed.all_reduce(means)
         along_normalized, along_one = means / ctx.values

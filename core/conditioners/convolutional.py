@@ -17,7 +17,7 @@ from arflows.core.conditioners.attention import attention
 from arflows.core.conditioners.autoregressive import check_context
 from arflows.core.conditioners.batch_norm import BatchNorm2d
 from arflows.core.conditioners.weight_norm import WeightNormConv2d
-from arflows.core.runtime.transforms import is_transformed
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 class ImageConditioner(nn.Module):

@@ -91,7 +91,9 @@ class _Rows(nn.Module):
         # A narrower dense part does not pay for a product of its own.
         self.shared = seen[0] if seen[0] >= _BLOCK_ROWS else 0
         self.width = seen[-1]
-        bounds = torch.as_tensor(seen).clamp_min(1)[:, None].rsqrt()  # as in nn.Linear, for the number of inputs of a row
+        bounds = (
+            torch.as_tensor(seen).clamp_min(1)[:, None].rsqrt()
+        )  # as in nn.Linear, for the number of inputs of a row
         self.dense = nn.Parameter(bounds * (2 * torch.rand(len(seen), self.shared) - 1)) if self.shared else None
         self.steps = nn.Parameter(bounds * (2 * torch.rand(len(seen), self.width - self.shared) - 1))
         self.bias = nn.Parameter(bounds[:, 0] * (2 * torch.rand(len(seen)) - 1))
@@ -253,15 +255,15 @@ class MaskedMLPStream(Stream):
             self.activate(hidden)
         return parameters.addmm_(weight, inputs).T
 
-    def invert(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Map latent → data for all sites, on a CPU and for the maps that the compiled loop supports."""
+    def generate(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Map latent → data for all sites: on a CPU by a compiled loop, for the maps of `elementwise_loops`."""
         if z.device.type != "cpu" or z.dtype != self.values.dtype or z.dtype not in (torch.float32, torch.float64):
-            return None
+            return super().generate(elementwise, z)
         from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
         from arflows.core.conditioners import masked_mlp_loops
 
         if (known := settings_of(elementwise, self.values.numpy().dtype)) is None:
-            return None
+            return super().generate(elementwise, z)
 
         def arrays(tensors: list[Tensor]) -> tuple[np.ndarray, ...]:
             return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
@@ -279,7 +281,7 @@ class MaskedMLPStream(Stream):
             stop = min(start + _LOOP_BLOCK, self.made.features)
             self._add_past(start, stop)
             for left in range(0, len(z), _LOOP_BATCH):
-                masked_mlp_loops.invert_block(start, stop, left, min(left + _LOOP_BATCH, len(z)), *shared)
+                masked_mlp_loops.generate_block(start, stop, left, min(left + _LOOP_BATCH, len(z)), *shared)
         self.position = self.computed = self.made.features
         return self.values.T, log_derivative.T
 

@@ -1,4 +1,4 @@
-"""Compiled loop that inverts an affine map or a spline with parameters from a `MaskedMLP`, on CPUs.
+"""Compiled loop that generates under an affine map or a spline with parameters from a `MaskedMLP`, on CPUs.
 
 A step of a stream is a dozen small calls, whose overhead is several times the computation. Here the steps of a block of
 sites are one function, which numba compiles at its first use (a second or two, cached on disk).
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from arflows.core.bijections.elementwise_loops import invert_elementwise
-from arflows.core.runtime.numba_loops import add_products, compiled
+from arflows.core.runtime.numba_loops import compiled
+from arflows.core.runtime.numba_math import add_products
 
 ACTIVATION_CODES = {"relu": 0, "tanh": 1, "elu": 2, "silu": 3}
 
@@ -34,7 +35,7 @@ def _activate(code: int, sums: Any, hidden: Any, left: int, right: int) -> None:
 
 
 @compiled
-def invert_block(
+def generate_block(
     start: int,
     stop: int,
     left: int,

@@ -189,7 +189,7 @@ class _Block(nn.Module):
         return hidden + self.fc2(F.gelu(self.fc1(self.norm_perceptron(hidden))))
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """Return the weights of a step in the order of use: matrices to multiply by from the right, norms with biases."""
+        """Return the weights of a step in the order of use; matrices multiply from the right, norms come with biases."""
         attention, perceptron = self.norm_attention, self.norm_perceptron
         return (
             attention.weight,
@@ -246,17 +246,17 @@ class TransformerStream(Stream):
             parameters = self._through_network()
         return parameters.view(len(self.last), network.channels, network.parameter_count)
 
-    def invert(self, elementwise: "Elementwise", z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Map latent → data for all tokens, on a CPU and for the maps of `elementwise_loops`."""
+    def generate(self, elementwise: "Elementwise", z: Tensor) -> tuple[Tensor, Tensor]:
+        """Map latent → data for all tokens: on a CPU by a compiled loop, for the maps of `elementwise_loops`."""
         if z.dtype != self.cache.dtype or not self._fits_loops():
-            return None
+            return super().generate(elementwise, z)
         from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
 
         if (known := settings_of(elementwise, self.cache.numpy().dtype)) is None:
-            return None
+            return super().generate(elementwise, z)
         self._count(self.transformer.sites)
         self.position = self.transformer.sites
-        return self._compiled_loops().invert(z, *known)
+        return self._compiled_loops().generate(z, *known)
 
     def _fits_loops(self) -> bool:
         """True on a CPU if products are small and nothing is traced; PyTorch's threads share large products."""

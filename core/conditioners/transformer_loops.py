@@ -18,15 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.bijections.elementwise_loops import invert_elementwise
-from arflows.core.runtime.numba_loops import (
-    add_products,
-    compiled,
-    compiled_comparing,
-    compiled_summing,
-    exp_minus_twice,
-    in_shares,
-    multiplying,
-)
+from arflows.core.runtime.numba_loops import compiled, compiled_comparing, compiled_summing
+from arflows.core.runtime.numba_math import add_products, exp_minus_twice
+from arflows.core.runtime.threads import in_shares, multiplying
 
 NORM_EPSILON = 1e-5
 """Epsilon of `torch.nn.LayerNorm`."""
@@ -96,7 +90,7 @@ class TokenLoops:
         self._in_shares(_step, len(previous), 1, *arrays)
         return parameters
 
-    def invert(
+    def generate(
         self, z: Float[Tensor, "batch sites channels"], code: int, settings: np.ndarray
     ) -> tuple[Float[Tensor, "batch sites channels"], Float[Tensor, "batch sites channels"]]:
         """Map latent → data for all tokens.
@@ -111,7 +105,7 @@ class TokenLoops:
         """
         x, log_derivative = (torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(2))
         arrays = (tensor.contiguous().numpy() for tensor in (z, x, log_derivative))
-        self._in_shares(_invert, len(z), z.shape[1], *arrays, self.weights, *self.cache, code, settings)
+        self._in_shares(_generate, len(z), z.shape[1], *arrays, self.weights, *self.cache, code, settings)
         return x, log_derivative
 
     def _in_shares(self, loop: Any, count: int, tokens: int, *arguments: Any) -> None:
@@ -128,7 +122,7 @@ def _step(
 
 
 @compiled
-def _invert(
+def _generate(
     share: int,
     start: int,
     stop: int,

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from arflows.core.conditioners import wavenet_pass
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
-from arflows.core.conditioners.wavenet_pass import Folded, product_type
+from arflows.core.conditioners.wavenet_layer import Folded, Layer
+from arflows.core.conditioners.wavenet_pass import product_type
 from arflows.core.conditioners.wavenet_stream import WaveNetStream
 from arflows.core.conditioners.weight_norm import WeightNormConv1d, WeightNormConv2d
 
@@ -64,7 +65,7 @@ class WaveNet(AutoregressiveConditioner):
         self.causal_width = causal_width
         self.input_proj = WeightNormConv2d(1, channels, 1)
         self.layers = nn.ModuleList(
-            _Layer(channels, kernel, dilation, causal_width, last=number == len(dilations) - 1)
+            Layer(channels, kernel, dilation, causal_width, last=number == len(dilations) - 1)
             for number, dilation in enumerate(dilations)
         )
         # One product gives what the context adds to every layer.
@@ -111,7 +112,7 @@ class WaveNet(AutoregressiveConditioner):
             valid = None if valid is None else valid.to(low)
             entered: list[Tensor] = []
             if past is None and wavenet_pass.fits(before, low):
-                summed = wavenet_pass.parameters(self, folded, entry, added, valid)
+                summed = wavenet_pass.parameters(self.stack, folded, entry, added, valid)
             else:
                 summed = self._sum(folded, entry, added, valid, past, entered)
             parameters = summed + folded.left
@@ -233,7 +234,7 @@ class WaveNet(AutoregressiveConditioner):
         return WaveNetStream(self, like, context, memory)
 
     @property
-    def stack(self) -> "list[_Layer]":
+    def stack(self) -> list[Layer]:
         """The layers, from the samples to the parameters."""
         return list(self.layers)  # type: ignore[arg-type]
 
@@ -245,40 +246,6 @@ class WaveNet(AutoregressiveConditioner):
             like.new_zeros(rows, batch, layer.margins[0], width, dtype=product_type(like))
             for layer, width in zip(self.stack, widths, strict=True)
         ]
-
-
-class _Layer(nn.Module):
-    """One gated convolution with its residual and skip paths; the last layer has no residual path to feed."""
-
-    convolution: nn.Conv2d
-    mix: nn.Conv2d
-
-    def __init__(
-        self, channels: int, kernel: tuple[int, int], dilation: tuple[int, int], causal_width: bool, last: bool
-    ) -> None:
-        super().__init__()
-        self.kernel, self.dilation = kernel, dilation
-        reach = (kernel[1] - 1) * dilation[1]
-        # Columns that the convolution sees to the left and to the right, and rows above.
-        self.margins = (reach, 0) if causal_width else (reach // 2, reach // 2)
-        self.past = (kernel[0] - 1) * dilation[0]
-        self.convolution = WeightNormConv2d(channels, 2 * channels, kernel, dilation=dilation)
-        self.mix = WeightNormConv2d(channels, channels if last else 2 * channels, 1)
-
-    def forward(
-        self,
-        hidden: Float[Tensor, "batch rows columns width"],
-        kernel: Float[Tensor, "2*channels width down along"],
-        added: Float[Tensor, "#batch #rows columns 2*channels"],
-        past: Float[Tensor, "batch past columns width"] | None,
-    ) -> Float[Tensor, "batch rows columns channels"]:
-        """What the gates let through, given the folded kernel."""
-        seen, missing = hidden, self.past
-        if past is not None:
-            seen, missing = torch.cat([past, hidden], 1), self.past - past.shape[1]
-        padded = F.pad(seen, (0, 0, *self.margins, missing, 0)).movedim(3, 1)
-        signal, gate = (F.conv2d(padded, kernel, dilation=self.dilation).movedim(1, 3) + added).chunk(2, -1)
-        return 2 * torch.tanh(signal) * torch.sigmoid(2 * gate)
 
 
 def _bias(convolution: nn.Module) -> Tensor:

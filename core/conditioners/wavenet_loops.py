@@ -18,7 +18,9 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from arflows.core.runtime.numba_loops import OPTIONS, compiled, exp_minus_twice, in_shares
+from arflows.core.runtime.numba_loops import OPTIONS, compiled
+from arflows.core.runtime.numba_math import exp_minus_twice
+from arflows.core.runtime.threads import in_shares
 
 PRECISIONS = (torch.bfloat16, torch.float32, torch.float64)
 """Of the numbers that gates are computed from; what they are computed in is float32 at least."""

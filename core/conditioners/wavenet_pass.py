@@ -13,36 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from arflows.core.conditioners.wavenet_layer import Folded, Layer
 from arflows.core.conditioners.wavenet_loops import PRECISIONS, carried, carried_backward, gated, gated_backward
-from arflows.core.runtime.transforms import is_transformed
-
-if TYPE_CHECKING:
-    from arflows.core.conditioners.wavenet import WaveNet
+from arflows.core.runtime.torch_compat import is_transformed
 
 # Of the arguments of the operations below: entry (batch, rows, columns, 2), added (layers, batch or 1, rows or 1,
 # columns, 2 · channels), valid (batch, 1, columns, 1); of each layer the convolution's weights, of all but the last the
 # residual path's weights and biases, of all the skip path's weights; and for each layer five numbers, its dilation down
 # and along, the rows and columns of zeros put before it, and the columns that the convolution supplies by itself.
 _NUMBERS = 5
-
-
-class Folded(NamedTuple):
-    """The weights of a `WaveNet` with constants folded in; see `WaveNet.folded`."""
-
-    kernels: list[Float[Tensor, "2*channels width down along"]]
-    input_proj: Float[Tensor, "2 channels"]
-    from_context: Float[Tensor, "layers features 2*channels"] | None
-    bias: Float[Tensor, "layers 1 2*channels"]
-    residuals: list[tuple[Float[Tensor, "channels channels"], Float[Tensor, " channels"]]]
-    skips: list[Float[Tensor, "channels 2"]]
-    left: Float[Tensor, " 2"]
 
 
 def product_type(like: Tensor) -> torch.dtype:
@@ -57,7 +43,7 @@ def fits(like: Tensor, low: torch.dtype) -> bool:
 
 
 def parameters(
-    network: WaveNet,
+    stack: Sequence[Layer],
     folded: Folded,
     entry: Float[Tensor, "batch rows columns 2"],
     added: Float[Tensor, "layers #batch #rows columns 2*channels"],  # noqa: UP037
@@ -66,14 +52,14 @@ def parameters(
     """What the layers contribute to the parameters, in float32 or wider.
 
     Args:
-        network: the WaveNet.
+        stack: the layers.
         folded: its weights, in the precision of products.
         entry: the row before each, and ones where columns belong to the signal; in that precision.
         added: what the context and the biases add to the gates.
         valid: ones where columns belong to the signal; None if all do.
     """
     numbers: list[int] = []
-    for layer in network.stack:
+    for layer in stack:
         left, right = layer.margins
         numbers += [*layer.dilation, layer.past, *((left, 0) if left != right else (0, left))]
     residuals, biases = zip(*folded.residuals, strict=True) if folded.residuals else ((), ())

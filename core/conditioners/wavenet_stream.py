@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from arflows.core.conditioners.autoregressive import Stream
+from arflows.core.conditioners.wavenet_layer import Folded, Layer
 from arflows.core.conditioners.wavenet_loops import PRECISIONS, gated
 from arflows.core.conditioners.wavenet_pass import product_type
-
-if TYPE_CHECKING:
-    from arflows.core.conditioners.wavenet import WaveNet
 
 TILE_BYTES = 3 << 19
 """What a step works on at a time on a CPU: little enough to stay in a core's second-level cache."""
 GATED = 1 << 10
 """Columns that a thread gates at least; fewer take less time than it takes to start a thread."""
+
+
+class Network(Protocol):
+    """The part of `WaveNet` that its stream uses; its methods are described there."""
+
+    channels: int
+
+    @property
+    def stack(self) -> list[Layer]:
+        """The layers."""
+
+    def folded(self, low: torch.dtype) -> Folded:
+        """The weights in a precision."""
+
+    def split_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The features of each column, and the number of its samples that belong to the signal."""
+
+    def added(self, folded: Folded, features: Tensor | None, position: int, like: Tensor) -> Tensor:
+        """The terms that context and biases add to the gates."""
+
+    def belongs(self, inside: Tensor, rows: int, position: int = 0) -> Tensor:
+        """The samples that belong to the signal."""
+
+    def rows_given(
+        self, before: Tensor, context: Tensor | None, position: int = 0, past: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The parameters of rows, and the inputs of each layer."""
 
 
 class WaveNetStream(Stream):
@@ -42,7 +68,7 @@ class WaveNetStream(Stream):
 
     def __init__(
         self,
-        network: WaveNet,
+        network: Network,
         like: Float[Tensor, "batch rows columns"],
         context: Tensor | None,
         memory: list[Tensor] | None = None,
@@ -93,7 +119,7 @@ class _Rows:
     Everything lies as (batch, columns, channels), so that all samples a kernel sees, side by side, make one product.
     """
 
-    def __init__(self, network: WaveNet, like: Tensor, context: Tensor | None, memory: list[Tensor] | None) -> None:
+    def __init__(self, network: Network, like: Tensor, context: Tensor | None, memory: list[Tensor] | None) -> None:
         self.network, self.like, self.memory = network, like, memory
         batch, rows, columns = like.shape
         low = product_type(like)

@@ -1,16 +1,20 @@
 """What flows over vectors share."""
 
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Bijection, Chain, Standardize
-from arflows.core.flow import BijectiveFlow
+from arflows.core.flow import BijectiveFlow, evaluating
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
-from arflows.core.runtime.transforms import is_transformed
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 class VectorFlow(BijectiveFlow, Pretrained):
@@ -33,64 +37,125 @@ class VectorFlow(BijectiveFlow, Pretrained):
         self.context_features = context
 
     def log_prob(
-        self, x: Float[Tensor, "batch features"], context: Float[Tensor, "#batch context"] | None = None
-    ) -> Float[Tensor, " batch"]:
+        self, x: Float[Tensor, "*batch features"], context: Float[Tensor, "*#batch context"] | None = None
+    ) -> Float[Tensor, "*batch"]:
         """Log-density in nats.
 
         Args:
-            x: examples.
-            context: what they are conditioned on, a row for each, or one row for all.
+            x: examples, with one batch dimension or several.
+            context: what they are conditioned on: a row for each, one row for all, or dimensions that broadcast with
+                those of the examples, which may be more. Where both have one batch dimension alone, they agree.
 
         Raises:
             UserError: if x or context do not fit the flow in shape, type or device, or hold NaN or infinite values.
         """
         self._check("x", x, self.dims)
-        return super().log_prob(x, self._rows(context, len(x)))
+        context = self._checked(context)
+        if context is None:
+            return super().log_prob(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        shape = _broadcast(x.shape[:-1], context.shape[:-1])
+        x, context = (values.expand(*shape, -1).flatten(0, -2) for values in (x, context))
+        return super().log_prob(x, context).unflatten(0, shape)
 
+    @torch.no_grad()
     def sample(
         self,
-        count: int,
-        context: Float[Tensor, "#count context"] | None = None,
+        count: int | Sequence[int],
+        context: Float[Tensor, "*rows context"] | None = None,
         *,
+        per_context: bool = False,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
-    ) -> Float[Tensor, "count features"]:
-        """Draws examples; see `BijectiveFlow.sample`. One row of context serves for all of them."""
-        context = self._rows(context, count)
-        return super().sample(count, context, temperature=temperature, generator=generator, solver=solver)
+    ) -> Float[Tensor, "*count features"]:
+        """Draws examples, in evaluation mode and without gradients.
 
+        Args:
+            count: how many, as a number or as the shape (n, m, …) of an array of them.
+            context: what to condition on: a row for each example, or one row for all.
+            per_context: draw ``count`` examples for each row of context instead; their dimensions follow those of
+                ``count``: 7 samples for each of 10 rows have the shape (7, 10, features).
+            temperature: multiplies the standard deviation of the latents.
+            generator: source of randomness; a CPU generator gives the same latents on every device.
+            solver: how autoregressive parts are inverted; None for the active solver, `Sequential` by default.
+
+        Raises:
+            UserError: if the context does not fit, or a number is out of range.
+            InversionError: if the solver finds no solution.
+        """
+        options = {"per_context": per_context, "temperature": temperature, "generator": generator, "solver": solver}
+        return self.rsample_with_log_prob(count, context, **options)[0]
+
+    @torch.no_grad()
     def sample_with_log_prob(
         self,
-        count: int,
-        context: Float[Tensor, "#count context"] | None = None,
+        count: int | Sequence[int],
+        context: Float[Tensor, "*rows context"] | None = None,
         *,
+        per_context: bool = False,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
-    ) -> tuple[Float[Tensor, "count features"], Float[Tensor, " count"]]:
-        """Draws examples with their log-densities; see `BijectiveFlow.sample_with_log_prob`."""
-        context = self._rows(context, count)
-        return super().sample_with_log_prob(count, context, temperature=temperature, generator=generator, solver=solver)
+    ) -> tuple[Float[Tensor, "*count features"], Float[Tensor, "*count"]]:
+        """Draws examples with their log-densities at temperature 1; arguments are those of `sample`."""
+        options = {"per_context": per_context, "temperature": temperature, "generator": generator, "solver": solver}
+        return self.rsample_with_log_prob(count, context, **options)
 
-    def _rows(self, context: Tensor | None, count: int) -> Tensor | None:
-        """One row of context for each example."""
+    def rsample(
+        self, count: int | Sequence[int], context: Float[Tensor, "*rows context"] | None = None, **options: Any
+    ) -> Float[Tensor, "*count features"]:
+        """Draws examples of which gradients reach parameters and context; arguments are those of `sample`.
+
+        The examples are a deterministic function of parameters, context and noise (the reparametrisation trick).
+        """
+        return self.rsample_with_log_prob(count, context, **options)[0]
+
+    def rsample_with_log_prob(
+        self,
+        count: int | Sequence[int],
+        context: Float[Tensor, "*rows context"] | None = None,
+        *,
+        per_context: bool = False,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        solver: Solver | None = None,
+    ) -> tuple[Float[Tensor, "*count features"], Float[Tensor, "*count"]]:
+        """Draws examples with their log-densities, both with gradients; arguments are those of `sample`."""
+        shape = (count,) if isinstance(count, int) else tuple(count)
+        if not shape or min(shape) < 1:
+            raise UserError(f"the number of samples must be at least 1, got {count}")
+        rows = self._checked(context)
+        if rows is not None:
+            if per_context:
+                shape = (*shape, *rows.shape[:-1])
+            elif rows.shape[:-1] not in (shape, (1,)) and len(rows.shape) > 1:
+                raise UserError(
+                    f"expected one row of context for each of {prod(shape)} examples, or one for all, got "
+                    f"{tuple(rows.shape[:-1])}: per_context=True draws as many for each row"
+                )
+            rows = rows.expand(*shape, -1).flatten(0, -2)
+        elif per_context:
+            raise UserError("per_context has no meaning without context: leave it out")
+        with evaluating(self):
+            z, encoded = self._latents(prod(shape), rows, temperature, generator)
+            x, log_det = self._inverse(z, encoded, solver)
+            log_prob = self.base.log_prob(z, encoded) - log_det
+        return x.unflatten(0, shape), log_prob.unflatten(0, shape)
+
+    def _checked(self, context: Tensor | None) -> Tensor | None:
+        """Makes sure that there is a context where the flow needs one, and no other."""
         if not self.context_features:
             if context is not None:
                 raise UserError("this flow was built without context: leave it out, or build it with context=…")
             return None
         if context is None:
             raise UserError(f"this flow needs a context of {self.context_features} features for each example")
-        context = context.expand(count, -1) if len(context) == 1 or context.ndim == 1 else context
+        context = context[None] if context.ndim == 1 else context
         self._check("context", context, self.context_features)
-        if len(context) != count:
-            raise UserError(
-                f"expected one row of context for each of {count} examples, or one for all, got {len(context)}"
-            )
         return context
 
     def _check(self, name: str, values: Tensor, features: int) -> None:
-        if values.ndim != 2 or values.shape[1] != features:
+        if values.ndim < 2 or values.shape[-1] != features:
             raise UserError(f"{name} must have shape (batch, {features}), got {tuple(values.shape)}")
         if values.dtype != self.dtype or values.device != self.device:
             raise UserError(
@@ -102,8 +167,26 @@ class VectorFlow(BijectiveFlow, Pretrained):
             return
         # A sum is several times faster, and finite where all is well but for numbers near the largest there are.
         if not values.sum().isfinite() and not values.isfinite().all():
-            rows = (~values.isfinite().all(1)).nonzero().flatten()
+            rows = (~values.flatten(0, -2).isfinite().all(1)).nonzero().flatten()
             raise UserError(f"{name} holds NaN or infinite values in {len(rows)} of its rows, the first {int(rows[0])}")
+
+
+def _broadcast(examples: torch.Size, rows: torch.Size) -> torch.Size:
+    """Batch dimensions of examples and context together.
+
+    Raises:
+        UserError: if they do not fit together, or one example would serve for several rows of context unasked.
+    """
+    if len(examples) == len(rows) == 1 and rows[0] not in (1, examples[0]):
+        raise UserError(
+            f"expected one row of context for each of {examples[0]} examples, or one for all, got {rows[0]}"
+        )
+    try:
+        return torch.broadcast_shapes(examples, rows)
+    except RuntimeError as error:
+        raise UserError(
+            f"the batch dimensions {tuple(examples)} of x and {tuple(rows)} of context do not broadcast"
+        ) from error
 
 
 class _StandardizedContext(nn.Module):

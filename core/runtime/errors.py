@@ -1,7 +1,7 @@
 """The one exception a user is meant to read."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -30,3 +30,25 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     known = list(known)
     return UserError(f"There is no {kind} {name!r}.{did_you_mean(name, known)} There is: {', '.join(known) or 'none'}.")
+
+
+def match_names(kind: str, names: Iterable[str], known: Sequence[str], where: object) -> list[int]:
+    """Return the number of each name among those that a model knows.
+
+    Args:
+        kind: Kind of thing that has the name, such as ``"class"``.
+        names: The names.
+        known: Names of the model, in the order of their numbers.
+        where: Origin of the names, such as a file.
+
+    Raises:
+        UserError: If the model does not know a name; the sentence has the closest one.
+    """
+    names, numbers = list(names), {name: number for number, name in enumerate(known)}
+    for name in names:
+        if name not in numbers:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            listed = ", ".join([*known[:20], *(["…"] if len(known) > 20 else [])])
+            raise UserError(f"{where}: the model knows no {kind} {name!r}.{hint} It knows {listed}.")
+    return [numbers[name] for name in names]

@@ -9,6 +9,9 @@ from pathlib import Path
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.processes import is_main, wait
 
+FILE_SUFFIXES = {".png", ".jpg", ".jpeg", ".svg", ".npz", ".npy", ".csv", ".json", ".h5", ".wav", ".flac"}
+"""Endings of what is written into folders: a folder of such a name is a mistake."""
+
 
 @contextmanager
 def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
@@ -55,8 +58,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     Of several processes at one task the main one alone writes, as in `replacing`.
 
     Raises:
-        UserError: If ``out`` holds something already.
+        UserError: If ``out`` holds something already, or has the name of a file.
     """
+    if out.suffix.lower() in FILE_SUFFIXES:
+        raise UserError(f"--out {out} is to be a folder: give a name without {out.suffix}.")
     if is_main() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: choose another --out, or remove it.")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

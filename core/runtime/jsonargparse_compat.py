@@ -5,10 +5,11 @@ Its messages are taken apart in `arflows.core.runtime.options`; the tests of bot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
@@ -21,3 +22,8 @@ def let_switches_stand_alone(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool and action.nargs is None:
             action.nargs, action.const = "?", True
+
+
+def parse_unchecked(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse a command line of which required options may be missing: they are None."""
+    return parser.parse_args(list(words), _skip_validation=True)

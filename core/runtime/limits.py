@@ -68,7 +68,7 @@ class Header:
         tensors = numbers = size = 0
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
+                for name in sorted(file.keys()):
                     part = file.get_slice(name)
                     count = math.prod(part.get_shape())
                     wide = part.get_dtype() in ("F64", "I64", "U64", "C64")
@@ -95,16 +95,19 @@ def check_arguments(kind: type, arguments: Mapping[str, Any]) -> None:
         UserError: If an argument is unknown, missing, of another type or out of range; the sentence names it.
     """
     parameters = _parameters(kind)
+    if unknown := [name for name in arguments if name not in parameters]:
+        raise UserError(
+            f"this model is of another domain or of a newer version, for a {kind.__name__} here has no "
+            f"{', '.join(unknown)} but {', '.join(parameters)}: use it with the verbs of its own domain"
+        )
     for name, value in arguments.items():
-        if name not in parameters:
-            raise UserError(f"there is no argument {name!r}, only {', '.join(parameters)}")
         hint, default = parameters[name]
         lowest = min(0, default) if isinstance(default, int | float) else 0
         if not _fits(value, hint, lowest):
             raise UserError(f"{name} must be {_described(hint, lowest)}, got {reprlib.repr(value)}")
-    if missing := [n for n, (_, default) in parameters.items() if default is inspect.Parameter.empty]:
-        if absent := [name for name in missing if name not in arguments]:
-            raise UserError(f"the argument {absent[0]} is missing")
+    required = [name for name, (_, default) in parameters.items() if default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in arguments]:
+        raise UserError(f"the argument {missing[0]} is missing")
 
 
 def _parameters(kind: type) -> dict[str, tuple[Any, Any]]:
@@ -158,18 +161,14 @@ def _fits(value: Any, hint: Any, lowest: float) -> bool:
 
 
 def _described(hint: Any, lowest: float) -> str:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    origin, inner = typing.get_origin(hint), [each for each in typing.get_args(hint) if each is not Ellipsis]
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_described(each, lowest) for each in inner)
     if origin is typing.Literal:
         return " or ".join(map(repr, inner))
-    if isinstance(origin or hint, type) and origin not in (None, Callable) and not issubclass(origin, Mapping):
-        parts = dict.fromkeys(_described(each, lowest) for each in inner if each is not Ellipsis)
-        return (
-            f"a list of {len(inner)} values, each {' or '.join(parts)}"
-            if origin is tuple and inner[-1] is not (Ellipsis)
-            else f"a list of values, each {' or '.join(parts)}"
-        )
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        each = " or ".join(dict.fromkeys(_described(part, lowest) for part in inner))
+        return f"a list, each value {each}"
     words = {
         None: "null",
         type(None): "null",
@@ -177,9 +176,8 @@ def _described(hint: Any, lowest: float) -> str:
         str: "a text",
         int: f"a whole number from {lowest:.0f} to {LARGEST_SIZE:,}",
         float: "a finite number",
-        Any: f"a value without numbers beyond {LARGEST_SIZE:,}",
     }
-    return words.get(hint, "an object of settings")
+    return words.get(hint, f"settings without numbers beyond {LARGEST_SIZE:,}")
 
 
 # ------------------------------------------------------------------------------------------------------- building

@@ -108,6 +108,8 @@ def _option_error(message: str, prog: str, options: list[str], renamed: Mapping[
         if name.startswith("-"):
             return f"{unknown_name('option', name, options).args[0].partition(' There is: ')[0]} {more}"
         return f"Unexpected {name!r}: options are written as --name value. {more}"
+    if match := re.fullmatch(r"argument (--\S+): expected one argument", message):
+        return f"{match[1]} needs a value. {more}"
     if match := re.match(r"the following arguments are required: (.+)", message):
         return f"Missing {', '.join('--' + name for name in match[1].split(', '))}. {more}"
     if match := re.fullmatch(r'Parser key "(.+?)":\s*(.+)', message, re.DOTALL):

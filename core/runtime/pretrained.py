@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
@@ -91,12 +92,20 @@ class Pretrained(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take weights under the names of older versions too, from model folders and from states of training runs."""
-        older = {name for name in state_dict if name.startswith(prefix) and current_name(name) != name}
-        if older:
-            own = {prefix + name for name in self.state_dict(keep_vars=True)}
-            for name in older - own:
-                state_dict[prefix + current_name(name.removeprefix(prefix))] = state_dict.pop(name)
+        names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        older = {name for name in names if current_name(name) != name}
+        for name in older and older - self.state_dict(keep_vars=True).keys():
+            state_dict[prefix + current_name(name)] = state_dict.pop(prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def checksum(self) -> str:
+        """SHA-256 of the config and the weights: the same for all copies of a model, wherever they lie."""
+        digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the model into ``folder``, which is made where it does not exist.
@@ -140,8 +149,8 @@ class Pretrained(nn.Module):
                 model = model_class(**arguments)
         except TooLarge as error:
             raise UserError(
-                f"{folder / CONFIG_FILE} asks for more than the {header.tensors:,} tensors of {header.numbers:,} numbers "
-                f"that {weights} holds: copy the model folder again"
+                f"{folder / CONFIG_FILE} asks for a larger model than the {header.tensors:,} tensors of "
+                f"{header.numbers:,} numbers in {weights}: copy the model folder again"
             ) from error
         except (UserError, ValueError) as error:
             details = " ".join(str(error).split())
@@ -291,7 +300,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
-            "upgrade arflows (pip install --upgrade arflows)"
+            "install a newer arflows"
         )
     version = config["format_version"]
     if version < 1:

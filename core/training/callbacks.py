@@ -23,6 +23,7 @@ from arflows.core.flow import BijectiveFlow, Flow
 from arflows.core.inversion import InversionError
 from arflows.core.likelihood import Batch, call_with
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.torch_compat import copy_all_, lerp_all_
 from arflows.core.training.lightning_compat import SwappingAverage, batch_of_epoch, forget_batch
 from arflows.core.training.sharding import total_norm, whole_weights
 
@@ -242,9 +243,9 @@ class ExponentialMovingAverage(SwappingAverage):
     def __init__(self, decay: float, guard: NonFiniteGuard) -> None:
         def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
             if averaged[0].is_floating_point():
-                torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(count)) / (10 + float(count))))
+                lerp_all_(averaged, current, 1 - min(decay, (1 + float(count)) / (10 + float(count))))
             else:
-                torch._foreach_copy_(averaged, current)
+                copy_all_(averaged, current)
 
         super().__init__(use_buffers=True, multi_avg_fn=torch.no_grad()(update))
         self._guard = guard

@@ -17,10 +17,11 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
@@ -30,6 +31,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
+from arflows.core.bijections import mark_initialized
+from arflows.core.flow import Flow
 from arflows.core.likelihood import Batch, Estimate, Reference, bits_per_dim, dequantization, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
@@ -49,6 +52,7 @@ from arflows.core.training.lightning_compat import ProgressLine, SeededCLI
 from arflows.core.training.module import FlowTraining
 from arflows.core.training.parser import TrainingParser, allow_known_classes
 from arflows.core.training.sharding import is_sharded
+from arflows.core.training.start import OPTION, Start, name_of_start
 
 REFERENCE_SIZE = 2000
 """Training examples whose scores are kept with the model."""
@@ -74,6 +78,8 @@ class Experiment(SeededCLI):
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.domain = domain
+        self.start: Start | None = None
+        self._flow_class: type[Flow] = get_type_hints(model_class.__init__)["flow"]
         self.domain_callbacks = list(callbacks)
         allow_known_classes()
         super().__init__(
@@ -101,6 +107,12 @@ class Experiment(SeededCLI):
         """Adds what belongs to the run as a whole."""
         parser.add_argument("--out", type=Path, required=True, help="Folder of the run.")
         parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, data order and noise.")
+        parser.add_argument(
+            OPTION,
+            type=str | None,
+            default=None,
+            help="Start from this trained model, whose architecture, standardisation and names are kept.",
+        )
         parser.add_argument("--resume", type=bool, default=False, help="Go on with the run in --out where it stopped.")
         parser.add_argument(
             "--save_every",
@@ -115,8 +127,20 @@ class Experiment(SeededCLI):
         parser.link_arguments("seed", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the words given, and these alone."""
+        """Parses the words given, and these alone; the architecture is that of the model to start from, if any."""
+        name = name_of_start(args)
+        if name is not None:
+            self.start = Start.load(name, self._flow_class)
+            parser.set_defaults({"model.flow": self.start.options})
         self.config = parser.parse_args(args)
+        name = self.config["from"]
+        if self.start is None and name is not None and not self.config.resume:  # named by a config file
+            self.start = Start.load(name, self._flow_class)
+        if self.start is not None:
+            options = self.start.options
+            self.config.model.flow = Namespace(
+                class_path=options["class_path"], init_args=Namespace(**options["init_args"])
+            )
 
     def seed_generators(self) -> None:
         """Seed all random generators by ``--seed``."""
@@ -147,7 +171,14 @@ class Experiment(SeededCLI):
         """
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._resume_or_refuse()
-        store = self.config.data.store
+        self.require_store(self.config.data.store)
+
+    def require_store(self, store: Path) -> None:
+        """Say how to make a store that is missing.
+
+        Raises:
+            UserError: If it is missing.
+        """
         if not store.exists():
             raise UserError(
                 f"there is no store {store}: make it by `arflows {self.domain} prepare --source … --out {store}`, or "
@@ -158,7 +189,20 @@ class Experiment(SeededCLI):
         """Lets the domain check that model and data fit."""
         if is_sharded(self.trainer) and self.model.ema_decay:
             raise UserError("FSDP does not shard the moving average of the weights: add --model.ema_decay 0.")
+        if self.start is not None:
+            self.model.flow.load_state_dict(self.start.flow.state_dict())
+            mark_initialized(self.model.flow)
         self.check()
+
+    def remedy(self, settings: str) -> str:
+        """Say what to do about a store that does not fit the model.
+
+        Args:
+            settings: Options of the architecture that would have to change; those of a model to start from are kept.
+        """
+        if self.start is not None:
+            return f"prepare a store with the settings of {self.start.name}, or train without {OPTION}"
+        return f"set {settings} accordingly, or prepare another store"
 
     def check(self) -> None:
         """What a domain overrides to raise `UserError` where ``self.model`` and ``self.datamodule`` do not fit."""
@@ -310,6 +354,7 @@ class Experiment(SeededCLI):
             "skipped_steps": self.model.skipped_steps,
             "seconds": round(self.model.seconds, 1),
             "seed": self.config.seed,
+            "from": self.config["from"],
             "data": self.data_facts(),
             "software": self._software,
             "hardware": {**hardware(device), "processes": self.trainer.world_size},

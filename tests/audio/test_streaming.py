@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arflows.audio import WaveFlow, stream
-from arflows.audio.streaming import latents
+from arflows.audio import WaveFlow
+from arflows.audio.streaming import latents, stream
 from arflows.core.runtime.errors import UserError
 
 BANDS, FRAMES = 5, 23

@@ -26,6 +26,7 @@ from arflows.core.bijections import (
     GaussianMixture,
     Inverse,
     InvertibleConv1x1,
+    JohnsonSU,
     LocationScale,
     LogisticMixture,
     Logit,
@@ -248,6 +249,8 @@ CASES: dict[str, Case] = {
     "autoregressive_few_units": Case(lambda: autoregressive(7, Affine(), (3, 2)), (7,), identity=True),
     "inverse_autoregressive": Case(lambda: Inverse(autoregressive(5, Affine())), (5,), identity=True),
     "location_scale": Case(lambda: Pointwise(LocationScale(), (3, 2)), (3, 2), identity=True),
+    "johnson": Case(lambda: Pointwise(JohnsonSU(), (3, 2)), (3, 2)),
+    "autoregressive_johnson": Case(lambda: autoregressive(4, JohnsonSU()), (4,)),
     "transformer": Case(lambda: Autoregressive(LocationScale(), transformer(LocationScale)), (3, 2), identity=True),
     "transformer_context": Case(
         lambda: Autoregressive(Affine(), transformer(Affine, 6), torch.tensor([2, 0, 1])), (3, 2), 6, identity=True

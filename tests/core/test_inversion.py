@@ -1,14 +1,32 @@
 """Solvers of autoregressive bijections: what they agree on, what they report, what they refuse."""
 
+import contextvars
 import math
+import threading
 
 import pytest
 import torch
 
-from arflows.core.bijections import Affine, Autoregressive, LocationScale, LogisticMixture, RationalQuadraticSpline
+from arflows.core.bijections import (
+    Affine,
+    Autoregressive,
+    Inverse,
+    LocationScale,
+    LogisticMixture,
+    RationalQuadraticSpline,
+)
 from arflows.core.conditioners import CausalTransformer, MaskedMLP
 from arflows.core.conditioners.autoregressive import RecomputedStream
-from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, use_solver
+from arflows.core.inversion import (
+    GaussSeidelJacobi,
+    InversionError,
+    Jacobi,
+    Sequential,
+    Solver,
+    relative_residual,
+    solve,
+    use_solver,
+)
 
 SHAPES = {
     "one_site": (1, (8,), {}),
@@ -112,7 +130,7 @@ def test_the_compiled_loop_does_what_steps_do(features, hidden, options, element
             x, log_derivative = bijection.elementwise.inverse(z[:, site], stream.step(x))
             values.append(x)
             log_derivatives.append(log_derivative)
-        found, found_log_derivative = made.stream(z, context).invert(bijection.elementwise, z)
+        found, found_log_derivative = made.stream(z, context).generate(bijection.elementwise, z)
     torch.testing.assert_close(found, torch.stack(values, 1), atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(found_log_derivative, torch.stack(log_derivatives, 1), atol=1e-10, rtol=1e-10)
 
@@ -134,17 +152,33 @@ def test_layers_are_cut_into_blocks_with_a_dense_part():
     assert len(first.blocks) == 1
 
 
+def steps_of(monkeypatch, stream):
+    """A list of the sites for which a stream takes a step from now on."""
+    steps, step = [], stream.step
+    monkeypatch.setattr(stream, "step", lambda previous: steps.append(len(steps)) or step(previous))
+    return steps
+
+
 @pytest.mark.parametrize("elementwise", [Affine, RationalQuadraticSpline, lambda: LogisticMixture(2)])
-def test_half_precision_is_left_to_steps(elementwise):
+def test_half_precision_is_left_to_steps(elementwise, monkeypatch):
     bijection = layer(4, elementwise=elementwise()).bfloat16()
     z = torch.randn(3, 4, dtype=torch.bfloat16)
-    assert bijection.conditioner.stream(z).invert(bijection.elementwise, z) is None
+    stream = bijection.conditioner.stream(z)
+    steps = steps_of(monkeypatch, stream)
+    with torch.no_grad():
+        stream.generate(bijection.elementwise, z)
+    assert steps == [0, 1, 2, 3]
 
 
-def test_maps_without_a_compiled_loop_are_left_to_steps():
-    bijection = layer(4, elementwise=LogisticMixture(2))
+@pytest.mark.parametrize(("elementwise", "count"), [(LogisticMixture(2), 4), (Affine(), 0)])
+def test_maps_without_a_compiled_loop_are_left_to_steps(elementwise, count, monkeypatch):
+    bijection = layer(4, elementwise=elementwise)
     z = torch.randn(3, 4, dtype=torch.float64)
-    assert bijection.conditioner.stream(z).invert(bijection.elementwise, z) is None
+    stream = bijection.conditioner.stream(z)
+    steps = steps_of(monkeypatch, stream)
+    with torch.no_grad():
+        stream.generate(bijection.elementwise, z)
+    assert len(steps) == count
 
 
 def test_reports_say_what_was_done():
@@ -189,21 +223,6 @@ def test_guesses_may_overflow_on_the_way():
     assert ((mapped - z).abs() / z.abs().clamp_min(1)).max() <= 1e-3
 
 
-def test_polish_undoes_the_rounding_of_float32():
-    bijection = layer(60, (64, 64), scale=1.2).float()
-    exact = layer(60, (64, 64), scale=1.2).float().double()
-    z = torch.randn(200, 60)
-    reference, _, _ = inverse_by(Sequential(), exact, z.double())
-    scale = reference.abs().clamp_min(1)
-
-    def error(solver: Solver) -> float:
-        found, _, _ = inverse_by(solver, bijection, z)
-        assert found.dtype == torch.float32
-        return ((found - reference).abs() / scale).max().item()
-
-    assert error(Sequential(polish=True)) < 1e-6 < error(Sequential())
-
-
 def test_a_solution_that_is_not_finite_is_an_error():
     bijection = layer(5)
     z = torch.zeros(2, 5, dtype=torch.float64)
@@ -238,6 +257,129 @@ def test_gradients_through_the_inverse_are_those_of_the_unrolled_loop(make, elem
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0, 1e5, 1e7])
+def test_the_gradient_of_an_example_does_not_depend_on_the_others(weight):
+    bijection = layer(6, (32,), 0.5, ordered=False, activation="tanh")
+    bijection.conditioner.layers[-1].blocks[0].bias.data.normal_()
+    z = torch.randn(2, 6, dtype=torch.float64)
+    at = z.clone().requires_grad_()
+    (truth,) = torch.autograd.grad(bijection._unrolled_inverse(at, None)[0][0].sum(), at)
+    bijection, at = bijection.float(), z.float().requires_grad_()
+    x, _ = bijection.inverse(at)
+    (found,) = torch.autograd.grad(x[0].sum() + weight * x[1, 0], at)
+    assert (found[0] - truth[0]).norm() / truth[0].norm() < 1e-6
+
+
+@pytest.mark.parametrize("elementwise", [Affine, lambda: RationalQuadraticSpline(4)], ids=["affine", "spline"])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_second_derivatives_through_the_inverse_are_those_of_the_unrolled_loop(elementwise, ordered):
+    bijection = layer(5, (8, 8), 0.5, elementwise(), ordered=False, context_features=2, activation="tanh")
+    _, context, z, _ = examples(bijection, 3)
+    z.requires_grad_()
+    context.requires_grad_()
+    inputs = [z, context, *bijection.parameters()]
+    weights = torch.randn(z.shape, dtype=z.dtype)
+    directions = [torch.randn_like(each) for each in inputs]
+
+    def derivatives(x, log_det):
+        loss = (weights * x.sin()).sum() + (log_det**2).sum()
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
+        along = sum((gradient * direction).sum() for gradient, direction in zip(first, directions, strict=True))
+        return [*first, *torch.autograd.grad(along, inputs)]
+
+    if ordered:
+        bijection.order = torch.randperm(5)
+        bijection.rank = bijection.order.argsort()
+    implicit = derivatives(*bijection.inverse(z, context))
+    x, log_det = bijection._unrolled_inverse(z if not ordered else z[:, bijection.order], context)
+    unrolled = derivatives(x if not ordered else x[:, bijection.rank], log_det)
+    for a, b in zip(implicit, unrolled, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+    assert any(each.abs().max() > 1e-3 for each in unrolled[len(inputs) :])
+
+
+def test_third_derivatives_through_the_inverse_are_refused():
+    bijection = layer(3, (8,), activation="tanh")
+    z = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    loss = bijection.inverse(z)[0].sin().sum()
+    for _ in range(2):
+        (loss,) = torch.autograd.grad(loss, z, create_graph=True)
+        loss = loss.square().sum()
+    with pytest.raises(RuntimeError, match="third derivatives through the inverse"):
+        torch.autograd.grad(loss, z)
+
+
+def test_gradients_through_the_inverse_follow_functional_parameters():
+    bijection = layer(4, (8,), activation="tanh")
+    other = {name: (1.5 * value).detach().requires_grad_() for name, value in bijection.named_parameters()}
+    z = torch.randn(3, 4, dtype=torch.float64)
+    wrapped = Inverse(bijection)
+    given = {f"bijection.{name}": value for name, value in other.items()}
+    x, log_det = torch.func.functional_call(wrapped, given, (z,))
+    found = torch.autograd.grad((x.sin().sum() + log_det.sum()), list(other.values()))
+    with torch.no_grad():
+        for name, parameter in bijection.named_parameters():
+            parameter.copy_(other[name])
+    x, log_det = bijection.inverse(z)
+    expected = torch.autograd.grad((x.sin().sum() + log_det.sum()), list(bijection.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+STEEP = {"spline": (lambda: RationalQuadraticSpline(8, 3.0), 0.6), "affine": (Affine, 0.6)}
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+@pytest.mark.parametrize(("elementwise", "scale"), STEEP.values(), ids=STEEP)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        lambda tolerance, fallback: Sequential(tolerance),
+        lambda tolerance, fallback: Jacobi(tolerance, fallback=fallback),
+        lambda tolerance, fallback: Jacobi(tolerance, max_sweeps=3, fallback=fallback),
+        lambda tolerance, fallback: GaussSeidelJacobi(4, tolerance, fallback=fallback),
+    ],
+    ids=["sequential", "jacobi", "jacobi_3", "blocks"],
+)
+def test_the_residual_that_is_reported_is_that_of_the_solution(solver, elementwise, scale, fallback):
+    """Layers so steep that in float32 the exact algorithms end far from a solution."""
+    torch.manual_seed(4)
+    made = MaskedMLP(16, elementwise().parameter_count, (64, 64))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    bijection = Autoregressive(elementwise(), made)
+    z = torch.randn(256, 16)
+    for tolerance in (1e-5, math.inf):
+        try:
+            x, _, report = inverse_by(solver(tolerance, fallback), bijection, z)
+        except InversionError:
+            assert tolerance < math.inf
+            with torch.no_grad():
+                x, _ = bijection.inverse(z)
+                assert relative_residual(bijection(x)[0], z) > 1e-5
+            continue
+        with torch.no_grad():
+            actual = relative_residual(bijection(x)[0], z)
+        assert actual == pytest.approx(report.residual, rel=0.5, abs=1e-6)
+        assert report.residual <= tolerance
+
+
+def test_a_thread_has_the_solver_of_its_context():
+    bijection = layer(5)
+    _, _, z, _ = examples(bijection)
+    with torch.no_grad(), use_solver(Jacobi()) as reports:
+        run = lambda: solve(bijection, z)  # noqa: E731
+        thread = threading.Thread(target=contextvars.Context().run, args=(run,))
+        thread.start()
+        thread.join()
+        assert reports == []
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(run,))
+        thread.start()
+        thread.join()
+    assert [report.solver for report in reports] == ["Jacobi"]
+
+
 def test_changed_futures_never_change_the_past():
     bijection = layer(12, ordered=False)
     x, _, z, _ = examples(bijection)
@@ -269,6 +411,8 @@ def test_bad_settings_are_refused():
         GaussSeidelJacobi(block=0)
     with pytest.raises(ValueError, match=r"order must hold each of 0 … 2 once, got \[0, 0, 2\]"):
         Autoregressive(Affine(), MaskedMLP(3, 2), torch.tensor([0, 0, 2]))
+    with pytest.raises(ValueError, match="tolerance=0"):
+        Sequential(tolerance=0)
     with pytest.raises(ValueError, match="gives 3 parameters an element, Affine takes 2"):
         Autoregressive(Affine(), MaskedMLP(3, 3))
     with pytest.raises(ValueError, match="one width"):
@@ -282,7 +426,7 @@ def test_bad_settings_are_refused():
 
 
 def test_batches_of_nothing():
-    for solver in (Sequential(), Jacobi(), GaussSeidelJacobi(2, polish=True)):
+    for solver in (Sequential(), Jacobi(), GaussSeidelJacobi(2)):
         bijection = layer(5).float()
         x, log_det, _ = inverse_by(solver, bijection, torch.zeros(0, 5))
         assert x.shape == (0, 5)

@@ -54,7 +54,8 @@ def test_figure_without_dims_is_in_nats_and_says_what_it_is():
     figure = Estimate.of(torch.tensor([3.0]), None, "density")
     assert figure.value == -3.0
     assert math.isnan(figure.standard_error)
-    assert str(figure) == "-3.0000 nats, density of continuous data, over 1 example"
+    assert str(figure) == "log-likelihood 3.0000 nats, density of continuous data, over 1 example"
+    assert figure.as_dict()["quantity"] == "negative log-likelihood"
 
 
 def test_figure_of_nothing_is_refused():

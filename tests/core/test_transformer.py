@@ -12,7 +12,7 @@ from arflows.core.bijections import (
     RationalQuadraticSpline,
 )
 from arflows.core.conditioners import CausalTransformer, Guided, transformer_loops
-from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, RecomputedStream
+from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, RecomputedStream, Stream
 from arflows.core.conditioners.transformer import TransformerStream
 from arflows.core.inversion import GaussSeidelJacobi, InversionError, Jacobi, Sequential, Solver, use_solver
 
@@ -232,9 +232,10 @@ def test_a_compiled_generation_gives_what_steps_give(dtype, tolerance, elementwi
     flow = Autoregressive(elementwise, noisy(network, 0.05)).to(dtype)
     z, context = inputs(network, dtype)
     with torch.no_grad():
-        assert network.stream(z, context).invert(flow.elementwise, z) is not None
-        found = flow.inverse(z, context)
-        monkeypatch.setattr(TransformerStream, "invert", lambda self, elementwise, z: None)
+        with monkeypatch.context() as patch:
+            patch.delattr(TransformerStream, "step")  # the compiled generation does without
+            found = flow.inverse(z, context)
+        monkeypatch.setattr(TransformerStream, "generate", Stream.generate)
         expected = flow.inverse(z, context)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
@@ -253,7 +254,6 @@ def test_maps_that_loops_do_not_know_are_inverted_step_by_step():
     flow = Autoregressive(elementwise, network)
     x, context = inputs(network)
     with torch.no_grad():
-        assert network.stream(x, context).invert(elementwise, x) is None
         z, _ = flow(x, context)
         torch.testing.assert_close(flow.inverse(z, context)[0], x, atol=1e-9, rtol=1e-9)
 

@@ -8,8 +8,8 @@ import torch
 
 from arflows.core.runtime.errors import UserError
 from arflows.molecules import evaluate, sample, train
+from arflows.molecules.decisions import packed
 from arflows.molecules.graphaf import GraphAF, RelationalConvolutions, Steps, _dense
-from arflows.molecules.marginal import packed
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.prepare import prepare
 from arflows.molecules.representation import graph_of
@@ -112,6 +112,13 @@ def test_samples(flow):
     assert 0 < sum(each.valid_raw for each in raw) < 60
     for each in (*masked, *raw):
         assert all(any(i == atom for i, _, _ in each.graph.bonds) for atom in range(1, len(each.graph.atoms)))
+
+
+def test_samples_of_any_generator_end_early_in_small_batches(flow):
+    """Seeds of 62 bits, and batches whose molecules have all ended before the largest size."""
+    for seed in range(8):
+        drawn = flow.sample(2, generator=torch.Generator().manual_seed(seed), batch_size=1)
+        assert all(each.valid_raw for each in drawn)
 
 
 def test_what_the_publication_has_not_is_refused(flow):

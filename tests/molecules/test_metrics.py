@@ -22,7 +22,6 @@ from arflows.molecules.metrics import (
     share,
     synthetic_accessibility,
     uniqueness,
-    wasserstein,
 )
 from arflows.molecules.workers import Workers
 
@@ -77,17 +76,6 @@ def test_cosine_by_hand():
     assert cosine({"a": 3, "b": 4}, {"a": 1}) == pytest.approx(0.6)
     assert cosine({"a": 1}, {"b": 1}) == 0
     assert cosine({}, {"a": 1}) is None
-
-
-def test_wasserstein_by_hand():
-    assert wasserstein(np.array([0.0, 1.0]), np.array([2.0, 3.0])) == pytest.approx(2)
-    assert wasserstein(np.array([0.0]), np.array([0.0, 1.0, 2.0])) == pytest.approx(1)
-    assert wasserstein(np.array([1.0, 2.0]), np.array([2.0, 1.0])) == 0
-
-
-def test_wasserstein_of_normal_samples():
-    rng = np.random.default_rng(0)
-    assert wasserstein(rng.normal(size=20_000), rng.normal(3, 1, 20_000)) == pytest.approx(3, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arflows.core.runtime.errors import UserError
+from arflows.molecules.decisions import packed
 from arflows.molecules.generation import FromLatents, Known, grow, latent_shape
 from arflows.molecules.graph import Graph, permuted, walks
-from arflows.molecules.marginal import packed
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.representation import automorphisms, graph_of
 from tests.molecules.small_flows import DRUGS, TINY, noisy
@@ -101,6 +101,21 @@ def test_the_policy_is_at_least_as_sure_as_the_model_and_the_same_without_masks(
         assert each.log_prob_policy >= each.log_prob
     for each in flow.sample(32, masks=False):
         assert each.log_prob_policy == each.log_prob
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_samples_are_scored_as_they_were_drawn(flow, masks):
+    """Also those with more bonds than any training molecule."""
+    drawn, log_prob = flow.sample_with_log_prob(64, masks=masks)
+    torch.testing.assert_close(log_prob, flow.log_prob(drawn).detach(), atol=1e-3, rtol=1e-5)
+    exceeding = [flow.spec.objection(each.graph) is not None for each in drawn]
+    assert any(exceeding) != masks
+
+
+def test_a_single_molecule_is_not_taken_for_a_list(flow):
+    for one in ("CCO", graph_of("CCO", "dfs"), flow.sample(1)[0]):
+        with pytest.raises(UserError, match="give a list"):
+            flow.log_prob(one)
 
 
 def test_nothing_leaks_from_the_future(flow):

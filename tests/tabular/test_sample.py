@@ -95,7 +95,7 @@ def test_bad_options_are_one_sentence_and_leave_nothing(words, sentence, moons_r
 
 def test_a_context_must_be_whole(houses_run, tmp_path, ends):
     words = ["--model", houses_run, "--out", tmp_path / "out"]
-    assert "needs a context of 1 features" in ends(command(sampling), *words)[1]
+    assert "is conditioned on year: give --context, 1 number." in ends(command(sampling), *words)[1]
     assert (
         "has 2 numbers, the model is conditioned on year: give 1"
         in ends(command(sampling), *words, "--context", "[1, 2]")[1]

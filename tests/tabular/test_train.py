@@ -1,4 +1,5 @@
 import json
+import subprocess
 from unittest.mock import ANY
 
 import numpy as np
@@ -11,7 +12,7 @@ from arflows.core.likelihood import Reference
 from arflows.data.store import Store
 from arflows.data.store_writer import write_store
 from arflows.tabular import train
-from tests.launch import command
+from tests.launch import ARFLOWS, command
 
 from .conftest import recipe
 
@@ -128,3 +129,38 @@ def test_a_trial_run_says_that_it_writes_no_model(moons_recipe, tmp_path, ends):
     words = ["--config", moons_recipe, "--out", tmp_path / "run", "--trainer.fast_dev_run", "true"]
     assert ends(command(train), *words) == (0, "", ANY)
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize(("given", "context"), [({}, 1), ({"features": 2, "context": 0}, 0), ({"features": 2}, 0)])
+def test_a_flow_without_features_takes_them_and_the_context_from_the_store(houses, tmp_path, ends, given, context):
+    settings = recipe(houses, 2)
+    sizes = settings["model"]["flow"]["init_args"]
+    for name in ("features", "context"):
+        sizes.pop(name)
+    sizes |= given
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    words = ["--config", tmp_path / "recipe.yaml", "--out", tmp_path / "run"]
+    assert ends(command(train), *words, "--trainer.max_steps", 1)[:2] == (0, "")
+    flow = VectorFlow.from_pretrained(tmp_path / "run/model")
+    assert (flow.dims, flow.context_features) == (2, context)
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["flow"]["init_args"]
+    assert (config["features"], config["context"]) == (2, context)
+
+
+def test_without_features_a_missing_store_is_named(tmp_path, ends):
+    code, message, _ = ends(command(train), "--config", "demo_plane", "--data.store", "missing.h5", "--out", tmp_path)
+    assert code == 2
+    assert "arflows tabular prepare --source … --out missing.h5" in message
+
+
+def test_a_log_has_neither_bars_nor_advertisements(moons_recipe, tmp_path):
+    settings = yaml.safe_load(moons_recipe.read_text())
+    settings["trainer"].pop("enable_progress_bar")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    words = ["tabular", "train", "--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run([ARFLOWS, *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0
+    log = done.stdout + done.stderr
+    assert "is the trained model" in log
+    for noise in ("\r", "Epoch", "v_num", "💡", "GPU available", "LeafSpec"):
+        assert noise not in log

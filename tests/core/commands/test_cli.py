@@ -69,6 +69,17 @@ class TestDispatch:
         assert "draw         draw something" in capsys.readouterr().out
         assert spare == []
 
+    def test_help_of_a_domain_lists_its_recipes(self, spare, capsys, monkeypatch):
+        monkeypatch.setattr(cli, "recipes_of", lambda package: {"small_spare": f"a recipe of {package}"})
+        cli.main(["spare", "--help"])
+        assert "recipes for --config:\n  small_spare  a recipe of spare_domain\n" in capsys.readouterr().out
+
+    def test_help_may_come_first(self, spare, capsys):
+        cli.main(["help", "spare"])
+        assert "draw         draw something" in capsys.readouterr().out
+        cli.main(["help", "spare", "draw"])
+        assert spare == [["--help"]]
+
     @pytest.mark.parametrize("words", [[], ["spare"]])
     def test_without_a_verb_the_help_is_an_error(self, spare, capsys, words):
         with pytest.raises(SystemExit, match="2"):
@@ -88,6 +99,7 @@ class TestDispatch:
                 ["dmeo"],
                 "error: There is no domain or command 'dmeo'. Did you mean demo? There is: spare, demo, rep",
             ),
+            (["draw", "spare"], "error: The domain comes before the verb: arflows spare draw."),
             (["spare", "drwa"], "error: There is no verb of spare 'drwa'. Did you mean draw? There is: draw."),
             (["--versoin"], "error: There is no option --versoin before a domain; see `arflows --help`."),
             (["spare", "--count=3"], "error: There is no option --count before a verb; see `arflows spare --help`."),
@@ -175,7 +187,7 @@ class TestRun:
             (["--data=a", "--scale=wide"], "--scale takes float or null, not 'wide'."),
             (["--data=a", "--kind=heap"], "--kind takes 'grid' or 'single', not 'heap'."),
             ([], "Missing --data. `draw --help` lists the options."),
-            (["--data"], "argument --data: expected one argument. `draw --help` lists the options."),
+            (["--data"], "--data needs a value. `draw --help` lists the options."),
             (["--data=a", "--cuont=3"], "There is no option '--cuont'. Did you mean --count? `draw --help` lists"),
             (["--data=a", "--coun=3"], "There is no option '--coun'. Did you mean --count? `draw --help` lists"),
             (["a.h5"], "Unexpected 'a.h5': options are written as --name value. `draw --help` lists the options."),
@@ -282,6 +294,11 @@ class TestRecipes:
             f"{tmp_path}/spare_package/recipes/large.yaml",
             "small",
         ]
+
+    def test_every_recipe_is_told_with_the_first_sentence_of_its_comment(self, package, tmp_path):
+        recipe = tmp_path / "spare_package/recipes/small.yaml"
+        recipe.write_text("# A small model on\n# little data (2.5 MB); seconds.\n#\n# More.\nout: runs\n# late\n")
+        assert recipes.recipes_of(package) == {"large": "", "small": "A small model on little data (2.5 MB)"}
 
     def test_config_without_a_value_is_left_to_the_parser(self, package):
         assert recipes.resolve_configs(["--config"], package) == ["--config"]

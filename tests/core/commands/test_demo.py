@@ -83,7 +83,7 @@ def test_interrupt_ends_the_demo(install, tmp_path):
 
 def test_no_domain_is_a_clear_error(install):
     install()
-    with pytest.raises(UserError, match="No domain is installed"):
+    with pytest.raises(UserError, match="No domain with a demo is installed"):
         demo_module.demo()
 
 
@@ -92,3 +92,12 @@ def test_report_that_is_a_folder_is_refused_before_any_work(install, tmp_path):
     with pytest.raises(UserError, match="tests is a folder: name a file"):
         demo_module.demo(report=ROOT / "tests")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_domain_without_a_demo_is_left_out(install, capsys, monkeypatch):
+    install(good_spare=works)
+    plain = Domain("plain", "has no module demo", "json", {})
+    [good] = demo_module.all_domains()
+    monkeypatch.setattr(demo_module, "all_domains", lambda: [plain, good])
+    main(["demo"])
+    assert capsys.readouterr().out.startswith("[1/1] good_spare")

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from arflows.core.runtime.files import replacing
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import new_folder, replacing
 
 
 def test_file_is_replaced_when_the_block_succeeds(tmp_path):
@@ -48,3 +49,16 @@ def test_file_has_the_permissions_of_any_new_file(tmp_path):
         temporary.touch()
     (tmp_path / "b").touch()
     assert os.stat(tmp_path / "a").st_mode == os.stat(tmp_path / "b").st_mode
+
+
+@pytest.mark.parametrize("name", ["s1.png", "rows.CSV", "clip.wav"])
+def test_a_folder_with_the_name_of_a_file_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="is to be a folder: give a name without"), new_folder(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
+    with new_folder(tmp_path / "samples-0.8") as folder:
+        (folder / "a").touch()
+    assert (tmp_path / "samples-0.8/a").exists()

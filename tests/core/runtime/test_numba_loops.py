@@ -2,8 +2,6 @@
 
 import multiprocessing
 
-import pytest
-import torch
 from numba.core.caching import IndexDataCacheFile
 
 from arflows.core.runtime import numba_loops
@@ -53,39 +51,3 @@ def test_a_folder_that_may_only_be_read_is_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(numba_loops.FileLock, "acquire", refuse)
     assert cache.load("types") == "code"
-
-
-@pytest.mark.parametrize("count", [1, 4, 7])
-def test_shares_are_all_of_it(count, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    seen = []
-    numba_loops.in_shares(lambda *words: seen.append(words), count, 2, "more")
-    assert [number for _, start, stop, _ in sorted(seen) for number in range(start, stop)] == list(range(count))
-    assert [(share, more) for share, _, _, more in sorted(seen)] == [
-        (n, "more") for n in range(max(1, min(3, count // 2)))
-    ]
-
-
-def test_an_error_of_a_share_is_not_lost(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-
-    def fail(share, start, stop):
-        if share == 1:
-            raise MemoryError("no room")
-
-    with pytest.raises(MemoryError, match="no room"):
-        numba_loops.in_shares(fail, 4, 1)
-
-
-def test_products_take_one_thread_until_the_last_has_left():
-    def threads():
-        return {library.num_threads for library in numba_loops._blas().lib_controllers}
-
-    with numba_loops._blas().limit(limits=2):
-        with numba_loops.multiplying():
-            other = numba_loops.multiplying()
-            other.__enter__()  # as another thread that is still at work when the first leaves
-            assert threads() == {1}
-        assert threads() == {1}
-        other.__exit__(None, None, None)
-        assert threads() == {2}

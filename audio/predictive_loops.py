@@ -1,0 +1,228 @@
+"""Generation by a `PredictiveFlow`, sample by sample, in one compiled loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from arflows.core.runtime.numba_loops import add_products, compiled, exp_minus_twice
+
+_FEW = 4
+"""Fewer rows are multiplied by a matrix one by one."""
+
+
+class Weights(NamedTuple):
+    """The networks' weights, contiguous, inputs times outputs."""
+
+    enter: np.ndarray
+    enter_bias: np.ndarray
+    past: np.ndarray
+    present: np.ndarray
+    residual: np.ndarray
+    residual_bias: np.ndarray
+    leave: np.ndarray
+    leave_bias: np.ndarray
+    head_past: np.ndarray
+    head_hidden: np.ndarray
+    head_hidden_bias: np.ndarray
+    head_out: np.ndarray
+    head_out_bias: np.ndarray
+    head_direct: np.ndarray
+    dilations: np.ndarray
+
+
+class Memory(NamedTuple):
+    """What the next sample depends on: the samples before it, and the states of the layers.
+
+    The states of a layer of dilation d are those of the last d steps, and what these add to the gates of the next d: a
+    matrix is then read once for d steps.
+    """
+
+    waveform: np.ndarray
+    excitation: np.ndarray
+    levelled: np.ndarray
+    states: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def empty(cls, history: int, layers: int, longest: int, channels: int, dtype: Any) -> Memory:
+        """Before the first sample there is silence."""
+        signals = (np.zeros(history, dtype) for _ in range(3))
+        states = np.zeros((layers, longest, channels), dtype)
+        return cls(*signals, states, np.zeros((layers, longest, 2 * channels), dtype))
+
+
+class Settings(NamedTuple):
+    """Sizes of the model."""
+
+    chunk: int
+    subframe: int
+    per_frame: int
+    recent: int
+    taps: int
+    johnson: bool
+    lightest: float
+    heaviest: float
+    skewest: float
+    bound: float
+
+
+@compiled
+def _silu(values: Any) -> None:
+    one = values.dtype.type(1)
+    half = one / (one + one)
+    for i in range(np.uintp(len(values))):
+        values[i] = values[i] / (one + exp_minus_twice(half * values[i]))
+
+
+@compiled
+def _product(weights: Any, inputs: Any, bias: Any, out: Any) -> None:
+    """Out = bias + inputs · weights."""
+    for j in range(np.uintp(len(out))):
+        out[j] = bias[j]
+    add_products(out, inputs, weights, 0, len(inputs), 0, len(out))
+
+
+@compiled
+def _step(number: int, subframe: int, added: Any, h: Any, gates: Any, passed: Any, weights: Any, memory: Any) -> None:
+    """One step of the causal layers, by which ``h`` becomes the state after the last."""
+    layers, channels = len(weights.dilations), np.uintp(len(h))
+    one = h.dtype.type(1)
+    two = one + one
+    for layer in range(layers):
+        dilation = weights.dilations[layer]
+        place = number % dilation
+        states, products = memory.states[layer], memory.products[layer]
+        if place == 0:
+            if dilation < _FEW:
+                for row in range(dilation):
+                    products[row] = 0
+                    add_products(products[row], states[row], weights.past[layer], 0, len(h), 0, len(gates))
+            else:
+                np.dot(states[:dilation], weights.past[layer], products[:dilation])
+        more = added[layer, subframe]
+        for j in range(np.uintp(2 * channels)):
+            gates[j] = products[place, j] + more[j]
+        for j in range(channels):
+            states[place, j] = h[j]
+        add_products(gates, h, weights.present[layer], 0, len(h), 0, len(gates))
+        for j in range(channels):
+            e, f = exp_minus_twice(gates[j]), exp_minus_twice(gates[channels + j])
+            passed[j] = two * (one - e) / ((one + e) * (one + f))
+        bias = weights.residual_bias[layer]
+        for j in range(channels):
+            h[j] += bias[j]
+        add_products(h, passed, weights.residual[layer], 0, len(h), 0, len(h))
+
+
+@compiled
+def _inverse(parameters: Any, z: Any, settings: Any) -> Any:
+    """The excitation of a latent, and the log-derivative: what the elementwise maps' ``inverse`` computes."""
+    one = parameters.dtype.type(1)
+    bound = parameters.dtype.type(settings.bound)
+    log_scale = parameters[1] * bound / (abs(parameters[1]) + bound)
+    if not settings.johnson:
+        return parameters[0] + z * math.exp(log_scale), log_scale
+    low, high = parameters.dtype.type(settings.lightest), parameters.dtype.type(settings.heaviest)
+    most = parameters.dtype.type(settings.skewest)
+    tail = low + (high - low) / (one + math.exp(-parameters[2]))
+    skew = parameters[3] * most / (abs(parameters[3]) + most)
+    cosh = math.cosh(skew)
+    s = math.sinh(tail * z + skew)
+    half = one / (one + one)
+    value = parameters[0] + (s - math.sinh(skew)) / (tail * cosh) * math.exp(log_scale)
+    return value, half * math.log1p(s * s) - math.log(cosh) + log_scale
+
+
+@compiled
+def generate(
+    first: int, z: Any, coefficients: Any, gain: Any, level: Any, lag: Any, added: Any, weights: Any, memory: Any,
+    settings: Any, x: Any, log_derivative: Any,
+) -> None:  # fmt: skip
+    """Goes on with a waveform.
+
+    Args:
+        first: number of the first sample, the first of a frame.
+        z: latents of the samples that follow, whole sub-frames.
+        coefficients: (sub-frames, order), float64.
+        gain: (sub-frames,) g.
+        level: (sub-frames,).
+        lag: (sub-frames and more,) of the pitch; it begins one frame before.
+        added: (layers, sub-frames, 2 · channels), what the conditions add to the gates.
+        weights: of the networks.
+        memory: of the samples before; it is brought up to date.
+        settings: sizes.
+        x: the samples, written.
+        log_derivative: of the samples by their latents, written.
+    """
+    history, count, size, length = len(memory.waveform), len(z), settings.chunk, settings.subframe
+    order, recent, taps, before = coefficients.shape[1], settings.recent, settings.taps, settings.per_frame
+    dtype = z.dtype
+    wave, excitation, levelled = (
+        np.zeros(history + count, dtype),
+        np.zeros(history + count, dtype),
+        np.zeros(history + count, dtype),
+    )
+    wave[:history], excitation[:history], levelled[:history] = memory.waveform, memory.excitation, memory.levelled
+    channels, width = len(weights.enter_bias), len(weights.head_hidden_bias)
+    entry, h = np.zeros(len(weights.enter), dtype), np.zeros(channels, dtype)
+    gates, passed = np.zeros(2 * channels, dtype), np.zeros(channels, dtype)
+    left = np.zeros(len(weights.leave_bias), dtype)
+    seen = np.zeros(len(weights.head_past), dtype)
+    hidden, second = np.zeros(width, dtype), np.zeros(width, dtype)
+    parameters = np.zeros(len(weights.head_out_bias), dtype)
+    for start in range(0, count, size):
+        subframe, at = start // length, history + start
+        for i in range(2 * size):
+            entry[i] = excitation[at - 2 * size + i]
+            entry[2 * size + i] = levelled[at - 2 * size + i]
+        if taps:
+            for i in range(3 * size):
+                time = start - size + i
+                place = at - size + i - lag[_subframe(first + time, first, length, before)]
+                entry[4 * size + i] = excitation[place]
+        _product(weights.enter, entry, weights.enter_bias, h)
+        _silu(h)
+        _step((first + start) // size, subframe, added, h, gates, passed, weights, memory)
+        _silu(h)
+        _product(weights.leave, h, weights.leave_bias, left)
+        for step in range(size):
+            t = start + step
+            at = history + t
+            predicted = 0.0
+            for k in range(order):
+                predicted += coefficients[subframe, k] * wave[at - 1 - k]
+            for i in range(recent):
+                seen[i] = excitation[at - recent + i]
+                seen[recent + i] = levelled[at - recent + i]
+            filled = 2 * recent
+            if taps:
+                for i in range(2 * taps + 1):
+                    place = _subframe(first + t - taps + i, first, length, before)
+                    seen[filled + i] = excitation[at - taps + i - lag[place]]
+                filled += 2 * taps + 1
+            seen[filled] = predicted / level[subframe]
+            seen[filled + 1] = math.log(level[subframe] / gain[subframe])
+            _product(weights.head_past, seen, left[step * width : (step + 1) * width], hidden)
+            _silu(hidden)
+            _product(weights.head_hidden, hidden, weights.head_hidden_bias, second)
+            _silu(second)
+            _product(weights.head_out, second, weights.head_out_bias, parameters)
+            add_products(parameters, seen, weights.head_direct, 0, len(seen), 0, len(parameters))
+            value, log_slope = _inverse(parameters, z[t], settings)
+            wave[at] = predicted + gain[subframe] * value
+            excitation[at] = math.asinh((wave[at] - predicted) / gain[subframe])
+            levelled[at] = wave[at] / level[subframe]
+            x[t] = wave[at]
+            log_derivative[t] = log_slope + math.log(gain[subframe])
+    memory.waveform[:] = wave[count:]
+    memory.excitation[:] = excitation[count:]
+    memory.levelled[:] = levelled[count:]
+
+
+@compiled
+def _subframe(time: int, first: int, length: int, before: int) -> int:
+    """Where in ``lag`` the sub-frame of a time stands; before the waveform it is that of its beginning."""
+    return max(time, 0) // length - first // length + before

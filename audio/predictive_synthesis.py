@@ -1,0 +1,152 @@
+"""Generation by a `PredictiveFlow`, frame by frame as the mel spectrogram arrives or from a whole one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from arflows.audio.pitch import lags
+from arflows.audio.predictive_conditions import AHEAD, Conditions, ConditionStream
+from arflows.audio.predictive_loops import Memory, Settings, Weights, generate
+from arflows.audio.predictive_network import PERIOD_TAPS, RECENT
+from arflows.audio.representation import Condition
+from arflows.core.bijections import johnson
+from arflows.core.bijections.johnson import JohnsonSU
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.numba_loops import multiplying
+
+if TYPE_CHECKING:
+    from arflows.audio.predictive import PredictiveFlow
+
+BLOCK = 4
+"""Frames whose conditions are computed at once where a mel spectrogram is still arriving."""
+PIECE = 32
+"""Frames of which what conditions add to the layers is held at once."""
+VOICED = (0.25, 0.5)
+"""Up to which periodicity speech counts as unvoiced, and from which as voiced; between, temperatures are mixed."""
+
+
+class SampleBySample:
+    """Synthesis by a `PredictiveFlow`; each call goes on where the one before ended, see `Continuation`.
+
+    The waveform is the same, bit by bit, however the mel spectrogram is cut into pieces; see `ConditionStream`.
+
+    Args:
+        flow: the model.
+    """
+
+    def __init__(self, flow: PredictiveFlow) -> None:
+        self.flow = flow
+        self.weights, self.settings = _weights(flow), _settings(flow)
+        self.memories: list[Memory] = []
+        self.stream: ConditionStream | None = None
+        self.done = 0  # frames
+
+    def known(self, frames: int, ended: bool) -> int:
+        """Samples of the whole blocks of frames that the first ``frames`` frames determine."""
+        whole = max(frames // BLOCK * BLOCK - AHEAD, 0) // BLOCK * BLOCK
+        return (frames if ended else whole) * self.flow.spec.hop
+
+    def needed(self, sample: int) -> int:
+        """The first frame that has not been taken in."""
+        return 0 if self.stream is None else self.stream.taken
+
+    @torch.no_grad()
+    def extend(
+        self, z: Float[Tensor, "batch samples"], condition: Condition, first: int
+    ) -> Float[Tensor, "batch samples"]:
+        """Synthesises the samples that follow; see `Continuation`."""
+        assert condition.mel is not None
+        if self.stream is None:
+            self.stream = ConditionStream(self.flow, len(z), condition.speaker, BLOCK)
+        self.stream.take(condition.mel[:, :, self.stream.taken - first :])
+        hop, start, parts = self.flow.spec.hop, 0, []
+        ended = self.done * hop + z.shape[1] > self.known(self.stream.taken, ended=False)
+        for frames, conditions in self.stream.ready(ended):
+            part = z[:, start : start + frames * hop]
+            waveform, _ = self.run(F.pad(part, (0, BLOCK * hop - part.shape[1])), conditions)
+            parts.append(waveform[:, : part.shape[1]])
+            start += frames * hop
+        return torch.cat(parts, 1)
+
+    @torch.no_grad()
+    def run(
+        self, z: Float[Tensor, "batch samples"], conditions: Conditions
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
+        """Latents → waveform of the stretch of speech that follows, and the log-determinant of this direction."""
+        flow, (batch, samples) = self.flow, z.shape
+        latent = F.pad(z, (0, conditions.features.shape[1] * flow.subframe - samples)).detach().cpu().numpy()
+        if not self.memories:
+            stack, history = flow.trunk.stack, max(lags(flow.spec)[1] + flow.ahead, flow.order, RECENT, 2 * flow.chunk)
+            sizes = history, len(stack.dilations), max(stack.dilations), stack.channels, latent.dtype
+            self.memories = [Memory.empty(*sizes) for _ in range(batch)]
+        x, log_derivative = np.zeros_like(latent), np.zeros_like(latent)
+        frames = len(latent[0]) // flow.spec.hop
+        for start in range(0, frames, PIECE):
+            self._run(
+                latent, conditions.part(start, min(start + PIECE, frames), flow.per_frame), start, x, log_derivative
+            )
+        self.done += frames
+        log_det = log_derivative[:, :samples].sum(1, dtype=np.float64)
+        return torch.from_numpy(x[:, :samples]).to(z), torch.from_numpy(log_det).to(z)
+
+    def _run(self, latent: np.ndarray, conditions: Conditions, start: int, x: np.ndarray, out: np.ndarray) -> None:
+        """Writes some frames' samples, and their log-derivatives."""
+        flow, hop = self.flow, self.flow.spec.hop
+        added = flow.trunk.stack.added(F.silu(conditions.features).transpose(0, 1)).movedim(2, 0)
+        added = added.contiguous().cpu().numpy()  # (batch, layers, sub-frames, gates)
+        coefficients, gain, level = (part.cpu().numpy() for part in conditions.filters)
+        lag = conditions.lag.cpu().numpy()
+        piece = slice(start * hop, start * hop + gain.shape[1] * flow.subframe)
+        with multiplying():
+            for example, memory in enumerate(self.memories):
+                generate(
+                    (self.done + start) * hop, latent[example, piece], coefficients[example], gain[example],
+                    level[example], lag[example], added[example], self.weights, memory, self.settings,
+                    x[example, piece], out[example, piece],
+                )  # fmt: skip
+
+
+def mixed_temperature(
+    flow: PredictiveFlow, temperatures: tuple[float, float], conditions: Conditions
+) -> Float[Tensor, "batch samples"]:
+    """The temperature of each sample: the first of the two where speech is voiced, the second where it is not.
+
+    Raises:
+        UserError: for temperatures that are not above 0.
+    """
+    if len(temperatures) != 2 or not all(value > 0 for value in temperatures):
+        raise UserError(f"temperatures must be two numbers greater than 0, got {temperatures}")
+    voiced, unvoiced = temperatures
+    low, high = VOICED
+    share = ((conditions.periodicity - low) / (high - low)).clamp(0, 1)
+    mixed = unvoiced + (voiced - unvoiced) * share
+    return mixed.to(flow.dtype).repeat_interleave(flow.subframe, 1)
+
+
+def _weights(flow: PredictiveFlow) -> Weights:
+    """The weights as the loop wants them."""
+
+    def array(tensor: Tensor) -> np.ndarray:
+        return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+    trunk, stack, head = flow.trunk, flow.trunk.stack, flow.head
+    return Weights(
+        array(trunk.enter.weight.mT), array(trunk.enter.bias), array(stack.past), array(stack.present),
+        array(stack.residual), array(stack.residual_bias), array(trunk.leave.weight.mT), array(trunk.leave.bias),
+        array(head.past.weight.mT), array(head.hidden.weight.mT), array(head.hidden.bias), array(head.out.weight.mT),
+        array(head.out.bias), array(head.direct.weight.mT), np.array(stack.dilations, np.int64),
+    )  # fmt: skip
+
+
+def _settings(flow: PredictiveFlow) -> Settings:
+    return Settings(
+        flow.chunk, flow.subframe, flow.per_frame, RECENT, PERIOD_TAPS if flow.pitch else 0,
+        isinstance(flow.elementwise, JohnsonSU), johnson.LIGHTEST, johnson.HEAVIEST, johnson.MOST_SKEWED,
+        float(flow.elementwise.bound),
+    )  # fmt: skip
