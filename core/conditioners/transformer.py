@@ -189,7 +189,7 @@ class _Block(nn.Module):
         return hidden + self.fc2(F.gelu(self.fc1(self.norm_perceptron(hidden))))
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """Return the weights of a step in the order of use; matrices multiply from the right, norms come with biases."""
+        """Return the weights of a step in the order of use; matrices multiply from the right, norms have biases."""
         attention, perceptron = self.norm_attention, self.norm_perceptron
         return (
             attention.weight,

@@ -229,11 +229,11 @@ def test_transforms_of_torch_func(case: Case, direction: str):
     bijection, x, context = case.randomized(torch.float64), case.data(3, torch.float64), case.context(3, torch.float64)
     if direction == "inverse":
         x = bijection(x, context)[0].detach()
-    if context is None:
-        context = torch.zeros(3, 1, dtype=torch.float64)
+    conditional = context is not None
+    context = context if conditional else torch.zeros(3, 1, dtype=torch.float64)
 
     def one(row, own):
-        output, log_det = getattr(bijection, direction)(row[None], own[None] if case.context_features else None)
+        output, log_det = getattr(bijection, direction)(row[None], own[None] if conditional else None)
         return output[0], log_det[0]
 
     expected = [one(*each) for each in zip(x, context, strict=True)]
