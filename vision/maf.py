@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from arflows.core.bases import StandardNormal
-from arflows.core.bijections import Affine, BatchNorm, Bijection, Chain, Flatten, Logit
-from arflows.core.flows.autoregressive import autoregressive_layers
-from arflows.core.flows.base import normalized
+from arflows.core.bijections import Affine, BatchNorm, Chain, Flatten, Logit
+from arflows.core.flows.layers import autoregressive_layers, with_batch_norm
 from arflows.vision.image_flow import ImageFlow, image_spec
 
 
@@ -46,11 +45,10 @@ class MAF(ImageFlow):
     ) -> None:
         spec = image_spec(image_size, channels, bits)
         context_features = min(hidden_features[0], 64) if classes else 0
-        layers: list[Bijection] = autoregressive_layers(
-            Affine, spec.dims, context_features, transforms, hidden_features
-        )
-        standardize = [BatchNorm(spec.dims, statistics="batch")] if batch_norm else []
-        bijection = Chain(Logit(alpha), Flatten(spec.shape), *standardize, *normalized(layers, spec.dims, batch_norm))
+        layers = autoregressive_layers(Affine, spec.dims, context_features, transforms, hidden_features)
+        if batch_norm:
+            layers = [BatchNorm(spec.dims, statistics="batch"), *with_batch_norm(layers, spec.dims)]
+        bijection = Chain(Logit(alpha), Flatten(spec.shape), *layers)
         base = StandardNormal((spec.dims,))
         super().__init__(spec, bijection, base, (spec.height, spec.width), classes, context_features)
 

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
 
 from arflows.core.conditioners import wavenet_pass
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
 from arflows.core.conditioners.wavenet_layer import Folded, Layer
 from arflows.core.conditioners.wavenet_pass import product_type
 from arflows.core.conditioners.wavenet_stream import WaveNetStream
+from arflows.core.conditioners.weight_norm import WeightNormConv1d, WeightNormConv2d
 
 PARAMETERS = 2
 """Parameters of a sample: those of an affine map."""
@@ -63,18 +63,18 @@ class WaveNet(AutoregressiveConditioner):
         super().__init__(PARAMETERS, context_features)
         self.channels = channels
         self.causal_width = causal_width
-        self.enter = weight_norm(nn.Conv2d(1, channels, 1))
+        self.input_proj = WeightNormConv2d(1, channels, 1)
         self.layers = nn.ModuleList(
             Layer(channels, kernel, dilation, causal_width, last=number == len(dilations) - 1)
             for number, dilation in enumerate(dilations)
         )
         # One product gives what the context adds to every layer.
         self.from_context = (
-            weight_norm(nn.Conv1d(context_features, 2 * channels * len(dilations), 1)) if context_features else None
+            WeightNormConv1d(context_features, 2 * channels * len(dilations), 1) if context_features else None
         )
-        self.leave = nn.Conv2d(channels, PARAMETERS, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.output_proj = nn.Conv2d(channels, PARAMETERS, 1)
+        nn.init.zeros_(self.output_proj.weight)
+        nn.init.zeros_(self.output_proj.bias)  # type: ignore[arg-type]
         self.register_buffer("order", order, persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -138,7 +138,7 @@ class WaveNet(AutoregressiveConditioner):
             summed = summed + (passed @ folded.skips[number]).to(summed.dtype)
             if number < len(folded.residuals):
                 weight, bias = folded.residuals[number]
-                hidden = (hidden if number else hidden @ folded.enter) + (passed @ weight + bias)
+                hidden = (hidden if number else hidden @ folded.input_proj) + (passed @ weight + bias)
                 hidden = hidden if valid is None else hidden * valid
         return summed
 
@@ -152,17 +152,17 @@ class WaveNet(AutoregressiveConditioner):
         one that tells it from the zeros beyond a border.
         """
         count, channels = len(self.layers), self.channels
-        enter = torch.stack([self.enter.weight.flatten(), _bias(self.enter)])
-        leave = self.leave.weight[:, :, 0, 0].T
-        halves = enter.new_ones(2 * channels)
+        input_proj = torch.stack([self.input_proj.weight.flatten(), _bias(self.input_proj)])
+        output_proj = self.output_proj.weight[:, :, 0, 0].T
+        halves = input_proj.new_ones(2 * channels)
         halves[channels:] = 0.5
         kernels, biases, residuals, skips = [], [], [], []
-        left = _bias(self.leave)
+        left = _bias(self.output_proj)
         for number, layer in enumerate(self.stack):
             scale = 2 ** (number / 2)
             kernel = layer.convolution.weight * (halves / scale)[:, None, None, None]
             if number == 0:
-                kernel = torch.einsum("ocij,ec->oeij", kernel, enter)
+                kernel = torch.einsum("ocij,ec->oeij", kernel, input_proj)
             kernels.append(kernel.to(low, memory_format=torch.contiguous_format))
             biases.append(_bias(layer.convolution))
             weight, bias = layer.mix.weight[:, :, 0, 0].T, _bias(layer.mix)
@@ -170,15 +170,15 @@ class WaveNet(AutoregressiveConditioner):
                 residual = (0.5 * scale * weight[:, :channels]).contiguous()
                 residuals.append((residual.to(low), (scale * bias[:channels]).to(low)))
                 weight, bias = weight[:, channels:], bias[channels:]
-            skips.append((0.5 * count**-0.5 * weight @ leave).to(low))
-            left = left + count**-0.5 * bias @ leave
+            skips.append((0.5 * count**-0.5 * weight @ output_proj).to(low))
+            left = left + count**-0.5 * bias @ output_proj
         bias, from_context = torch.stack(biases), None
         if self.from_context is not None:
             projected = self.from_context.weight[:, :, 0].unflatten(0, (count, -1))
             from_context = (projected * halves[:, None]).mT.contiguous().to(low)
             bias = bias + _bias(self.from_context).view_as(bias)
         bias = (bias * halves)[:, None].to(low)
-        return Folded(kernels, enter.to(low), from_context, bias, residuals, skips, left)
+        return Folded(kernels, input_proj.to(low), from_context, bias, residuals, skips, left)
 
     def added(
         self, folded: Folded, features: Tensor | None, position: int, like: Float[Tensor, "batch rows columns"]

@@ -6,14 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+
+from arflows.core.conditioners.weight_norm import WeightNormConv2d
 
 
 class Layer(nn.Module):
     """One gated convolution with its residual and skip paths; the last layer has no residual path to feed."""
-
-    convolution: nn.Conv2d
-    mix: nn.Conv2d
 
     def __init__(
         self, channels: int, kernel: tuple[int, int], dilation: tuple[int, int], causal_width: bool, last: bool
@@ -24,8 +22,8 @@ class Layer(nn.Module):
         # Columns that the convolution sees to the left and to the right, and rows above.
         self.margins = (reach, 0) if causal_width else (reach // 2, reach // 2)
         self.past = (kernel[0] - 1) * dilation[0]
-        self.convolution = weight_norm(nn.Conv2d(channels, 2 * channels, kernel, dilation=dilation))
-        self.mix = weight_norm(nn.Conv2d(channels, channels if last else 2 * channels, 1))
+        self.convolution = WeightNormConv2d(channels, 2 * channels, kernel, dilation=dilation)
+        self.mix = WeightNormConv2d(channels, channels if last else 2 * channels, 1)
 
     def forward(
         self,
@@ -47,7 +45,7 @@ class Folded(NamedTuple):
     """The weights of a `WaveNet` as they are computed with; see `WaveNet.folded`."""
 
     kernels: list[Float[Tensor, "2*channels width down along"]]
-    enter: Float[Tensor, "2 channels"]
+    input_proj: Float[Tensor, "2 channels"]
     from_context: Float[Tensor, "layers features 2*channels"] | None
     bias: Float[Tensor, "layers 1 2*channels"]
     residuals: list[tuple[Float[Tensor, "channels channels"], Float[Tensor, " channels"]]]

@@ -12,16 +12,17 @@ To a compiler the two directions are one operation each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from arflows.core.conditioners.wavenet_layer import Folded, Layer
 from arflows.core.conditioners.wavenet_loops import PRECISIONS, carried, carried_backward, gated, gated_backward
+from arflows.core.runtime.torch_compat import is_transformed
 
 # Of the arguments of the operations below: entry (batch, rows, columns, 2), added (layers, batch or 1, rows or 1,
 # columns, 2 · channels), valid (batch, 1, columns, 1); of each layer the convolution's weights, of all but the last the
@@ -38,19 +39,14 @@ def product_type(like: Tensor) -> torch.dtype:
 
 def fits(like: Tensor, low: torch.dtype) -> bool:
     """Whether this pass is for tensors of that device and precision."""
-    return like.device.type == "cpu" and low in PRECISIONS
+    return like.device.type == "cpu" and low in PRECISIONS and not is_transformed()
 
 
 def parameters(
     stack: Sequence[Layer],
     folded: Folded,
     entry: Float[Tensor, "batch rows columns 2"],
-    added: Float[
-        Tensor,
-        (
-            layers  # batch #rows columns 2*channels
-        ),
-    ],
+    added: Float[Tensor, "layers #batch #rows columns 2*channels"],  # noqa: UP037
     valid: Float[Tensor, "batch 1 columns 1"] | None,
 ) -> Float[Tensor, "batch rows columns 2"]:
     """What the layers contribute to the parameters, in float32 or wider.
@@ -68,7 +64,28 @@ def parameters(
         numbers += [*layer.dilation, layer.past, *((left, 0) if left != right else (0, left))]
     residuals, biases = zip(*folded.residuals, strict=True) if folded.residuals else ((), ())
     weights = [*folded.kernels, *residuals, *biases, *folded.skips]
-    summed: Tensor = _Pass.apply(numbers, entry, added, valid, folded.enter, *weights)
+    summed: Tensor = _Pass.apply(numbers, entry, added, valid, folded.input_proj, *weights)
+    return summed
+
+
+def _plain(
+    numbers: list[int], valid: Tensor | None, entry: Tensor, added: Tensor, input_proj: Tensor, *weights: Tensor
+) -> Tensor:
+    """`parameters` in PyTorch's own operations, which can be differentiated any number of times."""
+    layers = len(numbers) // _NUMBERS
+    kernels, residuals, biases, skips = _parted(list(weights), layers)
+    hidden, summed = entry, entry.new_zeros((), dtype=_wide(entry))
+    with torch.autocast("cpu", enabled=False):
+        for number in range(layers):
+            down, along, above, left, supplied = numbers[_NUMBERS * number : _NUMBERS * (number + 1)]
+            seen = F.pad(hidden, (0, 0, left, 0, above, 0)).movedim(3, 1)
+            convolved = F.conv2d(seen, kernels[number], None, 1, (0, supplied), (down, along)).movedim(1, 3)
+            signal, gate = (convolved + added[number]).chunk(2, -1)
+            passed = 2 * torch.tanh(signal) * torch.sigmoid(2 * gate)
+            summed = summed + (passed @ skips[number]).to(summed.dtype)
+            if number < layers - 1:
+                hidden = (hidden if number else hidden @ input_proj) + (passed @ residuals[number] + biases[number])
+                hidden = hidden if valid is None else hidden * valid
     return summed
 
 
@@ -77,7 +94,12 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, numbers: list[int], entry: Tensor, added: Tensor, valid: Tensor | None, *weights: Tensor
+        ctx: Any,
+        numbers: list[int],
+        entry: Tensor,
+        added: Tensor,
+        valid: Tensor | None,
+        *weights: Tensor,
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
         summed, kept = _forward(numbers, entry, added, valid, list(weights), keep)
@@ -86,11 +108,15 @@ class _Pass(torch.autograd.Function):
         return summed
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         entry, added, valid, *rest = ctx.saved_tensors
         weights, kept = rest[: ctx.count], rest[ctx.count :]
-        gradients = _backward(gradient, ctx.numbers, entry, added, valid, weights, kept)
+        gradients: Sequence[Tensor]
+        if torch.is_grad_enabled():  # to be differentiated again
+            _, vjp = torch.func.vjp(partial(_plain, ctx.numbers, valid), entry, added, *weights)
+            gradients = vjp(gradient)
+        else:
+            gradients = _backward(gradient, ctx.numbers, entry, added, valid, weights, kept)
         return None, *gradients[:2], None, *gradients[2:]
 
 
@@ -105,7 +131,7 @@ def _forward(
     numbers: list[int], entry: Tensor, added: Tensor, valid: Tensor | None, weights: list[Tensor], keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     layers = len(numbers) // _NUMBERS
-    enter, (kernels, residuals, biases, skips) = weights[0], _parted(weights[1:], layers)
+    input_proj, (kernels, residuals, biases, skips) = weights[0], _parted(weights[1:], layers)
     batch, rows, columns, _ = entry.shape
     channels = kernels[0].shape[0] // 2
     summed = entry.new_zeros(batch * rows * columns, 2, dtype=_wide(entry))
@@ -128,7 +154,7 @@ def _forward(
                 break
             torch.mm(flat, residuals[number], out=mixed.view_as(flat))
             following = _room(numbers[_NUMBERS * (number + 1) :], entry, channels)
-            hidden = seen if number else (entry.reshape(-1, 2) @ enter).view_as(mixed)
+            hidden = seen if number else (entry.reshape(-1, 2) @ input_proj).view_as(mixed)
             carried(hidden, mixed, biases[number].to(summed.dtype), mask, following)
             seen = following
     return summed.view(batch, rows, columns, 2), kept
@@ -146,7 +172,7 @@ def _backward(
 ) -> list[Tensor]:
     """The gradients of entry, added and weights."""
     layers = len(numbers) // _NUMBERS
-    enter, (kernels, residuals, _, skips) = weights[0], _parted(weights[1:], layers)
+    input_proj, (kernels, residuals, _, skips) = weights[0], _parted(weights[1:], layers)
     batch, rows, columns, _ = entry.shape
     channels, wide = kernels[0].shape[0] // 2, _wide(entry)
     grad_summed, mask = gradient.to(wide).contiguous(), _mask(entry, valid)
@@ -155,7 +181,7 @@ def _backward(
     grad_gates = torch.empty_like(kept[1])
     grad_hidden, grad_passed = (entry.new_zeros(batch, rows, columns, channels) for _ in range(2))
     passed = torch.empty_like(grad_passed)
-    grad_entry, grad_enter = torch.zeros_like(entry), torch.zeros_like(enter)
+    grad_entry, grad_input_proj = torch.zeros_like(entry), torch.zeros_like(input_proj)
     flat, flat_hidden, flat_entry = passed.flatten(0, 2), grad_hidden.flatten(0, 2), entry.reshape(-1, 2)
     with torch.autocast("cpu", enabled=False):
         for number in reversed(range(layers)):
@@ -171,8 +197,10 @@ def _backward(
             if number < layers - 1:
                 grad_residuals.append(flat.T @ flat_hidden)
             if number == 0 and layers > 1:
-                torch.addmm(grad_entry.view_as(flat_entry), flat_hidden, enter.T, out=grad_entry.view_as(flat_entry))
-                grad_enter = flat_entry.T @ flat_hidden
+                torch.addmm(
+                    grad_entry.view_as(flat_entry), flat_hidden, input_proj.T, out=grad_entry.view_as(flat_entry)
+                )
+                grad_input_proj = flat_entry.T @ flat_hidden
             grad_seen, grad_kernel, _ = torch.ops.aten.convolution_backward(
                 grad_gates.movedim(3, 1), seen.movedim(3, 1), kernels[number], None, [1, 1], [0, supplied],
                 [down, along], False, [0, 0], 1, [True, True, False],
@@ -184,7 +212,7 @@ def _backward(
             else:
                 grad_entry += grad_seen[:, above:, left:]
     grad_weights = [*grad_kernels[::-1], *grad_residuals[::-1], *grad_biases[::-1], *grad_skips[::-1]]
-    return [grad_entry, grad_added.to(added.dtype), grad_enter, *grad_weights]
+    return [grad_entry, grad_added.to(added.dtype), grad_input_proj, *grad_weights]
 
 
 def _room(numbers: list[int], entry: Tensor, width: int) -> Tensor:

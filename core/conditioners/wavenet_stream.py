@@ -131,7 +131,7 @@ class _Rows:
         self.kernels = [self._turned(kernel) for kernel in folded.kernels]
         self.residuals = [(weight[None], bias) for weight, bias in folded.residuals]
         self.skips = [weight[None] for weight in folded.skips]
-        self.enter = folded.enter[None]
+        self.input_proj = folded.input_proj[None]
         # A context of each sample is projected row by row, one of each column once for all.
         self.features_of_rows = self.features is not None and self.features.ndim == 4
         self.mask = None if inside is None else self.valid.to(low)
@@ -283,7 +283,7 @@ class _Rows:
                     hidden = self.own[number][position % kept][tile]
                     following = self.own[number + 1][position % len(self.places[number + 1])][tile]
                     if number == 0:
-                        mixed.baddbmm_(hidden, self.enter.expand(len(gates), -1, -1))
+                        mixed.baddbmm_(hidden, self.input_proj.expand(len(gates), -1, -1))
                         following.copy_(mixed)
                     else:
                         torch.add(hidden, mixed, out=following)

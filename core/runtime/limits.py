@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.signatures import default_arguments
 
 LARGEST_SIZE = 1_000_000
 """Largest whole number among the arguments of a model."""
@@ -127,7 +128,7 @@ def _parameters(kind: type) -> dict[str, tuple[Any, Any]]:
                 found.setdefault(parameter.name, (hints.get(parameter.name, Any), inherited))
         if not more:
             break
-    return found
+    return {name: each for name, each in found.items() if name in default_arguments(kind)}
 
 
 def _fits(value: Any, hint: Any, lowest: float) -> bool:

@@ -214,8 +214,8 @@ class FlowTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _decays(self, name: str) -> bool:
-        """Whether weight decay applies; torch's weight_norm keeps its scales as ``original0``."""
-        return not self.decay_only_scales or name.endswith("parametrizations.weight.original0")
+        """Whether weight decay applies: with `decay_only_scales` to weight normalisation alone, ours or PyTorch's."""
+        return not self.decay_only_scales or name.endswith((".weight_g", "parametrizations.weight.original0"))
 
     def _learning_rate_factor(self, step: int) -> float:
         if step < self.warmup_steps:
