@@ -18,7 +18,7 @@ from arflows.audio.representation import Condition
 from arflows.core.bijections import johnson
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.numba_loops import multiplying
+from arflows.core.runtime.threads import multiplying
 
 if TYPE_CHECKING:
     from arflows.audio.predictive import PredictiveFlow
