@@ -345,3 +345,10 @@ def test_rounded_weights_stay_inverse_and_close():
     assert flow.continuation().weights.present.dtype == np.uint16
     z = flow.encode(waveform, mel=mel)
     torch.testing.assert_close(flow.decode(z, mel=mel), waveform, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["c128", "c64", "c32"])
+def test_presets_are_models(name):
+    flow = PredictiveFlow.from_preset(name, speakers=2)
+    assert flow.speakers == 2
+    assert flow.trunk.stack.channels == int(name[1:])
