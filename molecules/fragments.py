@@ -47,6 +47,10 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
     Each ``*`` may be replaced by one bond to a later atom, of the order it is written with; no other bonds are added.
     Without any ``*`` every atom may get bonds, as far as its valence allows.
 
+    >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=8, order="dfs")
+    >>> fragment_of("*=C1CN(*)C1", spec).attachments
+    ((2,), (), (1,), ())
+
     Args:
         smiles: SMILES of the fragment.
         spec: The model's settings.
