@@ -64,7 +64,7 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
         raise UserError(f"the fragment {smiles!r} is no SMILES that RDKit can read: check it.")
     ends = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 0]
     if any(atom.GetDegree() != 1 or atom.GetNeighbors()[0].GetAtomicNum() == 0 for atom in ends):
-        raise UserError(f"in the fragment {smiles!r} a * must be bound to exactly one atom: correct it.")
+        raise UserError(f"in the fragment {smiles!r} a * must have exactly one atom beside it: correct it.")
     with BlockLogs():
         Chem.Kekulize(molecule, clearAromaticFlags=True)
     inside = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 0]

@@ -126,9 +126,9 @@ class MoleculeFlow(GraphFlow):
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Log-probability of each molecule, summed over all orders in which the flow can generate it.
 
-        The orders are found by a search that the model guides, see `arflows.molecules.marginal.order_marginal`. The sum is
-        exact for molecules of up to 7 atoms and for those of at most ``orders`` orders; otherwise its exponential is an
-        unbiased estimate of the probability.
+        The orders are found by a search that the model guides, see `arflows.molecules.marginal.order_marginal`. The sum
+        is exact for molecules of up to 7 atoms and for those of at most ``orders`` orders; otherwise its exponential is
+        an unbiased estimate of the probability.
 
         Of an aromatic molecule it is that of its canonical Kekulé form; its other forms are graphs of their own.
 
@@ -291,8 +291,8 @@ class MoleculeFlow(GraphFlow):
     ) -> list[Graph]:
         """Interpolate between two molecules, both included, by the flow with masks.
 
-        Latents are interpolated linearly as quantiles of the normal distribution. A decision that only one end has keeps
-        the latent of that end.
+        Latents are interpolated linearly as quantiles of the normal distribution. A decision that only one end has
+        keeps the latent of that end.
 
         Args:
             start: A molecule.
