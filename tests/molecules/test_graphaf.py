@@ -105,7 +105,7 @@ def test_samples(flow):
     masked = flow.sample(60, seed=0)
     assert all(each.valid_raw for each in masked)
     assert [each.graph for each in masked] == [each.graph for each in flow.sample(60, seed=0)]
-    assert [each.graph for each in masked] == [each.graph for each in flow.sample(60, batch_size=7)]
+    assert [each.graph for each in masked] == [each.graph for each in flow.sample(60, seed=0, batch_size=7)]
     assert [each.graph for each in masked] != [each.graph for each in flow.sample(60, seed=1)]
     assert all(math.isnan(each.log_prob) for each in masked)
     raw = flow.sample(60, masks=False, temperature=1.0)
