@@ -52,6 +52,12 @@ class Refused(ValueError):
 class MoleculeSpec(Spec):
     """The settings that data and model must share; all but the order are measured on the training data.
 
+    >>> spec = MoleculeSpec.measure([graph_of(smiles, "dfs") for smiles in ("CCO", "c1ccncc1")], "dfs")
+    >>> spec.atom_types, spec.valences, spec.max_atoms, spec.max_back_bonds
+    (('C', 'N', 'O'), (3, 3, 1), 6, 2)
+    >>> spec.objection(graph_of("CCBr", "dfs"))
+    'the atom type Br does not occur in the training data'
+
     Attributes:
         atom_types: Element and formal charge, such as ``("C", "O", "N", "N+", "O-")``, the most frequent first.
         valences: For each type the largest sum of the orders of an atom's bonds, at most what RDKit allows.
@@ -256,6 +262,9 @@ def graph_of(molecule: Chem.Mol | str, order: Order = "bfs") -> Graph:
 
     Canonical SMILES are depth first: their atoms, in the order in which they are written, are the canonical order
     ``dfs``. ``bfs`` begins with their first atom and goes to its neighbours in their order.
+
+    >>> graph_of("OC=C")
+    Graph(atoms=('C', 'C', 'O'), bonds=((1, 0, 2), (2, 1, 1)))
 
     Args:
         molecule: A sanitised molecule, or SMILES.
