@@ -11,11 +11,12 @@ from arflows.audio.inputs import Speech, SpeechInput, speaker_names
 from arflows.audio.metrics import Mean
 from arflows.audio.model import SpeechFlow
 from arflows.audio.render import likelihood_curve, save_figure
-from arflows.core.likelihood import Estimate, Reference, write_scores
+from arflows.core.commands.scores import write_scores
+from arflows.core.likelihood import Estimate, Reference
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.option_types import PositiveInt
-from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, is_main
 
 LISTED = 5
@@ -49,7 +50,7 @@ def score(
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
     flow = load_model(SpeechFlow, model, device)
-    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    reference = Reference.load(model)
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
     utterances, heard = itertools.tee(given.utterances("scoring"))
@@ -71,9 +72,7 @@ def score(
     write_scores(out, columns, -means, reference)
     mean = Mean.ratio(-np.array(totals), np.array(lengths))
     print(f"{out}: {Estimate(mean.value, mean.standard_error, 'nats/sample', flow.likelihood, mean.count)}")
-    if reference is None:
-        print("the model has no training.json: percentile and typicality are left empty")
-    else:
+    if reference is not None:
         print(f"training utterances: log-likelihood {-reference.mean:.4f} nats/sample")
         order = np.argsort(-reference.typicality(-means[:, None]))[:LISTED]
         print("least typical: " + ", ".join(f"{names[i]} ({means[i]:.3f} nats/sample)" for i in order))

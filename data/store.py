@@ -231,6 +231,21 @@ class Store:
         return self.__dict__ | {"_maps": {}}
 
 
+def opened(source: Path | Store, domain: str) -> Store | None:
+    """Return the store of a domain that is given open or by its path; None if the path is that of something else.
+
+    Args:
+        source: The store, or a path.
+        domain: The domain that it must be of.
+
+    Raises:
+        UserError: If the store is damaged, or of another domain.
+    """
+    if isinstance(source, Store):
+        return source
+    return Store(source, expect_domain=domain) if is_store(source) else None
+
+
 def is_store(path: Path) -> bool:
     """Return True if a file is a store, or a damaged HDF5 file, whose damage `Store` names.
 

@@ -1,6 +1,5 @@
 """Rows that the verbs read for a trained model."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from tqdm import tqdm
 from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Batch
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import model_folder
-from arflows.data.store import Store, is_store
+from arflows.core.runtime.pretrained import training_facts
+from arflows.data.store import Store, opened
 from arflows.data.tables import WHOLE, Table, default_names, read_table
 from arflows.tabular.representation import TableSpec
 
@@ -36,8 +35,7 @@ class Columns:
     @classmethod
     def of(cls, model: str, flow: VectorFlow) -> Self:
         """Reads them from the ``training.json`` that `train` leaves with a model, if there is one."""
-        facts = Path(model_folder(model)) / "training.json"
-        known = json.loads(facts.read_text(encoding="utf-8"))["data"].get("columns", {}) if facts.is_file() else {}
+        known = (training_facts(model) or {"data": {}})["data"].get("columns", {})
         names = default_names(flow.dims + flow.context_features)
         return cls(
             tuple(known.get("x", names[: flow.dims])),
@@ -58,14 +56,14 @@ class Rows:
     context: Float[Tensor, "rows context"] | None
 
     @classmethod
-    def read(cls, source: Path, split: str, flow: VectorFlow, columns: Columns) -> Self:
+    def read(cls, source: Path | Store, split: str, flow: VectorFlow, columns: Columns) -> Self:
         """Reads the rows of a split of a store, or of a table.
 
         The columns of a table are found by their names where it has some, else by their order. A table that is not
         divided into splits is taken whole.
 
         Args:
-            source: The file.
+            source: The path of the file, or an open store.
             split: Which part of a store, or of a table in splits.
             flow: The model that the rows must fit.
             columns: What its columns are called.
@@ -73,8 +71,9 @@ class Rows:
         Raises:
             UserError: The rows do not fit, or the file is damaged or no table of numbers.
         """
-        if is_store(source):
-            store = Store(source, expect_domain="tabular")
+        store = opened(source, "tabular")
+        source = store.path if isinstance(source, Store) else source
+        if store is not None:
             spec = TableSpec.from_dict(store.spec)
             given = TableSpec(spec.features, spec.context if flow.context_features else 0)
             if differences := TableSpec(flow.dims, flow.context_features).differences(given):

@@ -73,8 +73,8 @@ def evaluate(
     }
     start = time.perf_counter()
     flow = load_model(ImageFlow, model, device)
-    facts = Store(store, expect_domain="vision").facts()
-    given = ImageInput(store, flow, split=split)
+    data = Store(store, expect_domain="vision")
+    given = ImageInput(data, flow, split=split)
     device = flow.device
     network = inception() if fid else None  # or says what is missing, before hours of work
 
@@ -96,7 +96,7 @@ def evaluate(
             "value": per_second(lambda: flow.sample(batch_size), batch_size, device),
             "batch_size": batch_size,
         },
-        **protocol(flow, model, options, facts),
+        **protocol(flow, model, options, data.facts()),
     }
     rows = {"bits/dim": str(figure)}
     logit = first_logit(flow)

@@ -17,7 +17,7 @@ from arflows.data.image_sources import ArrayExamples, FileExamples, uniform_batc
 from arflows.data.images import SkippedImage, open_image
 from arflows.data.images import convert as convert_image
 from arflows.data.read_stats import ReadStats
-from arflows.data.store import Store, is_store
+from arflows.data.store import Store, opened
 from arflows.vision.datamodule import ImageDataset, class_numbers
 from arflows.vision.model import ImageFlow
 from arflows.vision.representation import ImageSpec
@@ -35,12 +35,18 @@ class ImageInput:
     """
 
     def __init__(
-        self, source: Path, flow: ImageFlow, *, split: str = "test", label: str | None = None, convert: bool = False
+        self,
+        source: Path | Store,
+        flow: ImageFlow,
+        *,
+        split: str = "test",
+        label: str | None = None,
+        convert: bool = False,
     ) -> None:
         """Finds the images and makes sure that they fit the model.
 
         Args:
-            source: Where the images are.
+            source: The path of the images, or an open store.
             flow: The model; one conditional on classes needs labels: a store's, an .npz file's, or subfolders.
             split: Which part of a store.
             label: The name of the class of all images, instead.
@@ -56,8 +62,9 @@ class ImageInput:
         self._stats = ReadStats()
         self.names: list[str] = []
         self._source: ImageDataset | ArrayExamples | FileExamples
-        if is_store(source):
-            store = Store(source, expect_domain="vision")
+        store = opened(source, "vision")
+        source = store.path if isinstance(source, Store) else source
+        if store is not None:
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
             self._source = ImageDataset(store, split, labels=flow.classes > 0 and label is None)
             labels = np.asarray(store.array(split, "labels")) if self._source.labels else None

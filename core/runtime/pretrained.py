@@ -265,6 +265,27 @@ def model_folder(model: str) -> str:
     return str(inside) if (inside / CONFIG_FILE).is_file() else model
 
 
+def training_facts(model: str | Path) -> dict[str, Any] | None:
+    """Read the facts about its training that ``train`` leaves with a model; None if there are none.
+
+    Args:
+        model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = Path(model_folder(str(model))) / FACTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): copy the model folder again.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged: copy the model folder again.")
+    return facts
+
+
 def _local_folder(source: str | Path, revision: str | None) -> Path:
     folder = Path(source)
     if folder.is_dir():

@@ -27,7 +27,7 @@ def test_every_row_of_a_split_is_scored(moons_run, moons, tmp_path, ends):
         expected = flow.log_prob(torch.from_numpy(np.array(Store(moons).array("test", "x"))))
     np.testing.assert_allclose(column(out, "log_density"), expected, atol=1e-4)
     np.testing.assert_array_equal(column(out, "row"), np.arange(100))
-    reference = Reference.load(moons_run / "model/training.json")
+    reference = Reference.load(moons_run)
     np.testing.assert_allclose(column(out, "percentile"), reference.percentile(-expected.numpy()), atol=0.5)
 
 
