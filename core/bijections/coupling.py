@@ -20,6 +20,7 @@ class Coupling(Bijection):
         conditioner: network from (``mask.conditioner_input``, context) to (batch, parameters · changed channels, …);
             the parameters of a channel are ``changed channels`` apart.
 
+    >>> import torch
     >>> from arflows.core.bijections import Affine, ChannelMask
     >>> from arflows.core.conditioners import MLP
     >>> coupling = Coupling(ChannelMask(4), Affine(), MLP(in_features=2, out_features=4, hidden_features=(16,)))

@@ -1,9 +1,9 @@
-"""What a WaveNet does between its products, on CPUs: each in one compiled pass over memory, forward and backward.
+"""Elementwise operations of a WaveNet on CPUs, forward and backward, each as one compiled pass over memory.
 
-PyTorch's hyperbolic tangent of bfloat16 takes longer than the convolution before it, and each of a gate's half dozen
-operations reads and writes everything. Here tanh and sigmoid share a division, sums are taken in float32 on the way,
-and small gradients are gathered while the numbers are at hand. Tensors are contiguous, on the CPU and of one type
-unless something else is said.
+PyTorch's hyperbolic tangent of bfloat16 takes longer than the convolution before it, and each of the half dozen
+operations of a gate reads and writes all of memory. Here tanh and sigmoid share a division, sums are in float32, and
+gradients of biases and skip weights are summed in the same pass. Tensors are contiguous, on the CPU and of one dtype
+unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from arflows.core.runtime.numba_math import exp_minus_twice, narrow, wide
 from arflows.core.runtime.threads import in_shares
 
 PRECISIONS = (torch.bfloat16, torch.float32, torch.float64)
-"""Of the numbers that gates are computed from; what they are computed in is float32 at least."""
+"""Supported dtypes of the inputs of gates; the arithmetic is in float32 or wider."""
 _COLUMNS = 64
-"""A thread takes no fewer."""
+"""Smallest number of columns for a thread."""
 
 
 def gated(
@@ -32,7 +32,7 @@ def gated(
     out: Float[Tensor, "batch rows columns channels"],
     least: int = _COLUMNS,
 ) -> None:
-    """Writes 2 tanh(a) σ(2b), where (a, b) are gates + added; a thread takes no less than so many columns."""
+    """Write 2 tanh(a) σ(2b) with (a, b) = gates + added, by threads of at least ``least`` columns."""
     _in_shares(_gate, gates, added, out, least=least)
 
 
@@ -46,13 +46,20 @@ def gated_backward(
     grad_gates: Float[Tensor, "batch rows columns 2*channels"],
     grad_added: Float[Tensor, "#batch #rows columns 2*channels"],
 ) -> Float[Tensor, "2 channels"]:
-    """From the gradients of what `gated` wrote, by the residual path, and of its two products with ``skip``.
+    """Compute the backward pass of `gated` and of the product of its output with ``skip``.
 
-    Writes what `gated` wrote once more and the gradient of the gates, and adds to that of what was added. The
-    gradients of sums, ``grad_summed``, ``grad_added`` and that of ``skip``, as well as ``skip``, are float32 or wider.
+    Args:
+        gates: inputs of `gated`.
+        added: inputs of `gated`.
+        grad_passed: gradient of the output of `gated` by the residual path.
+        grad_summed: gradient of the product with ``skip``; float32 or wider.
+        skip: weights of the skip path; float32 or wider.
+        passed: output of `gated`; recomputed and written.
+        grad_gates: gradient of ``gates``; written.
+        grad_added: gradient of ``added``, float32 or wider; added to.
 
     Returns:
-        The gradient of ``skip``.
+        The gradient of ``skip``, float32 or wider.
     """
     grad_skip = skip.new_zeros(torch.get_num_threads(), *skip.shape)
     _in_shares(_gate_backward, gates, added, grad_passed, grad_summed, skip, passed, grad_gates, grad_added, grad_skip)

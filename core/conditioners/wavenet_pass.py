@@ -1,12 +1,12 @@
-"""The parallel pass of a `WaveNet` on CPUs, forward and backward by hand.
+"""Parallel pass of a `WaveNet` on CPUs with hand-written forward and backward.
 
-What surrounds the convolutions takes longer than they do if it is left to single operations, compiled or not: bfloat16
-convolutions run at more than a teraflop a second and core, memory at a hundredth of that in numbers. So everything is
-written where it is read next, what enters a layer into the place that its convolution sees, and what lies between two
-products is one pass over memory (`wavenet_loops`). Of each layer two tensors are kept for the backward pass, what the
-convolution sees and what it gives; what the gates let through is computed anew.
+As separate operations, compiled or not, the elementwise work around the convolutions takes longer than the convolutions
+themselves: bfloat16 convolutions reach more than a teraflop per second and core, memory a hundredth of that in numbers.
+So every result is written where it is read next, and all elementwise work between two products is one pass over memory
+(`wavenet_loops`). Two tensors of each layer are stored for the backward pass, the input and the output of the
+convolution; the output of the gates is recomputed.
 
-To a compiler the two directions are one operation each.
+To a compiler, each direction is one operation.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from arflows.core.conditioners.wavenet_layer import Folded, Layer
 from arflows.core.conditioners.wavenet_loops import PRECISIONS, carried, carried_backward, gated, gated_backward
 from arflows.core.runtime.torch_compat import is_transformed
 
-# Of the arguments of the operations below: entry (batch, rows, columns, 2), added (layers, batch or 1, rows or 1,
-# columns, 2 · channels), valid (batch, 1, columns, 1); of each layer the convolution's weights, of all but the last the
-# residual path's weights and biases, of all the skip path's weights; and for each layer five numbers, its dilation down
-# and along, the rows and columns of zeros put before it, and the columns that the convolution supplies by itself.
+# Arguments of the operations below: entry (batch, rows, columns, 2), added (layers, batch or 1, rows or 1, columns,
+# 2 · channels), valid (batch, 1, columns, 1). Weights: the convolution of each layer, weights and biases of the
+# residual path of all layers but the last, the skip path of each layer. Five numbers for each layer: dilations down
+# and along, rows and columns of zeros put before its input, and columns that the convolution pads itself.
 _NUMBERS = 5
 
 
 def product_type(like: Tensor) -> torch.dtype:
-    """The type that products are taken in: the tensor's own, or that of autocast."""
+    """Return the dtype of matrix products: that of autocast, or that of the tensor."""
     kind = like.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 def fits(like: Tensor, low: torch.dtype) -> bool:
-    """Whether this pass is for tensors of that device and precision."""
+    """True if this pass supports tensors of that device and precision, and no transform of torch.func is active."""
     return like.device.type == "cpu" and low in PRECISIONS and not is_transformed()
 
 
@@ -49,13 +49,13 @@ def parameters(
     added: Float[Tensor, "layers #batch #rows columns 2*channels"],  # noqa: UP037
     valid: Float[Tensor, "batch 1 columns 1"] | None,
 ) -> Float[Tensor, "batch rows columns 2"]:
-    """What the layers contribute to the parameters, in float32 or wider.
+    """Return the sum of the layers' contributions to the parameters, in float32 or wider.
 
     Args:
         stack: the layers.
-        folded: its weights, in the precision of products.
+        folded: weights in the precision of products.
         entry: the row before each, and ones where columns belong to the signal; in that precision.
-        added: what the context and the biases add to the gates.
+        added: contribution of the context and the biases to the gates.
         valid: ones where columns belong to the signal; None if all do.
     """
     numbers: list[int] = []
@@ -90,7 +90,7 @@ def _plain(
 
 
 class _Pass(torch.autograd.Function):
-    """`parameters` with the gradients of all it is computed from."""
+    """`parameters` with the gradients of its inputs; second derivatives by `_plain`."""
 
     @staticmethod
     def forward(
@@ -121,7 +121,7 @@ class _Pass(torch.autograd.Function):
 
 
 def _parted(weights: list[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Kernels, residual weights and biases, skip weights."""
+    """Split weights into kernels, residual weights, residual biases and skip weights."""
     first, second, third = layers, 2 * layers - 1, 3 * layers - 2
     return weights[:first], weights[first:second], weights[second:third], weights[third:]
 
@@ -170,7 +170,7 @@ def _backward(
     weights: list[Tensor],
     kept: list[Tensor],
 ) -> list[Tensor]:
-    """The gradients of entry, added and weights."""
+    """Return the gradients of entry, added and weights."""
     layers = len(numbers) // _NUMBERS
     input_proj, (kernels, residuals, _, skips) = weights[0], _parted(weights[1:], layers)
     batch, rows, columns, _ = entry.shape
@@ -216,7 +216,7 @@ def _backward(
 
 
 def _room(numbers: list[int], entry: Tensor, width: int) -> Tensor:
-    """Room for what a layer's convolution sees, with zeros at the borders."""
+    """Allocate the input of a layer's convolution, with zeros at the borders."""
     batch, rows, columns, _ = entry.shape
     above, left = numbers[2], numbers[3]
     seen = entry.new_empty(batch, above + rows, left + columns, width)
