@@ -8,7 +8,8 @@ from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Reference, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model, model_folder
-from arflows.tabular.inputs import Columns, Rows
+from arflows.tabular.columns import Columns
+from arflows.tabular.inputs import Rows
 
 LISTED = 5
 

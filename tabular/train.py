@@ -51,9 +51,10 @@ class TableExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few rows for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Which store the model was trained on, how much of it, and what its columns are called."""
+        """Return the store the model was trained on, how much of it, and its columns' names and offsets."""
         store = self.datamodule.store
-        return {**store.facts(), "columns": store.provenance["columns"], "limit": self.datamodule.limit}
+        columns = {name: store.provenance[name] for name in ("columns", "offsets") if name in store.provenance}
+        return {**store.facts(), **columns, "limit": self.datamodule.limit}
 
 
 def main(args: list[str] | None = None) -> None:

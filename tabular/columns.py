@@ -1,0 +1,118 @@
+"""Columns of a model: their names, and the offsets that keep large numbers exact in float32."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import model_folder
+from arflows.data.tables import default_names
+
+if TYPE_CHECKING:
+    from arflows.core.flows import VectorFlow
+
+LOOKED_AT = 100_000
+"""Rows, at most, from which the loss by rounding is measured."""
+
+MOST_LOST = 0.01
+"""Share of distinct values that may become equal to another by rounding to float32."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names and offsets of the columns of a model: those of its training data, else x0, x1, … and 0.
+
+    A model, and a store, hold each number minus the offset of its column, so that times in seconds since 1970 keep
+    their fractions in float32. A shift changes no density.
+
+    Attributes:
+        features: Names of the data's columns.
+        context: Names of the columns conditioned on.
+        offsets: Number that is subtracted from each column, those conditioned on last.
+    """
+
+    features: tuple[str, ...]
+    context: tuple[str, ...]
+    offsets: tuple[float, ...]
+
+    @classmethod
+    def of(cls, model: str, flow: VectorFlow) -> Self:
+        """Read them from the ``training.json`` that `train` leaves with a model, if there is one."""
+        facts = Path(model_folder(model)) / "training.json"
+        data = json.loads(facts.read_text(encoding="utf-8"))["data"] if facts.is_file() else {}
+        known, offsets = data.get("columns", {}), data.get("offsets", {})
+        names = default_names(flow.dims + flow.context_features)
+        context = tuple(known.get("context", names[flow.dims :])) if flow.context_features else ()
+        features = tuple(known.get("x", names[: flow.dims]))
+        return cls(
+            features,
+            context,
+            (*offsets.get("x", [0.0] * len(features)), *offsets.get("context", [0.0] * len(context))[: len(context)]),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """All names, those conditioned on last."""
+        return [*self.features, *self.context]
+
+
+def offset_of(values: Float64[np.ndarray, " rows"]) -> float:
+    """Return what to subtract from a column before it is rounded to float32; 0 where nothing is gained.
+
+    Args:
+        values: The column.
+
+    Returns:
+        The median, rounded to the size of the standard deviation, where subtracting it makes the rounding error at
+        least four times smaller and that error is above a millionth of the standard deviation; else 0.
+    """
+    spread = float(values.std())
+    if not spread:
+        return 0.0
+    unit = 10.0 ** np.floor(np.log10(spread))
+    offset = float(np.round(np.median(values) / unit) * unit)
+    error = _rounding_error(values)
+    return offset if error > 1e-6 * spread and error > 4 * _rounding_error(values - offset) else 0.0
+
+
+def to_float32(
+    source: str, values: Float64[np.ndarray, "rows columns"], names: list[str], offsets: tuple[float, ...]
+) -> Float32[np.ndarray, "rows columns"]:
+    """Subtract offsets and round to float32.
+
+    Args:
+        source: The table in messages.
+        values: Its rows.
+        names: Names of its columns.
+        offsets: Number that is subtracted from each column.
+
+    Raises:
+        UserError: More than 1 % of the distinct values of a column become equal by rounding.
+    """
+    centred = values - np.array(offsets)
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(centred, np.float32)
+    step = -(-len(values) // LOOKED_AT)
+    for index, name in enumerate(names):
+        exact, left = (len(np.unique(array[::step, index])) for array in (centred, rounded))
+        if exact - left > MOST_LOST * exact:
+            raise UserError(
+                f"{source}: the {exact:,} distinct values of column {name!r} become {left:,} in float32, in which "
+                "models compute: subtract a number near them all, or give the column in a larger unit."
+            )
+    return rounded
+
+
+def as_facts(offsets: tuple[float, ...], features: int) -> dict[str, Any]:
+    """Return offsets as a store and ``training.json`` keep them; an empty dictionary if all are 0."""
+    return {"offsets": {"x": list(offsets[:features]), "context": list(offsets[features:])}} if any(offsets) else {}
+
+
+def _rounding_error(values: Float64[np.ndarray, " rows"]) -> float:
+    return float(np.abs(values - values.astype(np.float32)).max())
