@@ -17,7 +17,7 @@ from arflows.data.tables import default_names
 if TYPE_CHECKING:
     from arflows.core.flows import VectorFlow
 
-LOOKED_AT = 100_000
+LOOKED_AT = 10_000
 """Rows, at most, from which the loss by rounding is measured."""
 
 MOST_LOST = 0.01
@@ -69,8 +69,9 @@ def offset_of(values: Float64[np.ndarray, " rows"]) -> float:
         values: The column.
 
     Returns:
-        The median, rounded to the size of the standard deviation, where subtracting it makes the rounding error at
-        least four times smaller and that error is above a millionth of the standard deviation; else 0.
+        The median, rounded to the size of the standard deviation, where float32 would merge more than 1 % of the
+        distinct values or round by more than 1e-4 of the standard deviation, and subtracting the median makes this at
+        least four times better; else 0, so that a model takes numbers as they are.
     """
     spread = float(values.std())
     if not spread:
@@ -78,7 +79,9 @@ def offset_of(values: Float64[np.ndarray, " rows"]) -> float:
     unit = 10.0 ** np.floor(np.log10(spread))
     offset = float(np.round(np.median(values) / unit) * unit)
     error = _rounding_error(values)
-    return offset if error > 1e-6 * spread and error > 4 * _rounding_error(values - offset) else 0.0
+    exact, left = _distinct(values)
+    harmful = error > 1e-4 * spread or exact - left > MOST_LOST * exact
+    return offset if harmful and error > 4 * _rounding_error(values - offset) else 0.0
 
 
 def to_float32(
@@ -96,22 +99,25 @@ def to_float32(
         UserError: More than 1 % of the distinct values of a column become equal by rounding.
     """
     centred = values - np.array(offsets)
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(centred, np.float32)
-    step = -(-len(values) // LOOKED_AT)
     for index, name in enumerate(names):
-        exact, left = (len(np.unique(array[::step, index])) for array in (centred, rounded))
+        exact, left = _distinct(centred[:, index])
         if exact - left > MOST_LOST * exact:
             raise UserError(
                 f"{source}: the {exact:,} distinct values of column {name!r} become {left:,} in float32, in which "
                 "models compute: subtract a number near them all, or give the column in a larger unit."
             )
-    return rounded
+    return np.ascontiguousarray(centred, np.float32)
 
 
 def as_facts(offsets: tuple[float, ...], features: int) -> dict[str, Any]:
     """Return offsets as a store and ``training.json`` keep them; an empty dictionary if all are 0."""
     return {"offsets": {"x": list(offsets[:features]), "context": list(offsets[features:])}} if any(offsets) else {}
+
+
+def _distinct(values: Float64[np.ndarray, " rows"]) -> tuple[int, int]:
+    """Return the number of distinct values among some rows, in float64 and in float32."""
+    some = values[:: -(-len(values) // LOOKED_AT)]
+    return len(np.unique(some)), len(np.unique(some.astype(np.float32)))
 
 
 def _rounding_error(values: Float64[np.ndarray, " rows"]) -> float:
