@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
+from arflows.audio.inputs import MEL_SUFFIXES, Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
 from arflows.audio.model import WaveFlow
 from arflows.audio.representation import Condition
 from arflows.core.inversion import SOLVERS, SolverName, use_solver
@@ -19,7 +19,8 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
-from arflows.data.audio_files import write_wav
+from arflows.data.audio_files import AUDIO_SUFFIXES, write_wav
+from arflows.data.folders import FileNames
 
 
 def sample(
@@ -173,6 +174,7 @@ def _vocode(
                 return _Made(utterance.name, reason=str(error))
         return _Made(utterance.name, waveforms, scores, time.perf_counter() - start)
 
+    stems = FileNames((*AUDIO_SUFFIXES, *MEL_SUFFIXES))
     rows: list[list[str]] = []
     spoken = busy = 0.0
     for made in distributed_map(source.utterances(), work):
@@ -181,7 +183,7 @@ def _vocode(
             continue
         busy += made.seconds
         spoken += made.waveforms.numel() / rate
-        stem = Path(made.name).with_suffix("").as_posix().replace("/", "_")
+        stem = stems(made.name)
         for index, waveform in enumerate(made.waveforms):
             name = f"{stem}.wav" if count == 1 else f"{stem}-{index}.wav"
             write_wav(folder / name, waveform.numpy(), rate)

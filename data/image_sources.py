@@ -87,13 +87,23 @@ class ArrayExamples:
 
 @dataclass
 class FileExamples:
-    """Images in files of their own, below one folder."""
+    """Images in files of their own, below one folder.
+
+    Attributes:
+        folder: The folder.
+        paths: Paths of the files below it.
+        labels: The class number of each image, or None.
+        classes: Names of the classes, or None.
+        crop: Part of each image that is taken, or None for all of it.
+        strays: Files beside the class folders that are no images, and are left out.
+    """
 
     folder: Path
     paths: Sequence[str]  # relative to the folder
     labels: Int64[np.ndarray, " examples"] | None = None
     classes: tuple[str, ...] | None = None
     crop: tuple[int, int, int, int] | None = None
+    strays: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -162,6 +172,30 @@ class ImageSource:
     def classes(self) -> tuple[str, ...] | None:
         """What the class numbers stand for, or None where there are no labels."""
         return self.splits["train"].classes
+
+    def drop_classes(self, unused: Sequence[int]) -> None:
+        """Remove classes that have no training images, and number the others anew; their names stay.
+
+        Args:
+            unused: Numbers of the classes.
+
+        Raises:
+            UserError: Another split has images of such a class.
+        """
+        classes = self.classes
+        assert classes is not None
+        kept = [number for number in range(len(classes)) if number not in set(unused)]
+        renumbered = np.full(len(classes), -1, np.int64)
+        renumbered[kept] = np.arange(len(kept))
+        for split, examples in self.splits.items():
+            assert examples.labels is not None
+            labels = renumbered[examples.labels]
+            if len(lost := examples.labels[labels < 0]):
+                raise UserError(
+                    f"{self.name}: the split {split!r} has images of the class {classes[lost[0]]!r}, of which no "
+                    "training image is used: give some, or leave out that class."
+                )
+            examples.labels, examples.classes = labels, tuple(classes[number] for number in kept)
 
     def form(self) -> Form:
         """Find out which sizes and channels occur in all splits; for files this reads their headers."""

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,13 @@ def _with_metadata(path: Path) -> SpeechSource:
         rows = rows[1:]
     if not rows or any(len(row) < 2 for row in rows):
         raise UserError(f"{table} must have lines id|text or id|text|split: mend it, or remove it to use all files.")
+    ids = [row[0].strip() for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise UserError(
+            f"{table} has the id {twice!r} in several lines, so a recording could be in training and in test at once: "
+            "give each recording one line."
+        )
     known = {name: split for split, names in SPLIT_NAMES.items() for name in names} | {"dev": "val"}
     splits = [known.get(row[2].strip().lower()) if len(row) > 2 else None for row in rows]
     if any(splits) and not all(splits):
@@ -124,17 +131,22 @@ def _with_metadata(path: Path) -> SpeechSource:
             f"{table} gives {wrong[0]} the split {wrong[2] if len(wrong) > 2 else ''!r}: give every line train, val or "
             "test, or none."
         )
-    files = {Path(name).stem: path / name for name in sorted(walk(path)) if name.lower().endswith(AUDIO_SUFFIXES)}
+    files = sorted(name for name in walk(path) if name.lower().endswith(AUDIO_SUFFIXES))
+    by_id = _by_id(files)
+    file_of = {name: _file_of(table, name, by_id) for name in ids}
     utterances = [
         Recording(
-            name=printable(row[0]),
-            file=files.get(row[0], path / "wavs" / f"{row[0]}.wav"),
+            name=printable(name),
+            file=path / (file_of[name] or f"wavs/{name}.wav"),
             text=row[1] if split else row[-1],
             split=split,
         )
-        for row, split in zip(rows, splits, strict=True)
+        for name, row, split in zip(ids, rows, splits, strict=True)
     ]
-    unlisted = len(set(files) - {row[0] for row in rows})
+    listed = Counter(file for file in file_of.values() if file)
+    if listed and (shared_file := listed.most_common(1)[0])[1] > 1:
+        raise UserError(f"{table} names the file {shared_file[0]} by several ids: give each recording one line.")
+    unlisted = len(set(files) - set(listed))
     notes: dict[str, Any] = {"layout": "metadata.csv"} | ({"files not in metadata.csv": unlisted} if unlisted else {})
     if not any(splits) and len(rows) == LJSPEECH_CLIPS and all(re.fullmatch(r"LJ\d{3}-\d{4}", row[0]) for row in rows):
         notes = {"layout": "LJSpeech", "test": f"the first {LJSPEECH_HELD_OUT} clips, as in the literature"}
@@ -144,6 +156,36 @@ def _with_metadata(path: Path) -> SpeechSource:
             for index, utterance in enumerate(order)
         ]
     return SpeechSource(str(path), utterances, notes)
+
+
+def _by_id(files: Sequence[str]) -> dict[str, list[str]]:
+    """Return the files that each id may mean: its path, its path below ``wavs``, its name; with suffix or without."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in files:
+        relative = name.removeprefix("wavs/")
+        for spelling in {name, relative, name.rpartition("/")[2]}:
+            found[spelling].append(name)
+            found[spelling.rpartition(".")[0]].append(name)
+    return found
+
+
+def _file_of(table: Path, name: str, by_id: Mapping[str, list[str]]) -> str | None:
+    """Return the file of an id; None if there is none.
+
+    Of several files the one in ``wavs``, or beside the table, is meant.
+
+    Raises:
+        UserError: Several files have this name, none of them there.
+    """
+    found = by_id.get(name, [])
+    near = [file for file in found if file.removeprefix("wavs/").rpartition(".")[0] == name] or found
+    near = [file for file in near if file.startswith("wavs/")] or near
+    if len(set(near)) > 1:
+        raise UserError(
+            f"{table}: the id {name!r} may be {', '.join(sorted(set(near))[:3])}: write the path below the folder as "
+            "the id, or remove the files that are not meant."
+        )
+    return near[0] if near else None
 
 
 def _vctk(path: Path, files: Sequence[str]) -> SpeechSource | None:

@@ -16,6 +16,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.store import Store
+from arflows.vision.classes import class_names
 from arflows.vision.inputs import ImageInput
 from arflows.vision.metrics import first_logit, frechet_distance, inception, logit_space_figure
 from arflows.vision.model import ImageFlow
@@ -75,7 +76,7 @@ def evaluate(
     start = time.perf_counter()
     flow = load_model(ImageFlow, model, device)
     facts = Store(store, expect_domain="vision").facts()
-    given = ImageInput(store, flow, split=split)
+    given = ImageInput(store, flow, split=split, classes=class_names(model))
     place = flow.device
     network = inception() if fid else None  # or says what is missing, before hours of work
 

@@ -1,6 +1,6 @@
-"""What the verbs are given to look at: images for a trained model."""
+"""Input reading for the verbs: images for a trained model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from arflows.data.images import SkippedImage, open_image
 from arflows.data.images import convert as convert_image
 from arflows.data.read_stats import ReadStats
 from arflows.data.store import Store, is_store
+from arflows.vision.classes import class_number, matched_labels
 from arflows.vision.datamodule import ImageDataset
 from arflows.vision.model import ImageFlow
 from arflows.vision.representation import ImageSpec
@@ -34,7 +35,14 @@ class ImageInput:
     """
 
     def __init__(
-        self, source: Path, flow: ImageFlow, *, split: str = "test", label: int | None = None, convert: bool = False
+        self,
+        source: Path,
+        flow: ImageFlow,
+        *,
+        split: str = "test",
+        label: int | str | None = None,
+        convert: bool = False,
+        classes: Sequence[str] = (),
     ) -> None:
         """Finds the images and makes sure that they fit the model.
 
@@ -42,17 +50,19 @@ class ImageInput:
             source: Where the images are.
             flow: The model; one conditional on classes needs labels: a store's, an .npz file's, or subfolders.
             split: Which part of a store.
-            label: The class of all images, instead.
+            label: The class of all images, instead; by name where the model's are known.
             convert: Crop and reduce image files to the model's size, and turn colour into grey or grey into colour, as
                 `arflows vision prepare` does, instead of refusing files of another kind.
+            classes: Names of the model's classes, by which those of the images are matched; empty if not known.
 
         Raises:
             UserError: There are no images, they do not fit the model, or a file is damaged.
         """
-        if label is not None:
-            flow.labels_for(1, label)
         self._flow = flow
-        self._label = label
+        self._label = class_number(label, classes)
+        if self._label is not None:
+            flow.labels_for(1, self._label)
+        self._numbers: Int64[np.ndarray, " classes"] | None = None
         self._stats = ReadStats()
         self.names: list[str] = []
         self._source: ImageDataset | ArrayExamples | FileExamples
@@ -61,6 +71,7 @@ class ImageInput:
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
             self._source = ImageDataset(store, split, labels=flow.classes > 0)
             labels = store.array(split, "labels") if self._source.labels else None
+            given = store.categories.get("labels", [])
         else:
             self._source = _read_examples(source)
             if not convert:
@@ -70,6 +81,10 @@ class ImageInput:
             if flow.spec.height != flow.spec.width:
                 raise UserError(f"{source}: a model of {flow.spec.height}×{flow.spec.width} images reads stores alone.")
             labels = self._source.labels
+            given = list(self._source.classes or [])
+        if classes and given and labels is not None and label is None and flow.classes:
+            self._numbers = matched_labels(source, labels, given, classes)
+            labels = self._numbers[labels]
         if flow.classes and labels is None and label is None:
             raise UserError(
                 f"the model is conditional on {flow.classes} classes, but {source} has no labels: use a store or .npz "
@@ -125,6 +140,8 @@ class ImageInput:
 
     def _labelled(self, batch: Batch) -> Batch:
         if self._label is None:
+            if self._numbers is not None:
+                batch = {**batch, "context": torch.from_numpy(self._numbers)[batch["context"]]}
             return batch
         return {**batch, "context": torch.full((len(batch["x"]),), self._label)}
 

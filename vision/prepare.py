@@ -18,6 +18,9 @@ from arflows.data.store_writer import StoreWriter
 from arflows.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
 from arflows.vision.representation import ImageSpec
 
+MOST_LISTED = 100
+"""Classes, at most, whose counts are printed."""
+
 BUILTIN = {"digits": builtin.digits, "patches": builtin.patches}
 
 
@@ -61,8 +64,14 @@ def prepare(
     images = _open(source, test, root, download)
     spec = _spec(images, image_size, channels)
     chosen = _choose(images, val_fraction, limit, np.random.default_rng(seed))
+    unused = _drop_unused_classes(images, chosen)
     stats = {split: ReadStats() for split in chosen}
+    for split, (origin, _) in chosen.items():
+        if split == origin and (strays := getattr(images.splits[origin], "strays", ())):
+            stats[split].read += len(strays)
+            stats[split].skipped["not an image"] += strays
     classes = images.classes
+    counts = {split: np.zeros(len(classes or ()), np.int64) for split in chosen}
     with StoreWriter(
         out,
         domain="vision",
@@ -81,11 +90,14 @@ def prepare(
                     images.splits[origin], indices, spec.height, spec.channels, stats[split]
                 ):
                     writer.append(split, {"images": batch} | ({} if labels is None else {"labels": labels}))
+                    if labels is not None:
+                        counts[split] += np.bincount(labels, minlength=len(counts[split]))
                     progress.update(stats[split].read - progress.n)
             if not stats[split].written:
                 raise UserError(f"{images.name}: none of the images for {split} can be used: {stats[split].summary()}.")
-        writer.provenance["splits"] = {split: counts.as_dict() for split, counts in stats.items()}
+        writer.provenance["splits"] = {split: each.as_dict() for split, each in stats.items()}
     _report(out, images, spec, stats)
+    _report_classes(images, counts, unused)
 
 
 def _open(source: str, test: Path | None, root: Path | None, download: bool) -> ImageSource:
@@ -136,6 +148,33 @@ def _choose(
             split: choice for split, choice in chosen.items() if split != "train"
         }
     return chosen
+
+
+def _drop_unused_classes(images: ImageSource, chosen: dict[str, tuple[str, np.ndarray]]) -> list[str]:
+    """Remove classes of which no image is chosen for training; return their names."""
+    labels = images.splits["train"].labels
+    if labels is None or images.classes is None:
+        return []
+    counts = np.bincount(labels[chosen["train"][1]], minlength=len(images.classes))
+    unused = np.flatnonzero(counts == 0)
+    names = [images.classes[number] for number in unused]
+    if len(unused):
+        images.drop_classes(unused.tolist())
+    return names
+
+
+def _report_classes(images: ImageSource, counts: dict[str, np.ndarray], unused: list[str]) -> None:
+    if images.classes is None:
+        return
+    for number, name in enumerate(images.classes):
+        if number == MOST_LISTED:
+            print(f"  … and {len(images.classes) - MOST_LISTED} more classes")
+            break
+        print(f"  class {name}: {', '.join(f'{split} {count[number]:,}' for split, count in counts.items())}")
+    if unused:
+        print(
+            f"  left out, as they have no training images: the classes {', '.join(unused)}; the others keep their names"
+        )
 
 
 def _report(out: Path, images: ImageSource, spec: ImageSpec, stats: dict[str, ReadStats]) -> None:

@@ -16,6 +16,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, seed_of
+from arflows.vision.classes import class_names, class_number
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -26,7 +27,7 @@ def sample(
     out: Path,
     count: int = 64,
     temperature: float = 1.0,
-    label: int | None = None,
+    label: int | str | None = None,
     seed: int = 0,
     interpolate_from: Path | None = None,
     interpolate_to: Path | None = None,
@@ -53,7 +54,8 @@ def sample(
         out: Folder to write; it must not hold anything yet.
         count: How many images; of an interpolation both ends count; of images to reconstruct, how many at most.
         temperature: Multiplies the standard deviation of the latents; below 1 for images nearer to the mode.
-        label: The class, for a class-conditional model; without it, samples are of all classes.
+        label: The class, for a class-conditional model, by its name in training; without it, samples are of all
+            classes.
         seed: Seed of the latents.
         interpolate_from: First image of an interpolation.
         interpolate_to: Last image of an interpolation.
@@ -78,17 +80,20 @@ def sample(
         raise UserError(f"--{' and --'.join(options)} of images that are not drawn: leave out.")
     with new_folder(out) as folder, use_solver(SOLVERS[solver]()):
         flow = load_model(ImageFlow, model, device)
+        names = class_names(model)
+        number = class_number(label, names)
         if options and not isinstance(flow, TarFlow):
             raise UserError(f"--{' and --'.join(options)} are for a TarFlow, {model} is a {type(flow).__name__}.")
         if interpolate_from is not None and interpolate_to is not None:
             first, last = read_image(interpolate_from, flow.spec), read_image(interpolate_to, flow.spec)
-            images = interpolate(flow, first, last, count, label, batch_size)
+            images = interpolate(flow, first, last, count, number, batch_size)
             save_png(grid(images, columns=min(count, 10)), folder / "grid.png")
             _save_images(folder, images)
         elif reconstruct is not None:
-            _reconstruct(flow, reconstruct, folder, count, label, batch_size)
+            given = ImageInput(reconstruct, flow, label=label, convert=True, classes=names)
+            _reconstruct(flow, given, reconstruct, folder, count, batch_size)
         else:
-            _draw(flow, folder, count, temperature, label, seed, batch_size, **options)
+            _draw(flow, folder, count, temperature, number, seed, batch_size, **options)
     print(f"{out}: {sum(1 for _ in (out / 'images').iterdir())} images; see {out / 'grid.png'}.")
 
 
@@ -200,10 +205,9 @@ def _draw(
     print(f"samples at temperature {temperature:g}, seed {seed}: {figure}")
 
 
-def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label: int | None, batch_size: int) -> None:
+def _reconstruct(flow: ImageFlow, given: ImageInput, source: Path, folder: Path, count: int, batch_size: int) -> None:
     device = flow.device
     originals, decoded, errors = [], [], []
-    given = ImageInput(source, flow, label=label, convert=True)
     for batch in given.batches(batch_size, limit=count):
         x = batch["x"].to(device)
         context = batch["context"].to(device) if "context" in batch else None

@@ -7,6 +7,7 @@ import numpy as np
 from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, log_probs, write_scores
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.vision.classes import class_names
 from arflows.vision.inputs import ImageInput
 from arflows.vision.model import ImageFlow
 
@@ -18,7 +19,7 @@ def score(
     images: Path,
     out: Path,
     split: str = "test",
-    label: int | None = None,
+    label: int | str | None = None,
     convert: bool = False,
     draws: int = 1,
     seed: int = 0,
@@ -50,7 +51,7 @@ def score(
         raise UserError(f"batch_size is {batch_size}: give a number from 1 up.")
     flow = load_model(ImageFlow, model, device)
     reference = Reference.load(Path(model_folder(model)) / "training.json")
-    given = ImageInput(images, flow, split=split, label=label, convert=convert)
+    given = ImageInput(images, flow, split=split, label=label, convert=convert, classes=class_names(model))
     log_prob = log_probs(flow, given.batches(batch_size, progress="scoring"), draws=draws, seed=seed)
     if not given.names:
         raise UserError(f"{images} holds no image that can be scored: {given.summary()}.")

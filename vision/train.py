@@ -100,8 +100,9 @@ class ImageExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few images for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Which store the model was trained on, and how much of it."""
-        return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
+        """Return the store the model was trained on, how much of it, and the names of its classes."""
+        classes = {"classes": self.datamodule.classes} if self.datamodule.labels else {}
+        return {**self.datamodule.store.facts(), **classes, "limit": self.datamodule.limit}
 
 
 def main(args: list[str] | None = None) -> None:
