@@ -92,7 +92,7 @@ def read_csv(path: Path, layout: CsvFormat) -> FileColumns:
 
     with open_text(path) as file:
         lines = list(islice(file, LOOKED_AT))
-    delimiter = layout.delimiter or _delimiter(lines)
+    delimiter = layout.delimiter or find_delimiter(lines)
     head = [cells for _, cells in _records(lines, delimiter)]
     if not head:
         raise UserError(f"{path} has no rows: give at least one row of numbers.")
@@ -233,9 +233,14 @@ def _file_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]
         yield from _records(list(file), delimiter)
 
 
-def _delimiter(lines: Sequence[str]) -> str:
-    """Return the first of `DELIMITERS` that divides all records into the same number of cells, at least two."""
-    for delimiter in DELIMITERS:
+def find_delimiter(lines: Sequence[str], delimiters: str = DELIMITERS) -> str:
+    """Return the first delimiter that divides all records into the same number of cells, at least two; else a comma.
+
+    Args:
+        lines: The first lines of a file, at most `LOOKED_AT`.
+        delimiters: Delimiters to try, in this order.
+    """
+    for delimiter in delimiters:
         widths = [len(cells) for _, cells in _records(lines, delimiter)]
         widths = widths[:-1] if len(lines) == LOOKED_AT and len(widths) > 1 else widths  # the last may be cut
         below = widths[1:] or widths  # names may be one fewer, see `read_csv`

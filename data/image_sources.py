@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.folders import printable
-from arflows.data.images import GREY_MODES, SkippedImage, convert, open_image
+from arflows.data.images import GREY_MODES, WHITE, SkippedImage, convert, open_image
 from arflows.data.read_stats import ReadStats
 
 BATCH = 256  # images converted and written together
@@ -203,23 +203,29 @@ class ImageSource:
 
 
 def uniform_batches(
-    examples: Examples, indices: Sequence[int] | np.ndarray, size: int, channels: int, stats: ReadStats
-) -> Iterator[tuple[UInt8[np.ndarray, "batch channels size size"], Int64[np.ndarray, " batch"] | None]]:
+    examples: Examples,
+    indices: Sequence[int] | np.ndarray,
+    size: int | tuple[int, int],
+    channels: int,
+    stats: ReadStats,
+    white: int = WHITE,
+) -> Iterator[tuple[UInt8[np.ndarray, "batch channels height width"], Int64[np.ndarray, " batch"] | None]]:
     """Convert images and yield them in batches, in order, with their labels; count what was converted and skipped.
 
     Args:
         examples: The images.
         indices: Which of them.
-        size: Height and width to convert to (see `arflows.data.images`).
+        size: Height and width to convert to (see `arflows.data.images`), or one number for both.
         channels: 1 or 3.
         stats: Counts; added to.
+        white: Value of white in 16-bit greys.
     """
 
     def load(index: int) -> tuple[np.ndarray, list[str]] | SkippedImage:
         try:
             opened = examples.open(index)
             with opened if isinstance(opened, Image.Image) else nullcontext():
-                return convert(opened, size, channels, examples.crop)
+                return convert(opened, size, channels, examples.crop, white)
         except SkippedImage as reason:
             return reason
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -18,8 +18,17 @@ from arflows.core.runtime.files import replacing
 from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
 from arflows.molecules.graph import Graph, Order
 from arflows.molecules.properties import properties_of
-from arflows.molecules.representation import Refused, graph_and_smiles, has_stereochemistry, parse, parse_block
+from arflows.molecules.representation import (
+    Refused,
+    graph_and_smiles,
+    has_stereochemistry,
+    largest_part,
+    parse,
+    parse_block,
+)
 from arflows.molecules.workers import Workers, chunked
+
+Salts = Literal["reject", "keep_largest"]
 
 BUILTIN = {"nci": nci}
 
@@ -78,7 +87,14 @@ class Reading:
         return ", ".join(f"{reason} ({count:,})" for reason, count in self.reasons().items())
 
 
-def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int, properties: bool = True) -> Reading:
+def read(
+    source: MoleculeFile,
+    workers: Workers,
+    order: Order,
+    max_atoms: int,
+    properties: bool = True,
+    salts: Salts = "reject",
+) -> Reading:
     """Read all molecules of a file; each once or oftener, as they are there.
 
     Args:
@@ -87,10 +103,11 @@ def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int, p
         order: In which atoms are to be.
         max_atoms: Reject molecules of more heavy atoms.
         properties: Whether to compute `PROPERTIES`, which takes longer than all else.
+        salts: Reject molecules of several parts, or keep their largest part.
     """
     reading = Reading(source)
     chunks, kept = itertools.tee(chunked(source))
-    results = workers.map(represent, chunks, source.form, order, max_atoms, properties)
+    results = workers.map(represent, chunks, source.form, order, max_atoms, properties, salts)
     with tqdm(desc=f"reading {Path(source.name).name}", unit=" molecules", leave=False, disable=None) as progress:
         for entries, found in zip(kept, results, strict=False):  # the results end first
             reading.read += len(entries)
@@ -104,13 +121,24 @@ def read(source: MoleculeFile, workers: Workers, order: Order, max_atoms: int, p
 
 
 def represent(
-    entries: Sequence[Entry], form: str, order: Order, max_atoms: int, properties: bool
+    entries: Sequence[Entry], form: str, order: Order, max_atoms: int, properties: bool, salts: Salts = "reject"
 ) -> list[Example | str]:
-    """Return each entry's molecule, or the reason why it has none; runs in a process of its own."""
+    """Return each entry's molecule, or the reason why it has none; runs in a process of its own.
+
+    Args:
+        entries: The entries.
+        form: Form of their text, "smiles" or "mol block".
+        order: Order of the atoms of the graphs.
+        max_atoms: Reject molecules of more heavy atoms.
+        properties: Whether to compute `PROPERTIES`.
+        salts: Reject molecules of several parts, or keep their largest part.
+    """
     found: list[Example | str] = []
     for number, text, values in entries:
         try:
             molecule = parse(text) if form == "smiles" else parse_block(text)
+            if salts == "keep_largest":
+                molecule = largest_part(molecule)
             if molecule.GetNumHeavyAtoms() > max_atoms:
                 raise Refused(f"more than {max_atoms} heavy atoms")
             if not np.isfinite(values).all():

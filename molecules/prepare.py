@@ -12,7 +12,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
 from arflows.molecules.graph import Order
-from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
+from arflows.molecules.inputs import Example, Reading, Salts, keep, open_molecules, read, write_rejects
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers, chunked
@@ -25,7 +25,8 @@ def prepare(
     out: Path,
     test: Path | None = None,
     column: str | None = None,
-    values: list[str] | None = None,
+    values: list[str] | str | None = None,
+    salts: Salts = "reject",
     order: Order = "dfs",
     max_atoms: int = 100,
     val_fraction: float = 0.05,
@@ -47,6 +48,8 @@ def prepare(
         test: Another such file with the test molecules; without it test_fraction of the source.
         column: The column of a table that holds SMILES; without it the one whose name contains "smiles".
         values: Columns of a table, or fields of an SD file, with numbers to keep as further properties.
+        salts: What to do with molecules of several parts: reject them, or keep the part with the most heavy atoms
+            (keep_largest).
         order: In which atoms are generated: breadth first (bfs) or depth first (dfs).
         max_atoms: Leave out molecules of more heavy atoms.
         val_fraction: The part of the source set aside for validation.
@@ -57,7 +60,7 @@ def prepare(
     """
     _check(max_atoms, val_fraction, test_fraction if test is None else 0, limit, workers)
     start = time.perf_counter()
-    values = values or []
+    values = [values] if isinstance(values, str) else values or []
     names = [*PROPERTIES, *values]
     if len(set(names)) < len(names):
         raise UserError(f"values is {', '.join(values)}: name each column once, and none {', '.join(PROPERTIES)}.")
@@ -67,7 +70,7 @@ def prepare(
     seen: dict[str, str] = {}
     with Workers(workers) as pool:
         for name, each in files.items():  # those for testing first, so that training goes without them
-            readings[name] = read(each, pool, order, max_atoms)
+            readings[name] = read(each, pool, order, max_atoms, salts=salts)
             keep(readings[name], _repeated(readings[name].molecules, seen, name))
     splits = _divided(readings, val_fraction, test_fraction, limit, np.random.default_rng(seed))
     spec = MoleculeSpec.measure((m.graph for split in ("train", "val") for m in splits.get(split, [])), order)
@@ -93,7 +96,7 @@ def prepare(
             **file.notes,
             "available": {"train" if name == "training" else name: each.read for name, each in readings.items()},
             "files": counts,
-            "options": options | {"test": None if test is None else test.name, "max_atoms": max_atoms},
+            "options": options | {"test": None if test is None else test.name, "max_atoms": max_atoms, "salts": salts},
         },
     ) as writer:
         for split, molecules in splits.items():

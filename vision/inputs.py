@@ -78,8 +78,6 @@ class ImageInput:
                 form = self._source.form()
                 for height, width in sorted(form.sizes):
                     _check_fit(source, ImageSpec(height, width, form.channels), flow.spec)
-            if flow.spec.height != flow.spec.width:
-                raise UserError(f"{source}: a model of {flow.spec.height}×{flow.spec.width} images reads stores alone.")
             labels = self._source.labels
             given = list(self._source.classes or [])
         if classes and given and labels is not None and label is None and flow.classes:
@@ -128,7 +126,9 @@ class ImageInput:
             yield self._labelled(self._source.__getitems__(chosen.tolist()))
             return
         spec = self._flow.spec
-        for images, labels in uniform_batches(self._source, chosen, spec.height, spec.channels, self._stats):
+        for images, labels in uniform_batches(
+            self._source, chosen, (spec.height, spec.width), spec.channels, self._stats
+        ):
             left_out = {name for names in self.skipped.values() for name in names}
             kept = [index for index in chosen if self._source.name(index) not in left_out]
             in_files = isinstance(self._source, FileExamples)
@@ -154,13 +154,9 @@ def read_image(path: Path, spec: ImageSpec) -> UInt8[Tensor, "channels height wi
     """
     if not path.is_file():
         raise UserError(f"there is no image file {path}: check the path.")
-    if spec.height != spec.width:
-        raise UserError(
-            f"{path}: a model of {spec.height}×{spec.width} images, which are no squares, reads stores alone."
-        )
     try:
         with open_image(path) as image:
-            pixels, _ = convert_image(image, spec.height, spec.channels)
+            pixels, _ = convert_image(image, (spec.height, spec.width), spec.channels)
     except SkippedImage as reason:
         raise UserError(f"{path} cannot be used ({reason}): give another image.") from reason
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
@@ -186,5 +182,5 @@ def _check_fit(source: Path, given: ImageSpec, wanted: ImageSpec) -> None:
     if differences := wanted.differences(given):
         raise UserError(
             f"{source} does not fit the model, model ≠ images: {', '.join(differences)}; prepare the images with "
-            f"--image_size {wanted.height} --channels {wanted.channels}, or use a model trained on their kind."
+            f"--image_size {wanted.size_option} --channels {wanted.channels}, or use a model trained on their kind."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.data import builtin
 from arflows.data.image_files import read_path
 from arflows.data.image_sources import ImageSource, uniform_batches
+from arflows.data.images import WHITE
 from arflows.data.read_stats import ReadStats
 from arflows.data.store_writer import StoreWriter
 from arflows.data.torchvision_sets import TORCHVISION_SETS, torchvision_set
@@ -28,8 +30,9 @@ def prepare(
     source: str,
     out: Path,
     test: Path | None = None,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     channels: Literal[1, 3] | None = None,
+    white: int = WHITE,
     val_fraction: float = 0.05,
     limit: int | None = None,
     root: Path | None = None,
@@ -47,9 +50,10 @@ def prepare(
             folder or of an .npz file with the arrays images and, if wanted, labels.
         out: The store to write, such as cifar10.h5.
         test: A folder or .npz file with the test images, if the source has none of its own.
-        image_size: Crop the images to a central square and reduce them to this height and width; without it they must
-            all be squares of one size already.
+        image_size: Crop the images to their central part and reduce them to this height and width, as 32 or 24,32;
+            without it they must all be of one size already.
         channels: 1 for grey, 3 for colour; without it as the images are.
+        white: Value of white in 16-bit grey images; 4095 for 12 bits in files of 16.
         val_fraction: The part of the training images set aside for validation, if the source sets none aside.
         limit: Use at most so many images of each split of the source, chosen at random.
         root: Where the downloadable sets are kept; ~/.cache/arflows if not given.
@@ -58,11 +62,12 @@ def prepare(
     """
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: give a number from 0 up to, not including, 1.")
-    for name, value in (("image_size", image_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: give a number from 1 up.")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}: give a number from 1 up.")
+    if not 1 <= white <= WHITE:
+        raise UserError(f"white is {white}: give a number from 1 to {WHITE}.")
     images = _open(source, test, root, download)
-    spec = _spec(images, image_size, channels)
+    spec = _spec(images, None if image_size is None else _size(image_size), channels)
     chosen = _choose(images, val_fraction, limit, np.random.default_rng(seed))
     unused = _drop_unused_classes(images, chosen)
     stats = {split: ReadStats() for split in chosen}
@@ -81,13 +86,13 @@ def prepare(
             "source": images.name,
             **images.notes,
             "available": {split: len(examples) for split, examples in images.splits.items()},
-            "options": {"val_fraction": val_fraction, "limit": limit, "seed": seed},
+            "options": {"val_fraction": val_fraction, "limit": limit, "seed": seed, "white": white},
         },
     ) as writer:
         for split, (origin, indices) in chosen.items():
             with tqdm(total=len(indices), desc=f"preparing {split}", leave=False, disable=None) as progress:
                 for batch, labels in uniform_batches(
-                    images.splits[origin], indices, spec.height, spec.channels, stats[split]
+                    images.splits[origin], indices, (spec.height, spec.width), spec.channels, stats[split], white
                 ):
                     writer.append(split, {"images": batch} | ({} if labels is None else {"labels": labels}))
                     if labels is not None:
@@ -114,7 +119,15 @@ def _open(source: str, test: Path | None, root: Path | None, download: bool) -> 
     return read_path(Path(source), test)
 
 
-def _spec(images: ImageSource, image_size: int | None, channels: int | None) -> ImageSpec:
+def _size(text: int | str) -> tuple[int, int]:
+    """Read a height and width: one number for both, or two with a comma, or × or x, between them."""
+    numbers = re.split(r"[,x×]", str(text).strip("[]()"))
+    if len(numbers) > 2 or not all(number.strip().isdecimal() and int(number) for number in numbers):
+        raise UserError(f"image_size is {text}: give a number from 1 up, or height and width as 24,32.")
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _spec(images: ImageSource, image_size: tuple[int, int] | None, channels: int | None) -> ImageSpec:
     """Complete the settings the user left open by those of the images themselves."""
     if image_size is None or channels is None:
         form = images.form()
@@ -123,12 +136,11 @@ def _spec(images: ImageSource, image_size: int | None, channels: int | None) -> 
         channels = channels or form.channels
         if image_size is None:
             smallest, largest = min(form.sizes), max(form.sizes)
-            if len(form.sizes) > 1 or smallest[0] != smallest[1]:
-                what = "×".join(map(str, smallest))
-                what += f" to {'×'.join(map(str, largest))}" if len(form.sizes) > 1 else ""
-                raise UserError(f"the images in {images.name} are {what}, not squares of one size: add --image_size.")
-            image_size = smallest[0]
-    return ImageSpec(image_size, image_size, channels)
+            if len(form.sizes) > 1:
+                what = f"{'×'.join(map(str, smallest))} to {'×'.join(map(str, largest))}"
+                raise UserError(f"the images in {images.name} are {what}, not of one size: add --image_size.")
+            image_size = smallest
+    return ImageSpec(*image_size, channels)
 
 
 def _choose(

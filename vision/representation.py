@@ -38,6 +38,11 @@ class ImageSpec(Spec):
         """Shape of one image: channels, height, width."""
         return self.channels, self.height, self.width
 
+    @property
+    def size_option(self) -> str:
+        """Height and width as the option ``--image_size`` takes them."""
+        return str(self.height) if self.height == self.width else f"{self.height},{self.width}"
+
     def check(self, images: Tensor) -> None:
         """Make sure that a tensor holds images of this kind: uint8 (batch, channels, height, width).
 
@@ -60,8 +65,9 @@ class ImageSpec(Spec):
         if differences := self.differences(given):
             hint = " (the channels come second, before height and width)" if width == self.channels else ""
             raise UserError(
-                f"the images do not fit the model, model ≠ images: {', '.join(differences)}{hint}; prepare the images "
-                f"with --image_size {self.height} --channels {self.channels}, or use a model trained on their kind."
+                f"the images do not fit the model, model ≠ images: {', '.join(differences)}{hint}; prepare the "
+                f"images with --image_size {self.size_option} --channels {self.channels}, or use a model trained on "
+                "their kind."
             )
 
 
