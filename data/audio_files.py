@@ -28,6 +28,17 @@ CLIPPED_RUN = 8
 """So many samples in a row at the largest value are clipping rather than one peak."""
 
 
+def is_audio(path: Path) -> bool:
+    """Return True if a file is called like audio, or is audio that libsndfile reads, by its content."""
+    if path.name.lower().endswith(AUDIO_SUFFIXES):
+        return True
+    try:
+        soundfile.info(path)
+    except (soundfile.SoundFileError, TypeError, ValueError, OSError):  # TypeError: raw samples, by their suffix
+        return False
+    return True
+
+
 class SkippedAudio(Exception):
     """Audio cannot be used; the message says why in a few words, to be followed by file names."""
 

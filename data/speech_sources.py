@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arflows.core.runtime.errors import UserError
-from arflows.data.audio_files import AUDIO_SUFFIXES, Clip, read_audio
+from arflows.data.audio_files import AUDIO_SUFFIXES, Clip, is_audio, read_audio
 from arflows.data.folders import SPLIT_NAMES, printable, walk
 
 LJSPEECH_CLIPS = 13_100
@@ -67,11 +67,13 @@ class SpeechSource:
         name: The name or path a user gave.
         utterances: In the order of the source.
         notes: Facts about the source that belong into the provenance.
+        left_out: Files of the source that are no utterances, by the reason.
     """
 
     name: str
     utterances: Sequence[Utterance]
     notes: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_speech(path: Path) -> SpeechSource:
@@ -85,23 +87,38 @@ def read_speech(path: Path) -> SpeechSource:
         UserError: There is no folder, or no audio in it.
     """
     if path.is_file():
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
+        if not is_audio(path):
             raise UserError(f"{path} is no audio file: give one, a folder of them, or a built-in source.")
         return SpeechSource(str(path), [Recording(name=path.name, file=path)])
     if not path.is_dir():
         raise UserError(f"there is no {path}: give a folder of audio files, or the name of a built-in source.")
     if (path / "metadata.csv").is_file():
         return _with_metadata(path)
-    files = sorted(name for name in walk(path) if name.lower().endswith(AUDIO_SUFFIXES))
+    files, others = _audio_files(path)
     if not files:
         raise UserError(f"{path} holds no audio files: give a folder with {', '.join(AUDIO_SUFFIXES[:3])}, … in it.")
     for layout in (_vctk, _libritts, _plain):
         if (source := layout(path, files)) is not None:
+            used = {u.file for u in source.utterances if isinstance(u, Recording)}
+            unused = [name for name in files if path / name not in used]
+            source.left_out |= {
+                reason: list(map(printable, names))
+                for reason, names in (("no audio", others), (f"not in the layout {source.notes['layout']}", unused))
+                if names
+            }
             return source
     raise AssertionError("any folder is a plain one")
 
 
 # ---------------------------------------------------------------------------------------------------------- layouts
+
+
+def _audio_files(path: Path) -> tuple[list[str], list[str]]:
+    """Return the audio files below a folder, and the other files."""
+    files, others = [], []
+    for name in sorted(walk(path)):
+        (files if is_audio(path / name) else others).append(name)
+    return files, others
 
 
 def _with_metadata(path: Path) -> SpeechSource:
@@ -131,7 +148,7 @@ def _with_metadata(path: Path) -> SpeechSource:
             f"{table} gives {wrong[0]} the split {wrong[2] if len(wrong) > 2 else ''!r}: give every line train, val or "
             "test, or none."
         )
-    files = sorted(name for name in walk(path) if name.lower().endswith(AUDIO_SUFFIXES))
+    files, others = _audio_files(path)
     by_id = _by_id(files)
     file_of = {name: _file_of(table, name, by_id) for name in ids}
     utterances = [
@@ -146,8 +163,12 @@ def _with_metadata(path: Path) -> SpeechSource:
     listed = Counter(file for file in file_of.values() if file)
     if listed and (shared_file := listed.most_common(1)[0])[1] > 1:
         raise UserError(f"{table} names the file {shared_file[0]} by several ids: give each recording one line.")
-    unlisted = len(set(files) - set(listed))
-    notes: dict[str, Any] = {"layout": "metadata.csv"} | ({"files not in metadata.csv": unlisted} if unlisted else {})
+    unlisted = sorted(set(files) - set(listed))
+    left_out = {"no audio": [name for name in others if name != table.name], "not in metadata.csv": unlisted}
+    left_out = {reason: list(map(printable, names)) for reason, names in left_out.items() if names}
+    notes: dict[str, Any] = {"layout": "metadata.csv"} | (
+        {"files not in metadata.csv": len(unlisted)} if unlisted else {}
+    )
     if not any(splits) and len(rows) == LJSPEECH_CLIPS and all(re.fullmatch(r"LJ\d{3}-\d{4}", row[0]) for row in rows):
         notes = {"layout": "LJSpeech", "test": f"the first {LJSPEECH_HELD_OUT} clips, as in the literature"}
         order = sorted(utterances, key=lambda utterance: utterance.name)
@@ -155,7 +176,7 @@ def _with_metadata(path: Path) -> SpeechSource:
             dataclasses.replace(utterance, split="test" if index < LJSPEECH_HELD_OUT else "train")
             for index, utterance in enumerate(order)
         ]
-    return SpeechSource(str(path), utterances, notes)
+    return SpeechSource(str(path), utterances, notes, left_out)
 
 
 def _by_id(files: Sequence[str]) -> dict[str, list[str]]:

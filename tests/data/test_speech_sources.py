@@ -247,3 +247,14 @@ def test_an_id_is_the_whole_name_of_its_file(tmp_path, id_):
 def test_ids_that_are_not_unique_are_refused(tmp_path, lines, files, sentence):
     with pytest.raises(UserError, match=sentence):
         read_speech(metadata(tmp_path, lines, files))
+
+
+def test_audio_is_known_by_its_content_and_other_files_are_counted(tmp_path):
+    soundfile.write(tmp_path / "a.ogg", np.zeros(9600), 48_000, format="OGG", subtype="OPUS")
+    (tmp_path / "a.ogg").rename(tmp_path / "a.webm")
+    soundfile.write(tmp_path / "b.sph", np.zeros(1600), 16_000, format="NIST", subtype="PCM_16")
+    (tmp_path / "notes.txt").write_text("no audio")
+    (tmp_path / "data.raw").write_bytes(bytes(100))
+    source = read_speech(tmp_path)
+    assert [utterance.name for utterance in source.utterances] == ["a.webm", "b.sph"]
+    assert source.left_out == {"no audio": ["data.raw", "notes.txt"]}
