@@ -137,7 +137,7 @@ def _speakers(splits: dict[str, list[Utterance]]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Converted:
-    """What a worker gives back."""
+    """Result of a worker."""
 
     waveform: np.ndarray
     mel: np.ndarray

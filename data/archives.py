@@ -1,4 +1,4 @@
-"""Packed files that may come from strangers: they unfold to no more than such files do, and to nowhere else."""
+"""Safe unpacking of untrusted compressed files, with limits on size and destination."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import IO
 from arflows.core.runtime.errors import UserError
 
 LARGEST_RATIO = 100
-"""By which text or data unfold; text mostly by 3 to 20, while an archive made to do harm unfolds by a thousand."""
+"""Maximum ratio of unpacked to packed size; text reaches 3 to 20, a malicious archive a thousand."""
 
 PEEKED = 4096
 """Bytes by which the encoding of a text is judged."""
 
 ALWAYS_ALLOWED = 1 << 26
-"""Bytes to which any file may unfold."""
+"""Bytes to which any file may be unpacked, whatever the ratio."""
 
 
 def open_text(path: Path, newline: str | None = "") -> IO[str]:
@@ -113,7 +113,7 @@ def unpack_tar(path: Path, folder: Path) -> None:
                 members.append(tarfile.data_filter(member, str(folder)))
             archive.extractall(folder, members, filter="data")
     except tarfile.FilterError as error:
-        raise UserError(f"{path} would write where it should not ({error}): do not use it.") from error
+        raise UserError(f"{path} would write outside the target folder ({error}): do not use it.") from error
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is damaged ({error}): copy it again.") from error
 
@@ -124,6 +124,6 @@ def _allowance(path: Path) -> int:
 
 def _too_large(path: Path) -> UserError:
     return UserError(
-        f"{path} unfolds to more than {LARGEST_RATIO} times its size, as files made to do harm do: unpack it yourself "
-        "if you know where it is from."
+        f"{path} unpacks to more than {LARGEST_RATIO} times its size, as malicious files do: unpack it yourself if you "
+        "trust its origin."
     )

@@ -26,7 +26,7 @@ def read_path(path: Path, test: Path | None = None) -> ImageSource:
         test: Where the images of the split ``test`` are, if not inside ``path``.
 
     Raises:
-        UserError: There is nothing usable; the sentence names the path and the mend.
+        UserError: There is nothing usable; the message names the path and the remedy.
     """
     parts = {"train": path}
     if path.is_dir():
@@ -164,7 +164,7 @@ def _eight_bits(images: np.ndarray, where: str) -> UInt8[np.ndarray, "examples h
         raise UserError(f"{where}: images of type {images.dtype} cannot be used; save them as uint8.")
     if images.dtype.kind == "f" and (bad := images.size - np.count_nonzero(np.isfinite(images))):
         raise UserError(
-            f"{where}: {bad:,} of {images.size:,} pixels are NaN or infinite; mend or leave out these images."
+            f"{where}: {bad:,} of {images.size:,} pixels are NaN or infinite; correct or leave out these images."
         )
     lowest, highest = images.min(), images.max()
     top = 1 if images.dtype.kind == "f" else 255

@@ -26,7 +26,7 @@ BATCH = 256  # images converted and written together
 
 @dataclass(frozen=True)
 class Form:
-    """What a split's images are by themselves: the sizes that occur (height, width), and 1 or 3 channels."""
+    """Sizes (height, width) that occur among images, and their number of channels, 1 or 3."""
 
     sizes: frozenset[tuple[int, int]]
     channels: int
@@ -40,7 +40,7 @@ class Examples(Protocol):
 
     Attributes:
         labels: The class number of each image, or None.
-        classes: What the class numbers stand for, or None.
+        classes: Names of the classes by their numbers, or None.
     """
 
     labels: Int64[np.ndarray, " examples"] | None
@@ -50,7 +50,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Say which image this is, in a message."""
+        """Return the name of an image in messages."""
 
     def open(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width channels"]:
         """Return one image; raise `SkippedImage` where it cannot be opened."""
@@ -72,7 +72,7 @@ class ArrayExamples:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Say which image this is."""
+        """Return the name of an image in messages."""
         return f"image {index}"
 
     def open(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
@@ -170,11 +170,11 @@ class ImageSource:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """What the class numbers stand for, or None where there are no labels."""
+        """Names of the classes by their numbers; None without labels."""
         return self.splits["train"].classes
 
     def drop_classes(self, unused: Sequence[int]) -> None:
-        """Remove classes that have no training images, and number the others anew; their names stay.
+        """Remove classes that have no training images, and renumber the others; their names stay.
 
         Args:
             unused: Numbers of the classes.

@@ -1,6 +1,6 @@
 """Text of molecules from files: SMILES, tables with a column of SMILES, SD files, ``.gz`` of each.
 
-Nothing here parses chemistry; an `Entry` is text for those who do. Line ends may be those of Unix or Windows.
+Chemistry is not parsed here: an `Entry` is text. Line ends may be those of Unix or Windows.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class MoleculeFile:
 
     Attributes:
         name: The file, or what else the user called it.
-        form: What an entry's text is.
-        notes: What else is known of its origin.
+        form: Format of the text of an entry.
+        notes: Further facts about the origin.
     """
 
     name: str
@@ -135,7 +135,7 @@ def _smiles(path: Path) -> Iterator[Entry]:
 
 
 class _Layout(NamedTuple):
-    """Which columns of a table to read, and whether its first line names them."""
+    """Columns of a table to read; `named` is true if the first line names them."""
 
     named: bool
     smiles: int

@@ -25,13 +25,13 @@ LJSPEECH_HELD_OUT = 1310
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance(ABC):
-    """What somebody says, heard when it is asked for.
+    """An utterance, read on demand.
 
     Attributes:
-        name: What messages call it, such as its path below the source's folder.
-        text: What is said, where that is known.
-        speaker: Who says it, where that is known.
-        split: Which split the source itself puts it into, if it does.
+        name: Name in messages, such as its path below the source's folder.
+        text: The words, if known.
+        speaker: Name of the speaker, if known.
+        split: Split that the source itself assigns, if any.
     """
 
     name: str
@@ -132,7 +132,7 @@ def _with_metadata(path: Path) -> SpeechSource:
     if rows and [cell.strip().lower() for cell in rows[0][:2]] == ["id", "text"]:
         rows = rows[1:]
     if not rows or any(len(row) < 2 for row in rows):
-        raise UserError(f"{table} must have lines id|text or id|text|split: mend it, or remove it to use all files.")
+        raise UserError(f"{table} must have lines id|text or id|text|split: correct it, or remove it to use all files.")
     ids = [row[0].strip() for row in rows]
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0][0]
@@ -327,7 +327,7 @@ def shared(splits: Mapping[str, Iterable[Utterance]], by: Literal["sentence", "s
 
 
 def sentence(utterance: Utterance) -> str:
-    """What is said, in a form that does not depend on spelling; the name of an utterance whose text is not known."""
+    """Return the words of an utterance in lower case, without punctuation; its name if the text is not known."""
     words = re.findall(r"\w+", (utterance.text or "").casefold())
     return " ".join(words) if words else f"/{utterance.name}"
 

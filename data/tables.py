@@ -159,7 +159,7 @@ def _file_table(path: Path, found: FileColumns, pick: Pick | None) -> Table:
         if index in found.unusable:
             raise UserError(
                 f"{path} holds no number in its column {labels[index]!r}, but {found.unusable[index]}: leave the "
-                f"column out with --drop {labels[index]}, or mend it."
+                f"column out with --drop {labels[index]}, or correct it."
             )
     columns = [found.columns[index] for index in kept]
     rows = np.stack(columns, 1) if columns else np.empty((0, 0))

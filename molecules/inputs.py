@@ -1,4 +1,4 @@
-"""What the verbs are given: files of molecules, read in several processes, with what cannot be used and why."""
+"""Input reading for the verbs: molecules from files, read in several processes, with the reasons for rejects."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Example(NamedTuple):
 
 @dataclass
 class Reading:
-    """What became of a file.
+    """Result of reading a file.
 
     Attributes:
         source: The file.
@@ -79,7 +79,7 @@ class Reading:
     rejects: list[tuple[int, str, str]] = field(default_factory=list)
 
     def reasons(self) -> dict[str, int]:
-        """How many entries were rejected for each reason, the most frequent first."""
+        """Return the number of rejected entries for each reason, the most frequent first."""
         return dict(Counter(reason for _, _, reason in self.rejects).most_common())
 
     def summary(self) -> str:

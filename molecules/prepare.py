@@ -119,7 +119,7 @@ def _check(max_atoms: int, val: float, test: float, limit: int | None, workers: 
 
 
 def _repeated(molecules: list[Example], seen: dict[str, str], file: str) -> Iterator[str | None]:
-    """Say of each molecule whether it was there before; ``seen`` keeps in which file each was found first."""
+    """Yield for each molecule the reason if it is a duplicate, else None; ``seen`` maps each to its first file."""
     for molecule in molecules:
         if (first := seen.get(molecule.smiles)) is None:
             seen[molecule.smiles] = file

@@ -1,4 +1,4 @@
-"""What the tabular domain offers on the command line."""
+"""Command-line description of the tabular domain."""
 
 from arflows.core.commands.domains import Domain
 

@@ -1,4 +1,4 @@
-"""What an example is to a model: a vector of numbers, and perhaps another that it is conditioned on."""
+"""Settings of tables that data and model share."""
 
 from __future__ import annotations
 

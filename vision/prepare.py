@@ -1,4 +1,4 @@
-"""From any source of images to a store: ``arflows vision prepare --source digits --out digits.h5``."""
+"""Conversion of image sources to a store: ``arflows vision prepare --source digits --out digits.h5``."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _spec(images: ImageSource, image_size: tuple[int, int] | None, channels: int
 def _choose(
     images: ImageSource, val_fraction: float, limit: int | None, generator: np.random.Generator
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """Say for each split of the store which images, of which split of the source, go into it."""
+    """Return, for each split of the store, the split of the source and the indices of its images."""
     chosen = {}
     for split, examples in images.splits.items():
         chosen[split] = split, np.sort(generator.permutation(len(examples))[:limit])

@@ -122,7 +122,7 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, line):
         for _ in range(2000):
             file.write(line)
     assert (tmp_path / name).stat().st_size < 1 << 16
-    with pytest.raises(UserError, match="unfolds to more than 100 times its size") as error:
+    with pytest.raises(UserError, match="unpacks to more than 100 times its size") as error:
         list(read_molecules(tmp_path / name))
     assert str(tmp_path / name) in str(error.value)
 
