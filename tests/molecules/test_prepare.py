@@ -54,7 +54,7 @@ def test_the_same_seed_divides_alike(smi, tmp_path):
 def test_bad_lines_are_listed_by_reason_and_the_rest_goes_on(smi, tmp_path, capfd, end, header):
     bad = {
         "C1CC": "not SMILES that RDKit can parse",
-        "[Na+].[Cl-]": "the element Na has no fixed valence",
+        "[Na+].[Cl-]": "several parts: a salt or mixture",
         "CC.O": "several parts: a salt or mixture",
         "C[Sn]C": "the element Sn has no fixed valence",
         "C[CH2]": "a radical",
@@ -183,3 +183,9 @@ def test_limit_chooses_at_random(smi, tmp_path):
     store = Store(out)
     assert sum(store.splits.values()) == 10
     assert any(len(smiles) > 10 for split in store.splits for smiles in smiles_in(store, split))
+
+
+def test_the_largest_part_of_a_salt_is_kept_on_request(smi, tmp_path):
+    lines = ["[Na+].CCC(=O)[O-]", "[Cl-].[H+].CCN", "CC.O", *CHAINS]
+    prepare(str(smi(lines)), tmp_path / "s.h5", salts="keep_largest", val_fraction=0, test_fraction=0, workers=1)
+    assert {"CCC(=O)[O-]", "CCN"} <= set(smiles_in(Store(tmp_path / "s.h5"), "train"))
