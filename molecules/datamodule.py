@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from arflows.core.runtime.errors import UserError
@@ -75,12 +76,17 @@ class MoleculeDataModule(StoreDataModule):
 
 
 class MoleculeDataset(StoreDataset):
-    """The molecules of one split, fetched a batch at a time; see `StoreDataset`."""
+    """The molecules of one split that have all properties asked for, fetched a batch at a time; see `StoreDataset`."""
 
     def __init__(self, store: Store, split: str, columns: list[int], limit: int | None, seed: int) -> None:
         fields = {"atoms": "atoms", "bonds": "bonds"} | ({"properties": "properties"} if columns else {})
         super().__init__(store, split, fields, limit, seed)
         self.columns = columns
+        if columns:  # a molecule may lack a number that the model is to know
+            complete = np.isfinite(store.array(split, "properties")[:, columns]).all(1)
+            rows = np.arange(len(complete)) if self.kept is None else self.kept
+            self.kept = rows[complete[rows]]
+            self.count = len(self.kept)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Fetch a batch: one gather from the memory map for each field."""

@@ -94,6 +94,7 @@ def read(
     max_atoms: int,
     properties: bool = True,
     salts: Salts = "reject",
+    require_values: bool = True,
 ) -> Reading:
     """Read all molecules of a file; each once or oftener, as they are there.
 
@@ -104,10 +105,11 @@ def read(
         max_atoms: Reject molecules of more heavy atoms.
         properties: Whether to compute `PROPERTIES`, which takes longer than all else.
         salts: Reject molecules of several parts, or keep their largest part.
+        require_values: Reject molecules that lack a number in a column of values.
     """
     reading = Reading(source)
     chunks, kept = itertools.tee(chunked(source))
-    results = workers.map(represent, chunks, source.form, order, max_atoms, properties, salts)
+    results = workers.map(represent, chunks, source.form, order, max_atoms, properties, salts, require_values)
     with tqdm(desc=f"reading {Path(source.name).name}", unit=" molecules", leave=False, disable=None) as progress:
         for entries, found in zip(kept, results, strict=False):  # the results end first
             reading.read += len(entries)
@@ -121,7 +123,13 @@ def read(
 
 
 def represent(
-    entries: Sequence[Entry], form: str, order: Order, max_atoms: int, properties: bool, salts: Salts = "reject"
+    entries: Sequence[Entry],
+    form: str,
+    order: Order,
+    max_atoms: int,
+    properties: bool,
+    salts: Salts = "reject",
+    require_values: bool = True,
 ) -> list[Example | str]:
     """Return each entry's molecule, or the reason why it has none; runs in a process of its own.
 
@@ -132,6 +140,7 @@ def represent(
         max_atoms: Reject molecules of more heavy atoms.
         properties: Whether to compute `PROPERTIES`.
         salts: Reject molecules of several parts, or keep their largest part.
+        require_values: Reject molecules that lack a number in a column of values.
     """
     found: list[Example | str] = []
     for number, text, values in entries:
@@ -141,7 +150,7 @@ def represent(
                 molecule = largest_part(molecule)
             if molecule.GetNumHeavyAtoms() > max_atoms:
                 raise Refused(f"more than {max_atoms} heavy atoms")
-            if not np.isfinite(values).all():
+            if require_values and not np.isfinite(values).all():
                 raise Refused("no number in a column of values")
             graph, smiles = graph_and_smiles(molecule, order)
             if properties:

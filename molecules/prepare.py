@@ -47,7 +47,8 @@ def prepare(
         out: The store to write, such as zinc250k.h5; beside it zinc250k.rejects.csv.
         test: Another such file with the test molecules; without it test_fraction of the source.
         column: The column of a table that holds SMILES; without it the one whose name contains "smiles".
-        values: Columns of a table, or fields of an SD file, with numbers to keep as further properties.
+        values: Columns of a table, or fields of an SD file, with numbers to keep as further properties. A molecule that
+            lacks one is kept; a model that is conditional on it is trained without that molecule.
         salts: What to do with molecules of several parts: reject them, or keep the part with the most heavy atoms
             (keep_largest).
         order: In which atoms are generated: breadth first (bfs) or depth first (dfs).
@@ -70,7 +71,7 @@ def prepare(
     seen: dict[str, str] = {}
     with Workers(workers) as pool:
         for name, each in files.items():  # those for testing first, so that training goes without them
-            readings[name] = read(each, pool, order, max_atoms, salts=salts)
+            readings[name] = read(each, pool, order, max_atoms, salts=salts, require_values=False)
             keep(readings[name], _repeated(readings[name].molecules, seen, name))
     splits = _divided(readings, val_fraction, test_fraction, limit, np.random.default_rng(seed))
     spec = MoleculeSpec.measure((m.graph for split in ("train", "val") for m in splits.get(split, [])), order)
@@ -103,7 +104,10 @@ def prepare(
             _write(writer, split, molecules, spec)
     rejects = out.with_suffix(".rejects.csv")
     write_rejects(rejects, readings.values())
-    _report(out, rejects, spec, splits, counts, time.perf_counter() - start)
+    used = [np.array(molecule.values) for molecules in splits.values() for molecule in molecules]
+    lacking = (~np.isfinite(np.stack(used))).sum(0)
+    missing = {name: int(number) for name, number in zip(names, lacking, strict=True) if number}
+    _report(out, rejects, spec, splits, counts, missing, time.perf_counter() - start)
 
 
 def _check(max_atoms: int, val: float, test: float, limit: int | None, workers: int | None) -> None:
@@ -172,6 +176,7 @@ def _report(
     spec: MoleculeSpec,
     splits: dict[str, list[Example]],
     counts: dict[str, dict[str, object]],
+    missing: dict[str, int],
     seconds: float,
 ) -> None:
     total = sum(int(count["read"]) for count in counts.values())  # type: ignore[call-overload]
@@ -186,6 +191,8 @@ def _report(
         )
         for reason, number in count["rejected"].items():  # type: ignore[attr-defined]
             print(f"        {number:>9,} rejected: {reason}")
+    for name, number in missing.items():
+        print(f"  {number:,} molecules have no number {name}")
     print(f"  every rejected molecule with its reason: {rejects}")
 
 

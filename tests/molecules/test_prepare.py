@@ -6,6 +6,7 @@ from rdkit import Chem
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
+from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.prepare import main, prepare
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.representation import MoleculeSpec, canonical_smiles, decode, flat_smiles, mol_of
@@ -105,15 +106,21 @@ def test_test_molecules_are_not_trained_on(smi, tmp_path):
     ]
 
 
-def test_properties_and_columns_are_kept(tmp_path):
+def test_properties_and_columns_are_kept(tmp_path, capsys):
     path, out = tmp_path / "table.csv", tmp_path / "out.h5"
     path.write_text("id,mol_smiles,activity\n1,CCO,5\n2,CCN,-0.5\n3,CCF,\n")
     prepare(str(path), out, values=["activity"], val_fraction=0, test_fraction=0, workers=1)
     store = Store(out)
     assert store.categories["properties"] == [*PROPERTIES, "activity"]
-    expected = [[*properties_of(Chem.MolFromSmiles(s)), v] for s, v in (("CCO", 5), ("CCN", -0.5))]
+    expected = [[*properties_of(Chem.MolFromSmiles(s)), v] for s, v in (("CCO", 5), ("CCN", -0.5), ("CCF", np.nan))]
     np.testing.assert_allclose(store.array("train", "properties"), expected, rtol=1e-6)
-    assert rejects(out) == [("4", "CCF", "no number in a column of values")]
+    assert rejects(out) == []
+    assert "1 molecules have no number activity" in capsys.readouterr().out
+    data = MoleculeDataModule(out, batch_size=1)
+    assert len(data.dataset("train")) == 3
+    data.properties = ["activity"]  # only a model that is conditional on the value goes without the molecule
+    assert [data.dataset("train")[index]["context"].item() for index in range(2)] == [5, -0.5]
+    assert len(data.dataset("train")) == 2
 
 
 def test_sd_files_are_read(tmp_path):
