@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
+from torch import Tensor
 
 from arflows.core.runtime.errors import UserError, did_you_mean
 from arflows.core.runtime.pretrained import model_folder
@@ -19,10 +22,27 @@ def class_names(model: str) -> list[str]:
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
     """
+    return [str(name) for name in _data_facts(model).get("classes", [])]
+
+
+def draw_classes(model: str, count: int, seed: int) -> Int64[Tensor, " count"] | None:
+    """Draw classes in the proportions of the training data; None where these are not known.
+
+    Args:
+        model: See `class_names`.
+        count: How many.
+        seed: Seed of the draw.
+    """
+    counts = _data_facts(model).get("class_counts")
+    if not counts:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(torch.tensor(counts, dtype=torch.float64), count, True, generator=generator)
+
+
+def _data_facts(model: str) -> dict[str, Any]:
     facts = Path(model_folder(model)) / "training.json"
-    if not facts.is_file():
-        return []
-    return [str(name) for name in json.loads(facts.read_text(encoding="utf-8")).get("data", {}).get("classes", [])]
+    return dict(json.loads(facts.read_text(encoding="utf-8")).get("data", {})) if facts.is_file() else {}
 
 
 def class_number(label: int | str | None, names: Sequence[str]) -> int | None:

@@ -16,7 +16,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, seed_of
-from arflows.vision.classes import class_names, class_number
+from arflows.vision.classes import class_names, class_number, draw_classes
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
 from arflows.vision.render import grid, save_png
@@ -55,7 +55,7 @@ def sample(
         count: How many images; of an interpolation both ends count; of images to reconstruct, how many at most.
         temperature: Multiplies the standard deviation of the latents; below 1 for images nearer to the mode.
         label: The class, for a class-conditional model, by its name in training; without it, samples are of all
-            classes.
+            classes, in the proportions of the training data.
         seed: Seed of the latents.
         interpolate_from: First image of an interpolation.
         interpolate_to: Last image of an interpolation.
@@ -93,12 +93,19 @@ def sample(
             given = ImageInput(reconstruct, flow, label=label, convert=True, classes=names)
             _reconstruct(flow, given, reconstruct, folder, count, batch_size)
         else:
-            _draw(flow, folder, count, temperature, number, seed, batch_size, **options)
+            labels = draw_classes(model, count, seed) if number is None and flow.classes else number
+            _draw(flow, folder, count, temperature, labels, seed, batch_size, **options)
     print(f"{out}: {sum(1 for _ in (out / 'images').iterdir())} images; see {out / 'grid.png'}.")
 
 
 def draw(
-    flow: ImageFlow, count: int, temperature: float, label: int | None, seed: int, batch_size: int, **options: Any
+    flow: ImageFlow,
+    count: int,
+    temperature: float,
+    label: Tensor | int | None,
+    seed: int,
+    batch_size: int,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """Samples images a batch at a time, with a progress bar.
 
@@ -106,7 +113,7 @@ def draw(
         flow: The flow.
         count: How many.
         temperature: Multiplies the standard deviation of the latents.
-        label: The class; None for all classes.
+        label: The class, or that of each image; None for all classes evenly.
         seed: Seed of classes, latents, and the dequantisation noise of the log-probabilities.
         batch_size: Images at a time.
         **options: More arguments of the flow's own ``sample_with_log_prob``.
@@ -192,7 +199,7 @@ def _draw(
     folder: Path,
     count: int,
     temperature: float,
-    label: int | None,
+    label: Tensor | int | None,
     seed: int,
     batch_size: int,
     **options: Any,

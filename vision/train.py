@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -100,9 +101,13 @@ class ImageExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few images for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Return the store the model was trained on, how much of it, and the names of its classes."""
-        classes = {"classes": self.datamodule.classes} if self.datamodule.labels else {}
-        return {**self.datamodule.store.facts(), **classes, "limit": self.datamodule.limit}
+        """Return the store the model was trained on, how much of it, and the names and sizes of its classes."""
+        data = self.datamodule
+        facts = {**data.store.facts(), "limit": data.limit}
+        if data.labels and data.classes:
+            counts = np.bincount(data.store.array("train", "labels"), minlength=len(data.classes))
+            facts |= {"classes": data.classes, "class_counts": counts.tolist()}
+        return facts
 
 
 def main(args: list[str] | None = None) -> None:

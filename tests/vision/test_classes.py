@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.data.image_sources import ArrayExamples
 from arflows.data.store_writer import write_store
 from arflows.vision import TarFlow
-from arflows.vision.classes import class_number, matched_labels
+from arflows.vision.classes import class_names, class_number, draw_classes, matched_labels
 from arflows.vision.inputs import ImageInput
 from arflows.vision.representation import ImageSpec
 
@@ -50,3 +51,14 @@ def test_unknown_names():
 def test_labels_out_of_range_are_one_sentence(flow, label):
     with pytest.raises(UserError, match=f"labels run from .*{label}.*: give class numbers from 0 to 2"):
         flow.log_prob(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, label]))
+
+
+def test_classes_are_drawn_in_the_proportions_of_the_training_data(tmp_path, flow):
+    flow.save_pretrained(tmp_path / "model")
+    assert draw_classes(str(tmp_path / "model"), 10, 0) is None
+    facts = {"data": {"classes": NAMES, "class_counts": [190, 0, 10]}}
+    (tmp_path / "model" / "training.json").write_text(json.dumps(facts))
+    assert class_names(str(tmp_path / "model")) == NAMES
+    drawn = torch.bincount(draw_classes(str(tmp_path / "model"), 2000, 0), minlength=3)
+    assert drawn[1] == 0
+    assert 60 < drawn[2] < 140
