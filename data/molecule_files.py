@@ -156,7 +156,9 @@ def _layout(path: Path, delimiter: str, column: str | None, values: Sequence[str
     names = next(_rows(path, delimiter), (0, []))[1]
     like = [name for name in names if "smiles" in name.lower()]
     if column is None and not like:
-        if names and not values and _LIKE_SMILES.fullmatch(names[0]):
+        if not names:
+            raise UserError(f"{path} holds no molecules: give {READABLE}.")
+        if not values and _LIKE_SMILES.fullmatch(names[0]):
             return _Layout(False, 0, ())
         raise UserError(
             f"{path} has no column called smiles: say with --column which of {', '.join(names)} holds SMILES."

@@ -99,10 +99,10 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
         read_molecules(tmp_path)
 
 
-def test_text_of_another_encoding_is_damage(tmp_path):
+def test_what_is_no_text_is_refused(tmp_path):
     path = tmp_path / "a.smi"
-    path.write_bytes(b"\xff\xfe\x00C")
-    with pytest.raises(UserError, match="damaged"):
+    path.write_bytes(b"\x80\x00\x00C\x01\x00\x00")
+    with pytest.raises(UserError, match="is not a text file"):
         read_molecules(path)
 
 
