@@ -152,5 +152,5 @@ def _settings(flow: PredictiveFlow) -> Settings:
     return Settings(
         flow.chunk, flow.subframe, flow.per_frame, RECENT, PERIOD_TAPS if flow.pitch else 0,
         isinstance(flow.elementwise, JohnsonSU), johnson.LIGHTEST, johnson.HEAVIEST, johnson.MOST_SKEWED,
-        float(flow.elementwise.bound),
+        johnson.LINEAR_FROM, float(flow.elementwise.bound),
     )  # fmt: skip
