@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
 from arflows.core.runtime.errors import UserError
 
@@ -67,7 +68,7 @@ class Header:
         tensors = numbers = size = 0
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
+                for name in sorted(file.keys()):
                     part = file.get_slice(name)
                     count = math.prod(part.get_shape())
                     wide = part.get_dtype() in ("F64", "I64", "U64", "C64")
@@ -221,7 +222,7 @@ class _Allowance(TorchFunctionMode):
         self.deadline = time.thread_time() + SECONDS + SECONDS_PER_GIGABYTE * header.bytes / 1e9
         self.thread = threading.get_ident()
         self.bytes = 0
-        self.known: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self.known = WeakIdKeyDictionary()  # by identity: a set would compare the values of tensors
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -242,7 +243,7 @@ class _Allowance(TorchFunctionMode):
         self.registrations -= 1
         if isinstance(value, Tensor) and value not in self.known:
             size = value.numel() * value.element_size()
-            self.known.add(value)
+            self.known[value] = None
             self.bytes += size
             weakref.finalize(value, self._release, size)
         if self.bytes > self.most_bytes or self.registrations < 0:
