@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakIdKeyDictionary
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.signatures import default_arguments
@@ -223,7 +222,7 @@ class _Allowance(TorchFunctionMode):
         self.deadline = time.thread_time() + SECONDS + SECONDS_PER_GIGABYTE * header.bytes / 1e9
         self.thread = threading.get_ident()
         self.bytes = 0
-        self.known = WeakIdKeyDictionary()  # by identity: a set would compare the values of tensors
+        self.known: set[int] = set()
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -244,7 +243,7 @@ class _Allowance(TorchFunctionMode):
         self.registrations -= 1
         if isinstance(value, Tensor) and id(value) not in self.known:
             size = value.numel() * value.element_size()
-            self.known[value] = None
+            self.known.add(id(value))
             self.bytes += size
             weakref.finalize(value, self._release, id(value), size)
         if self.bytes > self.most_bytes or self.registrations < 0:
