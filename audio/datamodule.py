@@ -98,8 +98,8 @@ class SpeechDataset(StoreDataset):
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
         if self.mels:
             more, silence = self.surroundings, self.spec.silence
-            stacked = np.stack([_part(mels[row], first - more, last + more, silence) for row, first, last in segments])
-            batch["mel"] = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 2, 1), np.float32))
+            parts = [_part(mels[row], first - more, last + more, silence) for row, first, last in segments]
+            batch["mel"] = torch.from_numpy(np.ascontiguousarray(np.stack(parts).transpose(0, 2, 1), np.float32))
         if self.speakers:
             speakers = self.store.array(self.split, "speakers")[rows]
             batch["speaker"] = torch.from_numpy(speakers if self.numbers is None else self.numbers[speakers])
@@ -117,6 +117,7 @@ class SpeechDataset(StoreDataset):
 def _part(values: np.ndarray, first: int, last: int, silence: float) -> np.ndarray:
     """The values from ``first`` to before ``last``, with silence where these lie beyond the ends."""
     inside = np.asarray(values[max(first, 0) : last])
+    inside = inside.astype(np.float32) if inside.dtype == np.float16 else inside  # before silence is rounded
     if first >= 0 and last <= len(values):
         return inside
     around = [(max(-first, 0), max(last - len(values), 0)), *[(0, 0)] * (inside.ndim - 1)]

@@ -1,4 +1,4 @@
-"""What the verbs are given to hear: speech for a trained model, one utterance at a time."""
+"""Input reading for the verbs: speech for a trained model, one utterance at a time."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class SpeechInput:
 
     @property
     def converted(self) -> dict[str, int]:
-        """How many files were converted so far, by the conversion."""
+        """Number of files converted so far, by the conversion."""
         return dict(self._stats.converted)
 
     def summary(self) -> str:

@@ -18,7 +18,7 @@ from arflows.audio.representation import Condition
 from arflows.core.bijections import johnson
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.numba_loops import multiplying
+from arflows.core.runtime.threads import multiplying
 
 if TYPE_CHECKING:
     from arflows.audio.predictive import PredictiveFlow
@@ -77,8 +77,8 @@ class SampleBySample:
     @torch.no_grad()
     def run(
         self, z: Float[Tensor, "batch samples"], conditions: Conditions
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform of the stretch of speech that follows, and the log-determinant of this direction."""
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
+        """Latents → waveform of the stretch of speech that follows, and the log-derivative of each sample's map."""
         flow, (batch, samples) = self.flow, z.shape
         latent = F.pad(z, (0, conditions.features.shape[1] * flow.subframe - samples)).detach().cpu().numpy()
         if not self.memories:
@@ -92,8 +92,7 @@ class SampleBySample:
                 latent, conditions.part(start, min(start + PIECE, frames), flow.per_frame), start, x, log_derivative
             )
         self.done += frames
-        log_det = log_derivative[:, :samples].sum(1, dtype=np.float64)
-        return torch.from_numpy(x[:, :samples]).to(z), torch.from_numpy(log_det).to(z)
+        return tuple(torch.from_numpy(part[:, :samples]).to(z) for part in (x, log_derivative))  # type: ignore[return-value]
 
     def _run(self, latent: np.ndarray, conditions: Conditions, start: int, x: np.ndarray, out: np.ndarray) -> None:
         """Writes some frames' samples, and their log-derivatives."""
@@ -135,10 +134,15 @@ def _weights(flow: PredictiveFlow) -> Weights:
     def array(tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
+    def halved(tensor: Tensor) -> np.ndarray:
+        if tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor):
+            return array(tensor.bfloat16().view(torch.int16)).view(np.uint16)
+        return array(tensor)
+
     trunk, stack, head = flow.trunk, flow.trunk.stack, flow.head
     return Weights(
-        array(trunk.enter.weight.mT), array(trunk.enter.bias), array(stack.past), array(stack.present),
-        array(stack.residual), array(stack.residual_bias), array(trunk.leave.weight.mT), array(trunk.leave.bias),
+        array(trunk.enter.weight.mT), array(trunk.enter.bias), array(stack.past), halved(stack.present),
+        halved(stack.residual), array(stack.residual_bias), halved(trunk.leave.weight.mT), array(trunk.leave.bias),
         array(head.past.weight.mT), array(head.hidden.weight.mT), array(head.hidden.bias), array(head.out.weight.mT),
         array(head.out.bias), array(head.direct.weight.mT), np.array(stack.dilations, np.int64),
     )  # fmt: skip

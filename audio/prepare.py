@@ -78,6 +78,7 @@ def prepare(
         provenance={
             "source": speech.name,
             **speech.notes,
+            "left out": {reason: len(names) for reason, names in speech.left_out.items()},
             "available": available,
             "options": {"split_by": split_by, "val_fraction": val_fraction, "test_fraction": test_fraction}
             | {"limit": limit, "seed": seed},
@@ -131,7 +132,7 @@ def _speakers(splits: dict[str, list[Utterance]]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Converted:
-    """What a worker gives back."""
+    """Result of a worker."""
 
     waveform: np.ndarray
     mel: np.ndarray
@@ -195,6 +196,8 @@ def _report(
 ) -> None:
     who = f"{len(speakers)} speakers" if speakers else "speakers not known"
     print(f"{out}: {mel.sample_rate:,} Hz, {mel.bands} mel bands, {who}, from {speech.name}")
+    if speech.left_out:
+        print(f"  files left out: {ReadStats(skipped=speech.left_out).summary()}")
     for split, counts in stats.items():
         print(f"  {split:<5} {counts.written:>9,} utterances, {seconds[split] / 60:.1f} min")
         for step, count in sorted(counts.converted.items()):

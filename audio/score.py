@@ -18,6 +18,7 @@ from arflows.core.runtime.files import replacing
 from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, is_main
+from arflows.data.folders import FileNames
 
 LISTED = 5
 
@@ -53,6 +54,7 @@ def score(
     reference = Reference.load(model)
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
+    stems = FileNames()
     utterances, heard = itertools.tee(given.utterances("scoring"))
     likelihoods = distributed_map(utterances, lambda _, utterance: sample_log_likelihoods(flow, utterance))
     for values, utterance in zip(likelihoods, heard, strict=False):
@@ -60,7 +62,7 @@ def score(
         totals.append(float(values.sum()))
         lengths.append(len(values))
         if curves is not None and is_main():
-            _write_curve(curves, utterance, frame_means(values, flow.spec.hop), flow, reference)
+            _write_curve(curves, stems(utterance.name), utterance, frame_means(values, flow.spec.hop), flow, reference)
     if not names:
         raise UserError(f"{speech} holds no utterance that can be scored: {given.summary()}.")
     means = np.array(totals) / np.array(lengths)
@@ -96,10 +98,9 @@ def frame_means(values: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _write_curve(
-    folder: Path, utterance: Speech, values: np.ndarray, flow: SpeechFlow, reference: Reference | None
+    folder: Path, stem: str, utterance: Speech, values: np.ndarray, flow: SpeechFlow, reference: Reference | None
 ) -> None:
     spec = flow.spec
-    stem = utterance.name.replace("/", "_")
     with replacing(folder / f"{stem}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["frame", "seconds", "log_likelihood"])

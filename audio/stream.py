@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from io import BufferedReader
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def stream(
         sys.stdout.buffer.flush()
 
 
-def mel_frames(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
+def mel_frames(source: BufferedReader, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
     """Log-mel frames from a file of float32, as they arrive.
 
     Raises:
@@ -66,7 +67,7 @@ def mel_frames(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 ban
         yield mel
 
 
-def analysed(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
+def analysed(source: BufferedReader, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
     """Log-mel frames of 16-bit audio that arrives: those of the whole audio by `log_mel`, up to rounding.
 
     Raises:
@@ -86,11 +87,10 @@ def analysed(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands
     yield mel[:, :, done - first :]
 
 
-def _arrays(source: BinaryIO, kind: str, group: int, name: str) -> Iterator[np.ndarray]:
+def _arrays(source: BufferedReader, kind: str, group: int, name: str) -> Iterator[np.ndarray]:
     """Whole groups of numbers, as they arrive."""
     size, left = np.dtype(kind).itemsize * group, b""
-    read = getattr(source, "read1", source.read)
-    while more := read(READ):
+    while more := source.read1(READ):
         left += more
         whole = len(left) // size * size
         if whole:

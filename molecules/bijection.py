@@ -17,17 +17,17 @@ from arflows.molecules.stream import MoleculeStream
 
 
 class DecisionCDFs(Bijection):
-    """Maps each decision on a molecule by the CDF of what could have been decided then.
+    """Map of each decision on a molecule by the CDF of its category.
 
     A decision for category k is the interval [k, k + 1), and its CDF is piecewise linear, with logits that depend on
     the decisions before. The density is constant on an interval, so that the log-determinant of a whole molecule is the
     exact log-probability of its decisions, wherever in the intervals they are put; here, in their middles. Latents are
-    numbers in [0, 1], one for each decision that a molecule can have (`latent_shape`); what a molecule has no use for
-    is ½, and does not matter.
+    numbers in [0, 1], one for each decision that a molecule can have (`latent_shape`); those that a molecule does not
+    use are ½, and have no effect.
 
     Args:
         spec: Settings of the molecules.
-        conditioner: The network whose logits they are.
+        conditioner: The network that computes the logits.
     """
 
     def __init__(self, spec: MoleculeSpec, conditioner: GraphTransformer) -> None:
@@ -63,13 +63,13 @@ class DecisionCDFs(Bijection):
     def log_det(
         self, x: UInt8[Tensor, "batch packed"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, " batch"]:
-        """Only the second of what `forward` returns, for less."""
+        """Log-determinant of `forward` alone, at lower cost."""
         given = self.read(x)
         return self._sum(given, *self.logits(given, context))
 
     @torch.no_grad()
     def stream(self, batch: int, context: Float[Tensor, "batch context"] | None = None) -> MoleculeStream:
-        """Begins a batch of molecules."""
+        """Start a batch of molecules."""
         return MoleculeStream(self.conditioner, self.spec, batch, context)
 
     def read(self, x: UInt8[Tensor, "batch packed"]) -> Decisions:

@@ -1,9 +1,9 @@
-"""The network that sees the beginning of a molecule and says what may come next, for all beginnings in one pass.
+"""Graph transformer: logits of the next decision for every beginning of a molecule, in one pass.
 
-A causal transformer reads the atoms in the order of generation. What it knows of the graph beyond the tokens are biases
-of its attention, as in Graphormer (Ying et al. 2021, arXiv:2106.05234), but of the graph as it was at that moment: an
-atom attends to an earlier one by a bias for the bond or the distance between them, and for the valence that the earlier
-one had used, both after the attending atom was bound. Bonds are chosen by pointers to the earlier atoms (Vinyals et al.
+A causal transformer reads the atoms in the order of generation. It sees the graph through biases of its attention, as
+Graphormer does (Ying et al. 2021, arXiv:2106.05234), but through the graph of that step: an atom attends to an earlier
+one with a bias for the bond or the distance between them, and for the valence that the earlier one has used, both after
+the attending atom was bound. Bonds are chosen by pointers to the earlier atoms (Vinyals et al.
 2015, arXiv:1506.03134), which see what has changed around these atoms since they were read.
 """
 
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from arflows.molecules.decisions import FAR, NEARNESS, Decisions
 
 MOST_USED = 7
-"""Valences used are told apart up to here."""
+"""The highest used valence that has an embedding of its own."""
 RELATIONS = FAR + 4
-"""How an atom is related to an earlier one: itself, three bonds, distances 2 … FAR, and the start."""
+"""Number of relations of an atom to an earlier one: itself, three bonds, distances 2 … FAR, and the start."""
 START = RELATIONS - 1
 
 
 class GraphTransformer(nn.Module):
-    """Logits of every decision of molecules, each from what was decided before alone.
+    """Logits of every decision of molecules, each computed from the decisions before it.
 
     Args:
         types: Number of atom types.
@@ -73,8 +73,8 @@ class GraphTransformer(nn.Module):
         self.row_hidden = nn.Linear(width, 2 * width)
         self.key = nn.Linear(width, pointer)
         self.states = types * (MOST_USED + 1)
-        self.row_leave = nn.Linear(2 * width, 1 + 3 * (pointer + self.states + NEARNESS))
-        for head in (self.to_type, self.row_leave):
+        self.row_output_proj = nn.Linear(2 * width, 1 + 3 * (pointer + self.states + NEARNESS))
+        for head in (self.to_type, self.row_output_proj):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -107,13 +107,13 @@ class GraphTransformer(nn.Module):
         return (self.place_embedding.weight[0] + self.shift(context)).expand(batch, 1, -1)
 
     def shift(self, context: Tensor | None) -> Tensor | float:
-        """What the context adds to every token."""
+        """Term of the context that is added to every token."""
         return 0.0 if self.from_context is None else self.from_context(context)[:, None]
 
     def bonds(
         self, order: Int64[Tensor, "*rows"], partner: Int64[Tensor, "*rows"], nearness: UInt8[Tensor, "*rows"]
     ) -> Float[Tensor, "*rows width"]:
-        """What a bond to an earlier atom looks like.
+        """Embedding of a bond to an earlier atom.
 
         Args:
             order: Of the bond.
@@ -163,8 +163,8 @@ class GraphTransformer(nn.Module):
             nearness: Their nearness, see `Decisions`.
         """
         state = self.norm_row(hidden + self.bound_embedding(types) + so_far)
-        leave = self.row_leave(F.relu(self.row_hidden(state)))
-        done, query, by_state, by_nearness = leave.split([1, 3 * self.pointer, 3 * self.states, 3 * NEARNESS], -1)
+        outputs = self.row_output_proj(F.relu(self.row_hidden(state)))
+        done, query, by_state, by_nearness = outputs.split([1, 3 * self.pointer, 3 * self.states, 3 * NEARNESS], -1)
         pointed = (query.unflatten(-1, (3, self.pointer)).flatten(1, 2) @ keys.mT).unflatten(1, (-1, 3))
         index = key_types.clamp_max(self.types - 1)[:, None] * (MOST_USED + 1) + used.clamp_max(MOST_USED)
         shape = pointed.shape
@@ -181,10 +181,10 @@ class _Block(nn.Module):
         self.heads = heads
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
-        self.merge = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
         self.norm_perceptron = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(
         self,
@@ -203,12 +203,12 @@ class _Block(nn.Module):
             cache[0, :, :, -hidden.shape[1] :] = key
             cache[1, :, :, -hidden.shape[1] :] = value
             seen = F.scaled_dot_product_attention(query, cache[0], cache[1], attn_mask=bias)
-        hidden = hidden + self.merge(seen.transpose(1, 2).flatten(2))
-        return hidden + self.contract(F.relu(self.expand(self.norm_perceptron(hidden))))
+        hidden = hidden + self.out_proj(seen.transpose(1, 2).flatten(2))
+        return hidden + self.fc2(F.relu(self.fc1(self.norm_perceptron(hidden))))
 
 
 def relation(distances: UInt8[Tensor, "*shape"], orders: UInt8[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """How atoms are related: 0 the same, 1 … 3 bound by that order, then by distances from 2 on."""
+    """Relations of atoms: 0 the same, 1 … 3 bound by that order, then by distances from 2 on."""
     return torch.where(orders > 0, orders, torch.where(distances > 0, distances + 2, distances))
 
 

@@ -87,7 +87,7 @@ class MoleculeDataModule(StoreDataModule):
 
 
 class MoleculeDataset(StoreDataset):
-    """The molecules of one split, fetched a batch at a time; see `StoreDataset`."""
+    """The molecules of one split that have all properties asked for, fetched a batch at a time; see `StoreDataset`."""
 
     def __init__(
         self, store: Store, split: str, columns: list[int], limit: int | None, seed: int, spec: MoleculeSpec
@@ -98,6 +98,11 @@ class MoleculeDataset(StoreDataset):
         own = MoleculeSpec.from_dict(store.spec)
         self._numbers = torch.tensor([0, *(spec.atom_types.index(kind) + 1 for kind in own.atom_types)]).byte()
         self._padding = spec.max_atoms - own.max_atoms
+        if columns:  # a molecule may lack a number that the model is to know
+            complete = np.isfinite(store.array(split, "properties")[:, columns]).all(1)
+            rows = np.arange(len(complete)) if self.kept is None else self.kept
+            self.kept = rows[complete[rows]]
+            self.count = len(self.kept)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Fetch a batch: one gather from the memory map for each field."""

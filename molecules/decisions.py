@@ -1,4 +1,4 @@
-"""A molecule as one sequence of decisions, with what is known when each is made.
+"""A molecule as one sequence of decisions, and the graph in which each is made.
 
 Atoms come in the order of generation. Of each, the first decision is its type, or to stop; then, for all but the first,
 come decisions to bind it to an earlier atom by a single, double or triple bond, until one says that it has its bonds.
@@ -23,7 +23,7 @@ from arflows.molecules.graph import Graph
 from arflows.molecules.representation import MoleculeSpec, encode
 
 FAR = 12
-"""Distances from here on are not told apart, nor from those of atoms without a path between them."""
+"""The largest distance: longer ones, and those of atoms without a path between them, count as this one."""
 NEARNESS = 2 * (FAR + 1)
 """Kinds of nearness of an atom to the one that is being bound, see `Decisions.nearness`."""
 
@@ -38,15 +38,15 @@ class Decisions(NamedTuple):
         types: Of atoms; the number of types for padding.
         sizes: Number of atoms.
         row_atom: The atom that is being bound; 0 for padding.
-        row_choice: What was decided.
-        row_real: Which of the rows are decisions.
-        row_before: Rows of the same atom before this one: what was decided so far.
+        row_choice: The decision.
+        row_real: True for rows that are decisions, False for padding.
+        row_before: True for earlier rows of the same atom: the decisions so far.
         distances: From each atom to each, in bonds, after atom i (first axis); at most `FAR`.
         orders: Orders of bonds, 0 for none.
         used: The sum of the orders of the bonds of atom j after atom i (first axis).
         nearness: For the first bond of an atom, the distance of each candidate from the atom before; for others, which
             close rings, `FAR` + 1 and the distance from the nearest atom that is already bound to it.
-        allowed: Candidates that the order of decisions leaves.
+        allowed: True for candidates that the order of decisions permits.
     """
 
     types: Int64[Tensor, "batch atoms"]
@@ -73,14 +73,14 @@ class Decisions(NamedTuple):
 
 
 def pack(atoms: UInt8[Tensor, "batch atoms"], bonds: UInt8[Tensor, "batch bonds 3"]) -> UInt8[Tensor, "batch packed"]:
-    """Joins atoms and bonds, as a store has them, in one tensor."""
+    """Join atoms and bonds, as a store has them, in one tensor."""
     return torch.cat([atoms, bonds.flatten(1)], 1)
 
 
 def unpack(
     packed: UInt8[Tensor, "batch packed"], max_atoms: int
 ) -> tuple[UInt8[Tensor, "batch atoms"], UInt8[Tensor, "batch bonds 3"]]:
-    """Undoes `pack`."""
+    """Split a tensor made by `pack` into atoms and bonds."""
     return packed[:, :max_atoms], packed[:, max_atoms:].unflatten(1, (-1, 3))
 
 
@@ -98,7 +98,7 @@ def packed(graphs: Sequence[Graph], spec: MoleculeSpec) -> UInt8[Tensor, "batch 
 def decisions(
     packed: UInt8[Tensor, "batch packed"], max_atoms: int, types: int, max_back_bonds: int, latest_first: bool
 ) -> Decisions:
-    """Reads molecules as decisions, padded to the largest of them.
+    """Convert molecules to decisions, padded to the largest of them.
 
     Args:
         packed: The molecules, as `pack` makes them.
@@ -184,11 +184,11 @@ def prefix_distances(orders: UInt8[Tensor, "batch atoms atoms"]) -> UInt8[Tensor
 
 
 def add_atom(distances: UInt8[Tensor, "batch atoms atoms"], bound: Bool[Tensor, "batch earlier"]) -> None:
-    """Brings distances up to date with a new atom, in place.
+    """Update distances for a new atom, in place.
 
     Args:
         distances: Between the atoms, with room for the new one.
-        bound: Which of the earlier atoms the new one is bound to; it comes after them.
+        bound: True for the earlier atoms that the new one is bound to; it comes after them.
     """
     atom = bound.shape[1]
     known = distances[:, :atom, :atom]

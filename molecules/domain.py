@@ -1,4 +1,4 @@
-"""What the molecules domain offers on the command line."""
+"""The commands of the molecules domain."""
 
 from arflows.core.commands.domains import Domain
 

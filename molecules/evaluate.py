@@ -64,8 +64,8 @@ def evaluate(
     excluded while sampling; all other metrics are of these samples), and after post-processing (raw samples,
     bonds beyond a valence removed and the largest part kept), each with the counts behind it.
 
-    Of a conditional model each sample is asked for the properties of a molecule of the split, chosen by the seed, and
-    it is measured how near it comes to them.
+    From a conditional model each sample is drawn for the properties of a random test molecule, and the distance of its
+    properties from these is measured.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
     A model trained by `arflows molecules train` holds the moving average of its weights; that is what is measured.
@@ -77,14 +77,14 @@ def evaluate(
         split: Part of a store that holds the test molecules.
         tests: Files or stores of test molecules, several at once, to take instead of the store's split.
         samples: Molecules to draw, with masks and without; published figures mostly take 10,000.
-        fcd: Whether to compute the Fréchet ChemNet distance to the split. Needs `pip install fcd`.
+        fcd: Compute the Fréchet ChemNet distance to the test molecules. Needs `pip install fcd`.
         seed: Seed of the samples.
         batch_size: Molecules computed at a time when scoring.
         workers: Processes that work with RDKit; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
 
     Returns:
-        What was written.
+        The content of the JSON file.
     """
     options = {
         "model": model,
@@ -102,7 +102,7 @@ def evaluate(
     if differences := flow.spec.differences(data.spec):
         raise UserError(f"{store} does not fit the model, model ≠ store: {', '.join(differences)}; give its own store.")
     if fcd:
-        chemnet()  # or says what is missing, before minutes of work
+        chemnet()  # fails early, before minutes of work
     data.properties = flow.properties
     with Workers(workers) as pool:
         if tests is None:
@@ -153,7 +153,7 @@ def evaluate(
 
 
 def round_trip(flow: GraphFlow, batch: Batch) -> dict[str, Any]:
-    """Say how many molecules come back from their latents as they were.
+    """Return the share of molecules that their latents give back unchanged.
 
     Args:
         flow: The model.
@@ -266,7 +266,7 @@ def _comparison(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
 
 
 def _rows(result: dict[str, Any], figure: Estimate) -> dict[str, str]:
-    """The figures as the table has them."""
+    """Return the rows of the table."""
     rows = {"a molecule": str(figure)}
     if "round_trip" in result:
         rows["round trip"] = _share(result["round_trip"])

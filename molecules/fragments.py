@@ -1,4 +1,4 @@
-"""Fragments from which molecules grow on."""
+"""Fragments with which molecules begin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arflows.molecules.graph import Graph, permuted, walk
 from arflows.molecules.representation import BOND_TYPES, MoleculeSpec, atom_type
 
 ORDERS = 32
-"""Orders of a fragment's atoms that are compared, to begin with the one the model finds likeliest."""
+"""Number of random orders of a fragment's atoms, of which the likeliest under the model is taken."""
 
 
 class Fragment(NamedTuple):
@@ -35,7 +35,7 @@ class Fragment(NamedTuple):
         return Fragment(permuted(self.graph, places), tuple(self.free[old] for old in places), points)
 
     def orders(self, spec: MoleculeSpec, seed: int) -> list[Fragment]:
-        """The fragment with its atoms in several orders that generation can have, without repetition."""
+        """Return the fragment with its atoms in several different orders of generation."""
         rng = np.random.default_rng(seed)
         found = {tuple(walk(self.graph, spec.order, rng)): None for _ in range(ORDERS)}
         return [self.permuted(list(places)) for places in found]
@@ -47,8 +47,12 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
     Each ``*`` may be replaced by one bond to a later atom, of the order it is written with; no other bonds are added.
     Without any ``*`` every atom may get bonds, as far as its valence allows.
 
+    >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=8, order="dfs")
+    >>> fragment_of("*=C1CN(*)C1", spec).attachments
+    ((2,), (), (1,), ())
+
     Args:
-        smiles: Of the fragment.
+        smiles: SMILES of the fragment.
         spec: The model's settings.
 
     Raises:
@@ -60,7 +64,7 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
         raise UserError(f"the fragment {smiles!r} is no SMILES that RDKit can read: check it.")
     ends = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 0]
     if any(atom.GetDegree() != 1 or atom.GetNeighbors()[0].GetAtomicNum() == 0 for atom in ends):
-        raise UserError(f"in the fragment {smiles!r} a * has not exactly one atom beside it: mark attachments by them.")
+        raise UserError(f"in the fragment {smiles!r} a * must have exactly one atom beside it: correct it.")
     with BlockLogs():
         Chem.Kekulize(molecule, clearAromaticFlags=True)
     inside = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 0]
@@ -70,7 +74,10 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
     for bond in molecule.GetBonds():
         order = {kind: order for order, kind in BOND_TYPES.items()}.get(bond.GetBondType())
         if order is None:
-            raise UserError(f"the fragment {smiles!r} has a {bond.GetBondType().name.lower()} bond: models know none.")
+            raise UserError(
+                f"the fragment {smiles!r} has a {bond.GetBondType().name.lower()} bond: give it as a single, double or "
+                "triple one."
+            )
         i, j = (place.get(index) for index in (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
         if i is not None and j is not None:
             bonds.append((max(i, j), min(i, j), order))

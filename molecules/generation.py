@@ -1,4 +1,4 @@
-"""How molecules grow: a stream's decisions, one after the other, for many molecules at once."""
+"""Generation: all decisions of a batch of molecules, one after the other."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from arflows.molecules.representation import MoleculeSpec
 from arflows.molecules.stream import MoleculeStream
 
 WASTE = 0.8
-"""Molecules that stopped are left out when no more than this part goes on: copying costs more than carrying a few."""
+"""Finished molecules are dropped from the batch once at most this share is unfinished: dropping copies it."""
 
 
 class Rules(Protocol):
-    """Which decisions are allowed; see `arflows.molecules.validity.Masks`."""
+    """Rules for decisions; see `arflows.molecules.validity.Masks`."""
 
     def types(self, stream: MoleculeStream, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows types"]:
-        """Which types the next atom of some of the molecules may have; the last entry is to stop."""
+        """Types that the next atom of some of the molecules may have; the last entry is to stop."""
 
     def bonds(self, stream: MoleculeStream, rows: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows choices"]:
-        """Which bonds the next atom of some of the molecules may have; the first entry is to have no more."""
+        """Bonds that the next atom of some of the molecules may have; the first entry is to have no more."""
 
 
 class Source(Protocol):
-    """Where decisions come from."""
+    """A source of decisions."""
 
     def decide(
         self, logits: Float64[Tensor, "rows choices"], ids: Int64[Tensor, " rows"], atom: int, step: int
     ) -> Int64[Tensor, " rows"]:
-        """Makes a decision for some of the molecules.
+        """Make a decision for some of the molecules.
 
         Args:
             logits: Of the choices.
-            ids: Which molecules.
-            atom: Which atom.
-            step: Which of its decisions: its type at 0, its bonds from 1 on.
+            ids: Indices of the molecules.
+            atom: Index of the atom.
+            step: Number of the decision on it: its type at 0, its bonds from 1 on.
         """
 
 
@@ -58,12 +58,12 @@ class FromLatents:
         self.latents = latents
 
     def decide(self, logits: Tensor, ids: Tensor, atom: int, step: int) -> Tensor:
-        """Takes the category in whose bin the latent falls."""
+        """Return the category in whose bin the latent falls."""
         return cdf(logits.shape[1]).inverse(self.latents[ids, atom, step].to(logits.dtype), logits)[0].long()
 
 
 class Known:
-    """Decisions of known molecules; notes the latents they correspond to, the middles of their bins.
+    """Decisions of known molecules; records their latents, the middles of their bins.
 
     Args:
         packed: The molecules.
@@ -95,7 +95,7 @@ class Known:
         self.choices[molecule, i, torch.arange(len(i), device=i.device) - starts] = 3 * j + order
 
     def decide(self, logits: Tensor, ids: Tensor, atom: int, step: int) -> Tensor:
-        """Looks the decision up."""
+        """Return the decisions of the known molecules."""
         choice = self.types[ids, atom] if step == 0 else self.choices[ids, atom, step - 1]
         self.latents[ids, atom, step] = cdf(logits.shape[1])(choice + 0.5, logits)[0]
         return choice
@@ -103,12 +103,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Begun:
-    """The first atoms are known, and the rest comes from elsewhere.
+    """Known decisions for the first atoms, and another source for the rest.
 
     Attributes:
         beginning: One molecule, whose decisions all take over.
-        atoms: How many atoms it has.
-        rest: Where later decisions come from.
+        atoms: Number of its atoms.
+        rest: Source of later decisions.
     """
 
     beginning: Known
@@ -116,7 +116,7 @@ class Begun:
     rest: Source
 
     def decide(self, logits: Tensor, ids: Tensor, atom: int, step: int) -> Tensor:
-        """Asks the one or the other."""
+        """Return the decision of the source that is responsible for the atom."""
         if atom < self.atoms:
             return self.beginning.decide(logits, torch.zeros_like(ids), atom, step)
         return self.rest.decide(logits, ids, atom, step)
@@ -124,14 +124,13 @@ class Begun:
 
 @dataclass(frozen=True)
 class Grown:
-    """Molecules as they came out of a stream.
+    """Generated molecules.
 
     Attributes:
         atoms: Index of the type plus 1; 0 for none.
         orders: Of the bonds.
         log_prob: Log-probability under the model, in nats.
-        log_prob_policy: The same under the policy that decided, with its rules and temperature; what was known from the
-            beginning does not count.
+        log_prob_policy: The same under the policy, with its rules and temperature; known decisions do not count.
     """
 
     atoms: UInt8[Tensor, "batch atoms"]
@@ -141,7 +140,7 @@ class Grown:
 
     @property
     def bonds(self) -> UInt8[Tensor, "batch bonds 3"]:
-        """The bonds as a store has them."""
+        """The bonds in the form of a store."""
         molecule, i, j = self.orders.tril(-1).nonzero(as_tuple=True)
         place = torch.arange(len(molecule), device=molecule.device) - torch.searchsorted(molecule, molecule)
         most = int(place.max()) + 1 if len(place) else 0
@@ -170,12 +169,12 @@ def cdf(categories: int) -> PiecewiseLinearCDF:
 def grow(
     stream: MoleculeStream, source: Source, rules: Rules | None = None, temperature: float = 1.0, begun: int = 0
 ) -> Grown:
-    """Makes all decisions of a batch of molecules.
+    """Make all decisions of a batch of molecules.
 
     Args:
-        stream: At its beginning; it is used up.
-        source: Where decisions come from.
-        rules: Which of them are allowed; None for all that the representation has.
+        stream: A stream at its beginning; it is used up.
+        source: Source of the decisions.
+        rules: Decisions that are allowed; None for all that the representation has.
         temperature: Divides the logits; below 1 for likelier molecules.
         begun: Atoms whose decisions are known, so that rules and temperature do not matter for them.
     """

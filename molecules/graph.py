@@ -8,11 +8,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Order = Literal["bfs", "dfs"]
-"""How atoms are generated: breadth first or depth first."""
+"""Order of generation: breadth first or depth first."""
 
 
 class Graph(NamedTuple):
     """A molecule's heavy atoms and bonds in an order of generation.
+
+    >>> acetaldehyde = Graph(("C", "C", "O"), ((1, 0, 1), (2, 1, 2)))
+    >>> acetaldehyde.neighbours(), acetaldehyde.valences()
+    ([[1], [0, 2], [1]], [1, 3, 2])
 
     Attributes:
         atoms: Types of the atoms: element and formal charge, such as ``"C"``, ``"N+"``, ``"O-"``.
@@ -24,7 +28,7 @@ class Graph(NamedTuple):
     bonds: tuple[tuple[int, int, int], ...]
 
     def neighbours(self) -> list[list[int]]:
-        """The atoms that each is bound to, in order."""
+        """Return the atoms that each is bound to, in order."""
         found: list[list[int]] = [[] for _ in self.atoms]
         for i, j, _ in self.bonds:
             found[i].append(j)
@@ -32,7 +36,7 @@ class Graph(NamedTuple):
         return [sorted(each) for each in found]
 
     def valences(self) -> list[int]:
-        """The sum of the orders of each atom's bonds."""
+        """Return the sum of the orders of each atom's bonds."""
         sums = [0] * len(self.atoms)
         for i, j, order in self.bonds:
             sums[i] += order
@@ -60,7 +64,7 @@ def reorder(graph: Graph, order: Order, rng: np.random.Generator | None = None) 
 
     Args:
         graph: The graph.
-        order: Which of both.
+        order: Breadth or depth first.
         rng: Chooses the first atom and all turns; without it the first atom stays the first, and of several neighbours
             the earlier comes first: the canonical order, if the atoms are in the canonical order of either kind.
     """

@@ -61,7 +61,7 @@ class GraphFlow(Flow, Pretrained):
         Molecule number k of a seed is the same however many are drawn, in whichever batches, up to rounding.
 
         Args:
-            count: How many.
+            count: Number of molecules.
             context: For a conditional model wanted properties, by name a value or a range, or a row of all for each
                 molecule; without it those of training molecules.
             masks: Allow only decisions after which a molecule can be finished: see `Masks`. Without them, every

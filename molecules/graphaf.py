@@ -38,9 +38,9 @@ class RelationalConvolutions(nn.Module):
     """Layers H ← Σ_r ReLU(D_r^{−½} (E_r + I) D_r^{−½} H W_r) over single, double and triple bonds (equation 9).
 
     Args:
-        features: Of an atom.
-        width: Of its embedding.
-        layers: How many.
+        features: Number of features of an atom.
+        width: Size of its embedding.
+        layers: Number of layers.
     """
 
     def __init__(self, features: int, width: int, layers: int) -> None:
@@ -54,7 +54,7 @@ class RelationalConvolutions(nn.Module):
     def forward(
         self, types: Float[Tensor, "graphs atoms features"], orders: UInt8[Tensor, "graphs atoms atoms"]
     ) -> Float[Tensor, "graphs atoms width"]:
-        """Embeds the atoms of graphs; absent ones have no features."""
+        """Embed the atoms of graphs; absent ones have no features."""
         present = types.sum(-1) > 0
         itself = torch.diag_embed(present.to(types.dtype))
         relations = torch.arange(1, RELATIONS + 1, device=orders.device)[:, None, None]
@@ -73,7 +73,7 @@ class Steps(NamedTuple):
     """Steps of generation; those of an atom of a molecule follow each other in their order.
 
     Attributes:
-        molecule: Which molecule.
+        molecule: Index of the molecule.
         atom: Whose type or bonds are decided.
         earlier: The atom to which a bond is decided; −1 where it is the type.
     """
@@ -90,20 +90,26 @@ class GraphAF(GraphFlow):
     nearest last: none, single, double or triple. Each is normal, with mean and deviation from a relational graph
     convolution of the graph so far (equations 3-8). Sampling takes the largest entry.
 
-    What the publication does and one should know: `log_prob` is a density of noisy vectors, neither the probability of
+    Properties of the publication: `log_prob` is a density of noisy vectors, neither the probability of
     a molecule nor a bound of it, since noise of [0, 0.9) leaves gaps in which a sample may fall. A molecule is a region
     of latent space and a sample carries no noise, so there is neither `encode` nor `sample_with_log_prob`. Generation
     ends when an atom gets no bond, which training never shows, so that the likelihood is of another model than the one
     that is sampled. Nothing is shared between the graphs so far, some 70 for a molecule.
 
-    Ours: the types have charges, as `MoleculeSpec` has them. No batch normalisation, through which graphs of a batch
-    would see each other.
+    Differences: the types have charges, as `MoleculeSpec` has them. There is no batch normalisation, through
+    which graphs of a batch would see each other.
+
+    >>> from arflows.molecules.representation import MoleculeSpec
+    >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=6, order="bfs")
+    >>> flow = GraphAF(spec.as_dict(), width=16)
+    >>> flow.log_prob(["CCO", "c1ccncc1"]).shape, flow.likelihood
+    (torch.Size([2]), 'density')
 
     Args:
         spec: Settings of the data, in breadth-first order; training takes them from the store.
         width: Size of embeddings.
         layers: Graph convolutions.
-        look_back: How many earlier atoms may be bound to.
+        look_back: Number of earlier atoms that may be bound to.
         noise: Upper end of the uniform noise.
 
     Raises:
@@ -173,7 +179,7 @@ class GraphAF(GraphFlow):
         """Draws graphs; see `GraphFlow.generate`. A sample has no noise, hence no log-density: it is NaN.
 
         Args:
-            count: How many.
+            count: Number of molecules.
             context: None: there are no conditions.
             masks: Forbid bonds beyond a valence, where the publication draws again.
             min_atoms: 1: generation ends when it ends.
@@ -224,8 +230,8 @@ class GraphAF(GraphFlow):
     ) -> tuple[Float[Tensor, "graphs atoms width"], Int64[Tensor, " steps"]]:
         """Embeddings of atoms in the graphs so far, and the graph of each step.
 
-        A graph grows by an atom or a bond, and most bonds are none: of a molecule's steps two in three see the graph
-        of the step before, which is embedded once.
+        Most decisions on bonds are to have none, which leaves the graph as it is: two in three steps of a molecule see
+        the graph of the step before, which is embedded once.
         """
         places = torch.arange(int(steps.atom.max()) + 1, device=atoms.device)
         row = orders[steps.molecule, steps.atom, : len(places)] * (places < steps.earlier[:, None])
@@ -322,7 +328,7 @@ class GraphAF(GraphFlow):
 
 @dataclass
 class _Growing:
-    """Molecules as `Masks` looks at them."""
+    """Growing molecules in the form of `arflows.molecules.validity.Growing`."""
 
     types: Int64[Tensor, "batch atoms"]
     orders: UInt8[Tensor, "batch atoms atoms"]
@@ -334,7 +340,7 @@ class _Growing:
 
     @property
     def bound(self) -> Bool[Tensor, " batch"]:
-        """Whether the atom has bonds."""
+        """True if the atom has bonds."""
         return (self.orders[:, self.atom] > 0).any(1)
 
 

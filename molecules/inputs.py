@@ -1,4 +1,4 @@
-"""What the verbs are given: files of molecules, read in several processes, with what cannot be used and why."""
+"""Files of molecules as input, read in several processes, with the reasons for entries that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -18,8 +18,17 @@ from arflows.core.runtime.files import replacing
 from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
 from arflows.molecules.graph import Graph, Order
 from arflows.molecules.properties import properties_of
-from arflows.molecules.representation import Refused, graph_and_smiles, has_stereochemistry, parse, parse_block
+from arflows.molecules.representation import (
+    Refused,
+    graph_and_smiles,
+    has_stereochemistry,
+    largest_part,
+    parse,
+    parse_block,
+)
 from arflows.molecules.workers import Workers, chunked
+
+Salts = Literal["reject", "keep_largest"]
 
 BUILTIN = {"nci": nci}
 
@@ -59,7 +68,7 @@ class Example(NamedTuple):
 
 @dataclass
 class Reading:
-    """What became of a file.
+    """The content of a file: molecules and rejected entries.
 
     Attributes:
         source: The file.
@@ -74,7 +83,7 @@ class Reading:
     rejects: list[tuple[int, str, str]] = field(default_factory=list)
 
     def reasons(self) -> dict[str, int]:
-        """How many entries were rejected for each reason, the most frequent first."""
+        """Return the number of rejected entries for each reason, the most frequent first."""
         return dict(Counter(reason for _, _, reason in self.rejects).most_common())
 
     def summary(self) -> str:
@@ -88,6 +97,8 @@ def read(
     order: Order,
     max_atoms: int,
     properties: bool = True,
+    salts: Salts = "reject",
+    require_values: bool = True,
     entries: bool = False,
 ) -> Reading:
     """Read all molecules of a file, repeated ones as often as they are there.
@@ -95,15 +106,17 @@ def read(
     Args:
         source: The file.
         workers: The processes that do it.
-        order: In which atoms are to be.
+        order: Order of generation.
         max_atoms: Reject molecules of more heavy atoms.
-        properties: Whether to compute `PROPERTIES`, which takes longer than all else.
-        entries: Whether to keep the entry of each molecule.
+        properties: Compute `PROPERTIES`, which takes most of the time.
+        salts: Reject molecules of several parts, or keep their largest part.
+        require_values: Reject molecules that lack a number in a column of values.
+        entries: Keep the entry of each molecule.
     """
     reading = Reading(source)
     chunks, kept = itertools.tee(chunked(source))
     needed = ([entry._replace(given={}) for entry in chunk] for chunk in chunks)
-    results = workers.map(represent, needed, source.form, order, max_atoms, properties)
+    results = workers.map(represent, needed, source.form, order, max_atoms, properties, salts, require_values)
     with tqdm(desc=f"reading {Path(source.name).name}", unit=" molecules", leave=False, disable=None) as progress:
         for chunk, found in zip(kept, results, strict=False):  # the results end first
             reading.read += len(chunk)
@@ -117,16 +130,34 @@ def read(
 
 
 def represent(
-    entries: Sequence[Entry], form: str, order: Order, max_atoms: int, properties: bool
+    entries: Sequence[Entry],
+    form: str,
+    order: Order,
+    max_atoms: int,
+    properties: bool,
+    salts: Salts = "reject",
+    require_values: bool = True,
 ) -> list[Example | str]:
-    """Return each entry's molecule, or the reason why it has none; runs in a process of its own."""
+    """Return each entry's molecule, or the reason why it has none; runs in a process of its own.
+
+    Args:
+        entries: The entries.
+        form: Form of their text, "smiles" or "mol block".
+        order: Order of the atoms of the graphs.
+        max_atoms: Reject molecules of more heavy atoms.
+        properties: Whether to compute `PROPERTIES`.
+        salts: Reject molecules of several parts, or keep their largest part.
+        require_values: Reject molecules that lack a number in a column of values.
+    """
     found: list[Example | str] = []
     for number, text, values, _ in entries:
         try:
             molecule = parse(text) if form == "smiles" else parse_block(text)
+            if salts == "keep_largest":
+                molecule = largest_part(molecule)
             if molecule.GetNumHeavyAtoms() > max_atoms:
                 raise Refused(f"more than {max_atoms} heavy atoms")
-            if not np.isfinite(values).all():
+            if require_values and not np.isfinite(values).all():
                 raise Refused("no number in a column of values")
             graph, smiles = graph_and_smiles(molecule, order)
             if properties:
@@ -141,7 +172,7 @@ def keep(reading: Reading, reasons: Iterable[str | None]) -> None:
     """Move molecules to the rejects.
 
     Args:
-        reading: What is changed.
+        reading: Changed in place.
         reasons: For each molecule why it is rejected, or None.
 
     Raises:
@@ -166,7 +197,7 @@ def write_rejects(path: Path, readings: Iterable[Reading]) -> None:
 
     Args:
         path: The file; replaced if it exists.
-        readings: What was read.
+        readings: The files as read.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

@@ -17,15 +17,15 @@ from arflows.molecules.representation import automorphisms
 from arflows.molecules.stream import MoleculeStream
 
 ENUMERATED_ATOMS = 7
-"""Molecules of up to so many atoms, which have at most 5,040 orders, are summed exactly."""
+"""The most atoms of a molecule whose orders, at most 5,040, are always summed exactly."""
 
 ENOUGH = 10
 """The effective number of orders from which on a standard error is given."""
 
 ABANDONING = 5.0
-"""Nats by which the choice of beginnings lowers those that leave an atom incomplete behind them. A model that is
-trained on depth-first or breadth-first orders takes up such an atom later with a probability of about exp(−5), which
-its beginning does not show."""
+"""Nats by which the selection of beginnings lowers a weight for each incomplete atom that is left behind. A model that
+is trained on depth-first or breadth-first orders rarely takes up such an atom later, which the probability of the
+beginning does not show. The number changes the variance of the estimate, not its mean."""
 
 
 class OrderEstimate(NamedTuple):

@@ -1,9 +1,10 @@
-"""What the field measures of generated molecules, by the definitions of MOSES.
+"""Metrics of generated molecules, by the definitions of MOSES.
 
 Polykovskiy et al., "Molecular Sets (MOSES): a benchmarking platform for molecular generation models", 2020
-(arXiv:1811.12823), section 4, implemented on RDKit. One difference: MOSES filters by PAINS and
-by a list of medicinal-chemistry alerts (MCF) that does not come with RDKit; here the alerts are those of RDKit's
-catalogues PAINS and BRENK. Every share says what it is a share of.
+(arXiv:1811.12823), section 4, implemented on RDKit. Two metrics differ: MOSES filters by PAINS and by a list of
+medicinal-chemistry alerts (MCF) that RDKit lacks, while the filters here are RDKit's catalogues PAINS and BRENK; and
+MOSES' program computes IntDiv2 by another equation than its paper, so that both are given. Every share comes with the
+set that it is a share of.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ from arflows.molecules.workers import Workers, chunked
 
 UNIQUE_AT = {"unique@1k": 1_000, "unique@10k": 10_000}
 MEASURES = (*PROPERTIES, "SA", "atoms", "rings")
-"""What distributions are compared of: `PROPERTIES`, synthetic accessibility (Ertl and Schuffenhauer 2009), heavy atoms
-and rings (the smallest set of smallest rings)."""
+"""Measures whose distributions are compared: `PROPERTIES`, synthetic accessibility (Ertl and Schuffenhauer 2009), heavy
+atoms and rings (the smallest set of smallest rings)."""
 
 FILTER_ELEMENTS = {"C", "N", "S", "O", "F", "Cl", "Br"}
 LARGEST_RING = 7
 
 
 class Description(NamedTuple):
-    """What the metrics need to know of a molecule.
+    """Description of a molecule for the metrics.
 
     Attributes:
         measures: The values of `MEASURES`.
         fingerprint: Morgan, radius 2, 1024 bits.
         fragments: SMILES of the parts into which BRICS' rules cut it.
         scaffold: SMILES of its Murcko scaffold; None with fewer than two rings.
-        passes: Whether it passes the filters.
+        passes: True if it passes the filters.
     """
 
     measures: tuple[float, ...]
@@ -93,7 +94,7 @@ def scaffold_of(molecule: Chem.Mol) -> str | None:
 
 
 def passes(molecule: Chem.Mol) -> bool:
-    """Say whether a molecule has common elements, no charge, no large ring, and none of the PAINS and BRENK alerts."""
+    """Return True if a molecule has common elements, no charge, no large ring and no alert of PAINS or BRENK."""
     if any(atom.GetSymbol() not in FILTER_ELEMENTS or atom.GetFormalCharge() for atom in molecule.GetAtoms()):
         return False
     if any(len(ring) > LARGEST_RING for ring in molecule.GetRingInfo().AtomRings()):
@@ -173,15 +174,15 @@ def quality(
     fcd: bool,
     wanted: Mapping[str, Float[np.ndarray, " generated"]],
 ) -> dict[str, Any]:
-    """Measure valid samples by all that is here.
+    """Measure valid samples by all metrics.
 
     Args:
         generated: Their canonical SMILES, in the order in which they were drawn.
         training: Canonical SMILES of the training data.
-        reference: Canonical SMILES of molecules like those that were to be learned, but not trained on.
+        reference: Canonical SMILES of test molecules.
         workers: The processes that do it.
-        fcd: Whether to compute the Fréchet ChemNet distance, which takes minutes.
-        wanted: What was asked of each sample, by the property's name; empty for a model that is not conditional.
+        fcd: Compute the Fréchet ChemNet distance, which takes minutes.
+        wanted: Wanted properties of each sample, by name; empty for an unconditional model.
     """
     found = uniqueness(generated) | {"novel": novelty(generated, training)}
     if fcd:
@@ -195,15 +196,15 @@ def quality(
 def control(
     generated: Sequence[Description], wanted: Mapping[str, Float[np.ndarray, " generated"]]
 ) -> dict[str, dict[str, Any]]:
-    """Say how far the properties of samples are from those that were asked of them.
+    """Compare the properties of samples with the wanted ones.
 
     Args:
         generated: The samples.
-        wanted: What was asked of each, by the property's name; those that are none of `MEASURES` are passed over.
+        wanted: Wanted properties of each, by name; those that are not in `MEASURES` are left out.
 
     Returns:
-        For each property the mean absolute error, beside that of asking the same molecules in another order
-        (``shuffled``: what a model that does not listen would have), and the correlation; None where all are the same.
+        For each property the mean absolute error, the error after shuffling the wanted values (``shuffled``: that of a
+        model that ignores them), and the correlation; None where all are the same.
     """
     found = {}
     for name in (name for name in wanted if name in MEASURES):
@@ -219,13 +220,12 @@ def control(
 
 
 def compare(generated: Sequence[Description], reference: Sequence[Description]) -> dict[str, Any]:
-    """Hold generated molecules against reference ones.
+    """Compare generated molecules with reference ones.
 
     Returns:
-        ``SNN``, ``fragment_similarity``, ``scaffold_similarity`` (1 is best), ``IntDiv`` and ``IntDiv2`` (by the
-        equation of the paper, and as ``IntDiv2_program`` by MOSES' program),
-        the share that passes the filters, and for each of `MEASURES` its means and the Wasserstein-1 distance between
-        its distributions.
+        ``SNN``, ``fragment_similarity``, ``scaffold_similarity`` (1 is best), ``IntDiv`` of both sets, ``IntDiv2`` by
+        the equation of MOSES' paper and, as ``IntDiv2_program``, by its program, the share that passes the filters, and
+        for each of `MEASURES` its means and the Wasserstein-1 distance between its distributions.
     """
     mine, theirs = ([each.fingerprint for each in group] for group in (generated, reference))
     values, others = (np.array([each.measures for each in group]) for group in (generated, reference))

@@ -40,6 +40,19 @@ class MoleculeFlow(GraphFlow):
     GraphAF (Shi et al. 2020, arXiv:2001.09382) in growing graphs by an autoregressive flow, and GraphDF (Luo et al.
     2021, arXiv:2102.01189) in that decisions stay discrete.
 
+    >>> from arflows.molecules.representation import graph_of
+    >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=8, order="dfs")
+    >>> flow = MoleculeFlow(spec.as_dict(), width=16, layers=1, heads=2)
+    >>> flow.log_prob(["CCO", "c1ccncc1"]).shape
+    torch.Size([2])
+    >>> all(molecule.valid_raw for molecule in flow.sample(4, fragment="*c1ccncc1"))
+    True
+    >>> flow.decode(flow.encode(["CCO"])) == [graph_of("CCO", "dfs")]
+    True
+    >>> exact, error = flow.order_marginal(["CCO"])
+    >>> bool(exact > flow.log_prob(["CCO"])), error.item()
+    (True, 0.0)
+
     Args:
         spec: Settings of the data, `MoleculeSpec.as_dict`; training takes them from the store.
         width: Size of the transformer's hidden features.
@@ -85,7 +98,8 @@ class MoleculeFlow(GraphFlow):
         Args:
             x: Molecules; SMILES are taken in the canonical order.
             context: Their properties, for a conditional model.
-            orders: Estimate the log-probability over all orders instead, by so many: see `order_marginal`.
+            orders: Number of orders by which to estimate the log-probability over all orders; None for that of one
+                order. See `order_marginal`.
 
         Raises:
             UserError: If a molecule cannot be represented, or properties are missing or superfluous.
@@ -110,18 +124,23 @@ class MoleculeFlow(GraphFlow):
         seed: int = 0,
         context: Float[Tensor, "batch properties"] | None = None,
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Log-probability of each molecule over all depth-first (or breadth-first) orders, by importance sampling.
+        """Log-probability of each molecule, summed over all orders in which the flow can generate it.
+
+        The orders are found by a search that the model guides, see `arflows.molecules.marginal.order_marginal`. The sum
+        is exact for molecules of up to 7 atoms and for those of at most ``orders`` orders; otherwise its exponential is
+        an unbiased estimate of the probability.
 
         Of an aromatic molecule it is that of its canonical Kekulé form; its other forms are graphs of their own.
 
         Args:
-            x: Molecules, in the canonical order if they are graphs.
-            orders: Random orders of each, at least 2.
-            seed: Decides which.
+            x: Molecules; the order of graphs, and the canonical order of others, is always among those summed.
+            orders: Number of orders that are kept, at least 2.
+            seed: Seed of the random ones among them.
             context: Their properties, for a conditional model.
 
         Returns:
-            Estimates in nats, and their standard errors.
+            Estimates in nats, and their standard errors: 0 for exact sums, infinite where the orders found do not
+            support one. See `order_estimates` for effective sample sizes and lower bounds.
         """
         found = self.order_estimates(x, orders, seed, context)
         estimates = torch.tensor([each.log_prob for each in found], dtype=torch.float64)
@@ -136,7 +155,7 @@ class MoleculeFlow(GraphFlow):
         seed: int = 0,
         context: Float[Tensor, "batch properties"] | None = None,
     ) -> list[OrderEstimate]:
-        """`order_marginal` as records, which also hold what is proven and how many orders the estimate rests on."""
+        """Estimates of `order_marginal` with their effective sample sizes and lower bounds; arguments are the same."""
         if orders < 2:
             raise UserError(f"orders is {orders}: give 2 or more.")
         graphs = self._graphs(x)
@@ -158,10 +177,10 @@ class MoleculeFlow(GraphFlow):
     ) -> tuple[list[Molecule], Float[Tensor, " count"]]:
         """Draws molecules, and gives the log-probability of each in the order in which it was generated, in nats.
 
-        It is that of the model at temperature 1 and without masks, whatever decided; see `Molecule.log_prob`.
+        It is that of the model at temperature 1 and without masks; see `Molecule.log_prob`.
 
         Args:
-            count: How many.
+            count: Number of molecules.
             context: Wanted properties, for a conditional model.
             **options: Those of `sample`.
         """
@@ -198,7 +217,7 @@ class MoleculeFlow(GraphFlow):
         if fill_attachments and attachments is None:
             raise UserError("fill_attachments needs a fragment with attachment points: mark them by *.")
         rules = Masks(self.spec, min_atoms, max_atoms, attachments, fill_attachments) if masks else None
-        self._targets(context, seed, first, 1)  # or says what does not fit, before anything is drawn
+        self._targets(context, seed, first, 1)  # raises before anything is drawn
         return self._batches(count, context, rules, begun, temperature, seed, first, batch_size)
 
     def _batches(
@@ -240,7 +259,7 @@ class MoleculeFlow(GraphFlow):
         Args:
             x: Molecules; SMILES are taken in the canonical order.
             context: Their properties, for a conditional model.
-            masks: Of the flow with masks, whose bins are wider.
+            masks: Encode by the flow with masks, whose bins are wider.
         """
         return self._latents_of(self._packed(x), context, masks).nan_to_num(0.5)
 
@@ -270,15 +289,15 @@ class MoleculeFlow(GraphFlow):
     def interpolate(
         self, start: str | Graph, end: str | Graph, steps: int = 8, context: Float[Tensor, "1 properties"] | None = None
     ) -> list[Graph]:
-        """Molecules on the way from one to another, both included, by the flow with masks.
+        """Interpolate between two molecules, both included, by the flow with masks.
 
-        Latents go on a straight line as the normal variables of which they are the distribution function. Decisions
-        that only one end has keep its latents all the way.
+        Latents are interpolated linearly as quantiles of the normal distribution. A decision that only one end has
+        keeps the latent of that end.
 
         Args:
             start: A molecule.
             end: Another.
-            steps: Molecules in all, at least 2.
+            steps: Number of molecules, at least 2.
             context: Properties of all of them, for a conditional model.
         """
         if steps < 2:

@@ -1,4 +1,4 @@
-"""Batches of molecules that are drawn, and worked on, by several processes."""
+"""Sampling in several processes."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def draw_batches(
     `arflows.core.runtime.processes`) share the batches, and each gets all results.
 
     Args:
-        flow: What draws them.
+        flow: The flow.
         finish: A function of a module.
-        count: How many molecules.
+        count: Number of molecules.
         context: Wanted properties, if any.
         arguments: Given to each call.
         workers: The processes.
@@ -59,7 +59,7 @@ def draw_batches(
         batch_size: Molecules in a batch.
         **options: The others of `generate`.
     """
-    flow.generate(count, context, first=first, batch_size=batch_size, **options)  # or says what does not fit
+    flow.generate(count, context, first=first, batch_size=batch_size, **options)  # raises before anything is drawn
     stretches = (
         (
             first + at,

@@ -1,7 +1,7 @@
-"""Mending what a model without masks gets wrong, so that validity can be reported before and after.
+"""Repair of invalid samples, so that validity can be reported before and after.
 
 Published figures of validity are often those after such a step ("MoFlow" by Zang and Wang 2020, arXiv:2006.10137,
-removes bonds and keeps the largest part). It changes molecules, so that it is counted apart here, never folded in.
+removes bonds and keeps the largest part). It changes molecules, so that it is reported separately.
 """
 
 from __future__ import annotations

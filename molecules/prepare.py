@@ -13,7 +13,7 @@ from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
 from arflows.molecules.graph import Order
-from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
+from arflows.molecules.inputs import Example, Reading, Salts, keep, open_molecules, read, write_rejects
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers, chunked
@@ -26,7 +26,8 @@ def prepare(
     out: Path,
     test: Path | None = None,
     column: str | None = None,
-    values: list[str] | None = None,
+    values: list[str] | str | None = None,
+    salts: Salts = "reject",
     order: Order = "dfs",
     max_atoms: PositiveInt = 100,
     val_fraction: Fraction = 0.05,
@@ -47,7 +48,10 @@ def prepare(
         out: The store to write, such as zinc250k.h5; beside it zinc250k.rejects.csv.
         test: Another such file with the test molecules; without it test_fraction of the source.
         column: The column of a table that holds SMILES; without it the one whose name contains "smiles".
-        values: Columns of a table, or fields of an SD file, with numbers to keep as further properties.
+        values: Columns of a table, or fields of an SD file, with numbers to keep as further properties. A molecule that
+            lacks one is kept; a model that is conditional on it is trained without that molecule.
+        salts: What to do with molecules of several parts: reject them, or keep the part with the most heavy atoms
+            (keep_largest).
         order: In which atoms are generated: breadth first (bfs) or depth first (dfs).
         max_atoms: Leave out molecules of more heavy atoms.
         val_fraction: The part of the source set aside for validation.
@@ -58,7 +62,7 @@ def prepare(
     """
     _check(max_atoms, val_fraction, test_fraction if test is None else 0)
     start = time.perf_counter()
-    values = values or []
+    values = [values] if isinstance(values, str) else values or []
     names = [*PROPERTIES, *values]
     if len(set(names)) < len(names):
         raise UserError(f"values is {', '.join(values)}: name each column once, and none {', '.join(PROPERTIES)}.")
@@ -68,7 +72,7 @@ def prepare(
     seen: dict[str, str] = {}
     with Workers(workers) as pool:
         for name, each in files.items():  # those for testing first, so that training goes without them
-            readings[name] = read(each, pool, order, max_atoms)
+            readings[name] = read(each, pool, order, max_atoms, salts=salts, require_values=False)
             keep(readings[name], _repeated(readings[name].molecules, seen, name))
     splits = _divided(readings, val_fraction, test_fraction, limit, np.random.default_rng(seed))
     spec = MoleculeSpec.measure((m.graph for split in ("train", "val") for m in splits.get(split, [])), order)
@@ -94,14 +98,17 @@ def prepare(
             **file.notes,
             "available": {"train" if name == "training" else name: each.read for name, each in readings.items()},
             "files": counts,
-            "options": options | {"test": None if test is None else test.name, "max_atoms": max_atoms},
+            "options": options | {"test": None if test is None else test.name, "max_atoms": max_atoms, "salts": salts},
         },
     ) as writer:
         for split, molecules in splits.items():
             _write(writer, split, molecules, spec)
     rejects = out.with_suffix(".rejects.csv")
     write_rejects(rejects, readings.values())
-    _report(out, rejects, spec, splits, counts, time.perf_counter() - start)
+    used = [np.array(molecule.values) for molecules in splits.values() for molecule in molecules]
+    lacking = (~np.isfinite(np.stack(used))).sum(0)
+    missing = {name: int(number) for name, number in zip(names, lacking, strict=True) if number}
+    _report(out, rejects, spec, splits, counts, missing, time.perf_counter() - start)
 
 
 def _check(max_atoms: int, val: float, test: float) -> None:
@@ -112,7 +119,7 @@ def _check(max_atoms: int, val: float, test: float) -> None:
 
 
 def _repeated(molecules: list[Example], seen: dict[str, str], file: str) -> Iterator[str | None]:
-    """Say of each molecule whether it was there before; ``seen`` keeps in which file each was found first."""
+    """Yield for each molecule the reason to reject it as a duplicate, or None; ``seen`` keeps the file of each."""
     for molecule in molecules:
         if (first := seen.get(molecule.smiles)) is None:
             seen[molecule.smiles] = file
@@ -165,6 +172,7 @@ def _report(
     spec: MoleculeSpec,
     splits: dict[str, list[Example]],
     counts: dict[str, dict[str, object]],
+    missing: dict[str, int],
     seconds: float,
 ) -> None:
     total = sum(int(count["read"]) for count in counts.values())  # type: ignore[call-overload]
@@ -179,4 +187,6 @@ def _report(
         )
         for reason, number in count["rejected"].items():  # type: ignore[attr-defined]
             print(f"        {number:>9,} rejected: {reason}")
+    for name, number in missing.items():
+        print(f"  {number:,} molecules have no number {name}")
     print(f"  every rejected molecule with its reason: {rejects}")

@@ -26,7 +26,7 @@ class Molecule(NamedTuple):
         smiles: Canonical, without stereochemistry; None if RDKit refuses the graph.
         graph: As it was generated, in that order.
         log_prob: Log-probability of the graph in that order under the model, in nats.
-        log_prob_policy: The same under what decided: with masks, limits and temperature, given a fragment.
+        log_prob_policy: The same under the policy: with masks, limits and temperature, given a fragment.
     """
 
     smiles: str | None
@@ -41,7 +41,7 @@ class Molecule(NamedTuple):
 
     @property
     def valid_raw(self) -> bool:
-        """Whether RDKit sanitises the graph as it was generated, nothing mended."""
+        """True if RDKit sanitises the graph as it was generated."""
         return self.smiles is not None
 
 
@@ -51,7 +51,7 @@ class Generated(NamedTuple):
     Attributes:
         graphs: The graphs.
         log_prob: Log-probabilities under the model, see `Molecule`.
-        log_prob_policy: Log-probabilities under what decided.
+        log_prob_policy: Log-probabilities under the policy.
         targets: Properties that were wanted of each, for a conditional model.
     """
 
@@ -62,7 +62,7 @@ class Generated(NamedTuple):
 
 
 def molecules(batch: Generated) -> list[Molecule]:
-    """Makes records of graphs, by RDKit."""
+    """Finish graphs by RDKit and return them as records."""
     return [
         Molecule(smiles_of(graph), graph, *values)
         for graph, *values in zip(batch.graphs, batch.log_prob, batch.log_prob_policy, strict=True)
@@ -78,18 +78,18 @@ def targets_from(
     count: int,
     extremes: Float[Tensor, "2 properties"],
 ) -> Float[Tensor, "count properties"]:
-    """Properties to condition on, drawn from those of training molecules that agree with what is wanted.
+    """Draw properties to condition on from those of training molecules that agree with the wanted ones.
 
-    A range leaves the rows within it. Of a value the tenth of them that is nearest is left, with the value itself in
-    its place: so properties that nobody named have values that go with it.
+    For a range the rows within it are kept. For a value the nearest tenth of the rows is kept, and the value replaces
+    theirs, so that the other properties are typical of it.
 
     Args:
         rows: Properties of training molecules.
-        names: What they are called.
+        names: Their names.
         wanted: Values or ranges of some of them.
-        seed: Decides, together with a molecule's number, which row it gets.
+        seed: Seed of the choice of rows.
         first: Number of the first molecule.
-        count: How many.
+        count: Number of molecules.
         extremes: The lowest and highest values of all training molecules; NaN if the model does not know them.
 
     Raises:

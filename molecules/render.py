@@ -1,4 +1,4 @@
-"""What a person looks at: drawn molecules in a grid, and how their properties are spread."""
+"""Pictures: grids of drawn molecules, and histograms of their properties."""
 
 from __future__ import annotations
 

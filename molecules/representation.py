@@ -1,9 +1,9 @@
-"""What a molecule is to a model: its heavy atoms and bonds in an order of generation, and the settings of both.
+"""Molecules as graphs: heavy atoms and bonds in an order of generation, and the settings of both.
 
 Aromatic rings are kekulised, so that bonds are single, double or triple; hydrogens are implicit, as many as RDKit gives
-an atom of this element, charge and bonds; stereochemistry is dropped. RDKit's sanitisation makes of such a graph the
-molecule again, aromaticity and hydrogens included. What would come back as another molecule is refused by `graph_of`,
-with the reason.
+an atom of this element, charge and bonds; stereochemistry is dropped. RDKit's sanitisation restores the molecule from
+such a graph, aromaticity and hydrogens included. `graph_of` refuses molecules that would not be restored, with the
+reason.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import UInt8
 from rdkit import Chem
+from rdkit.Chem.rdMolDescriptors import CalcExactMolWt
 from rdkit.rdBase import BlockLogs
 
 from arflows.core.runtime.errors import UserError
@@ -28,7 +29,7 @@ from arflows.molecules.workers import Workers, chunked
 BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _REPRESENTED = frozenset({*BOND_TYPES.values(), Chem.BondType.AROMATIC})
 ROUNDS = 3
-"""How often canonical SMILES are written anew until they stay; nearly all do at once."""
+"""The most times that canonical SMILES are rewritten until they no longer change; nearly all are stable at once."""
 
 LONGEST_SMILES = 5_000
 """Characters. RDKit's work grows with the square of a molecule's size: with a line of a megabyte it would be busy for
@@ -45,20 +46,26 @@ ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As",
 
 
 class Refused(ValueError):
-    """A molecule has no graph of this kind; the message is the reason, the same for all molecules it holds for."""
+    """A molecule has no graph of this kind; the message is the reason, worded alike for all such molecules."""
 
 
 @dataclass(frozen=True)
 class MoleculeSpec(Spec):
     """The settings that data and model must share; all but the order are measured on the training data.
 
+    >>> spec = MoleculeSpec.measure([graph_of(smiles, "dfs") for smiles in ("CCO", "c1ccncc1")], "dfs")
+    >>> spec.atom_types, spec.valences, spec.max_atoms, spec.max_back_bonds
+    (('C', 'N', 'O'), (3, 3, 1), 6, 2)
+    >>> spec.objection(graph_of("CCBr", "dfs"))
+    'the atom type Br does not occur in the training data'
+
     Attributes:
         atom_types: Element and formal charge, such as ``("C", "O", "N", "N+", "O-")``, the most frequent first.
         valences: For each type the largest sum of the orders of an atom's bonds, at most what RDKit allows.
         max_atoms: The most atoms of a molecule.
         max_back_bonds: The most bonds of an atom to earlier ones; all but one of them close rings.
-        look_back: How far back a bond reaches at most, in atoms.
-        order: In which atoms are generated.
+        look_back: The longest reach of a bond back to an earlier atom, in atoms.
+        order: Order of generation.
     """
 
     atom_types: tuple[str, ...]
@@ -222,11 +229,19 @@ def _sane(molecule: Chem.Mol | None, form: str, mapped: bool = True) -> Chem.Mol
         if failed != Chem.SanitizeFlags.SANITIZE_NONE:
             raise Refused("an aromatic system that cannot be kekulised")
         if molecule.GetNumHeavyAtoms() < molecule.GetNumAtoms():
-            molecule = Chem.RemoveHs(molecule)
+            parameters = Chem.RemoveHsParameters()
+            parameters.removeDefiningBondStereo = True  # a hydrogen that only marks E or Z, as that of an imine
+            molecule = Chem.RemoveHs(molecule, parameters)
     if mapped:
         for atom in molecule.GetAtoms():
             atom.SetAtomMapNum(0)
     return molecule
+
+
+def largest_part(molecule: Chem.Mol) -> Chem.Mol:
+    """Return the part of a salt or mixture with the most heavy atoms, of equal ones the heaviest."""
+    parts = Chem.GetMolFrags(molecule, asMols=True)
+    return max(parts, key=lambda part: (part.GetNumHeavyAtoms(), CalcExactMolWt(part)))
 
 
 def flat_smiles(molecule: Chem.Mol) -> str:
@@ -244,7 +259,7 @@ def canonical_smiles(smiles: str) -> str:
 
 
 def has_stereochemistry(molecule: Chem.Mol) -> bool:
-    """Say whether `graph_of` drops something: a stereo centre or the geometry of a double bond."""
+    """Return True if `graph_of` drops a stereo centre or the geometry of a double bond."""
     drawn = Chem.BondDir.BEGINWEDGE, Chem.BondDir.BEGINDASH, Chem.BondDir.ENDUPRIGHT, Chem.BondDir.ENDDOWNRIGHT
     return any(atom.GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED for atom in molecule.GetAtoms()) or any(
         bond.GetBondDir() in drawn or bond.GetStereo() > Chem.BondStereo.STEREOANY for bond in molecule.GetBonds()
@@ -256,6 +271,9 @@ def graph_of(molecule: Chem.Mol | str, order: Order = "bfs") -> Graph:
 
     Canonical SMILES are depth first: their atoms, in the order in which they are written, are the canonical order
     ``dfs``. ``bfs`` begins with their first atom and goes to its neighbours in their order.
+
+    >>> graph_of("OC=C")
+    Graph(atoms=('C', 'C', 'O'), bonds=((1, 0, 2), (2, 1, 1)))
 
     Args:
         molecule: A sanitised molecule, or SMILES.
@@ -304,6 +322,8 @@ def _refuse_unusual(molecule: Chem.Mol) -> None:
     """Raise for what the representation has no place for."""
     if not molecule.GetNumAtoms():
         raise Refused("no atoms")
+    if len(Chem.GetMolFrags(molecule)) > 1:
+        raise Refused("several parts: a salt or mixture")
     for atom in molecule.GetAtoms():
         if atom.GetIsotope():
             raise Refused("an isotope")
@@ -315,15 +335,13 @@ def _refuse_unusual(molecule: Chem.Mol) -> None:
     for bond in molecule.GetBonds():
         if (kind := bond.GetBondType()) not in _REPRESENTED:
             raise Refused(f"a {kind.name.lower()} bond")
-    if len(Chem.GetMolFrags(molecule)) > 1:
-        raise Refused("several parts: a salt or mixture")
 
 
 def _settled(molecule: Chem.Mol) -> str:
     """Canonical flat SMILES that stay the same when read and written again.
 
     RDKit's canonical SMILES take a second round to settle for a few molecules, since aromaticity and ties between
-    atoms are found anew without stereochemistry.
+    atoms are perceived again without stereochemistry.
     """
     smiles = flat_smiles(molecule)
     for _ in range(ROUNDS):

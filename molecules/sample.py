@@ -58,29 +58,29 @@ def sample(
     """Draw molecules with a trained flow.
 
     The file's name decides its form. A .csv has columns smiles (canonical), log_prob (nats, of the graph in the order
-    in which it was generated, under the model), log_prob_policy (the same under what decided: masks, limits,
+    in which it was generated, under the model), log_prob_policy (the same under the policy: masks, limits,
     temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model what was wanted. A .smi has
     SMILES and log_prob; an .sdf structures with coordinates of a drawing, and all the figures. Molecules that RDKit
     refuses, which there are only without masks, are lines without SMILES in a .csv, and missing elsewhere.
 
-    Molecules go to disk as they are drawn, into OUT.part until all are there; --resume goes on later.
+    Molecules are written to OUT.part as they are drawn, which is renamed at the end; --resume continues it.
     The same seed gives the same molecules, in batches of any size, up to rounding.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         out: The file to write, which ends in .csv, .smi or .sdf; it must not exist.
-        count: How many molecules.
-        masks: Allow only what keeps valences; without masks one sees what the model itself has learned.
+        count: Number of molecules.
+        masks: Allow only decisions that respect valences; without masks samples are those of the model alone.
         fragment: SMILES of a fragment that is kept in every molecule, with * at the atoms that may get more bonds, such
             as '*c1ccncc1'; without any * all of its atoms may.
         fill_attachments: Require that every * of the fragment gets a bond.
-        property: What a conditional model is asked for: values or ranges, such as 'logP=2..3,QED=0.9'.
+        property: Wanted properties for a conditional model: values or ranges, such as 'logP=2..3,QED=0.9'.
         min_atoms: The least number of heavy atoms.
         max_atoms: The most.
         temperature: Divides the logits of all decisions; below 1 for likelier molecules.
         seed: Seed of the latents.
         grid: A picture of the first molecules, .png or .svg.
-        resume: Go on with a run of the same model and options that was interrupted.
+        resume: Continue an interrupted run of the same model and options.
         batch_size: Molecules computed at a time.
         workers: Processes that work with RDKit; one for each core if not given.
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
@@ -137,12 +137,12 @@ def sample(
 
 
 class Finished(NamedTuple):
-    """A batch of molecules as they are written.
+    """A formatted batch of molecules.
 
     Attributes:
-        text: For the file.
-        drawn: How many molecules were drawn.
-        valid: How many of them RDKit sanitises.
+        text: Lines of the file.
+        drawn: Number of molecules drawn.
+        valid: Number of them that RDKit sanitises.
     """
 
     text: str
@@ -151,7 +151,7 @@ class Finished(NamedTuple):
 
 
 def finish(batch: Generated, form: str, columns: list[str]) -> Finished:
-    """Sanitise graphs, compute their properties and write them out; the work of another process."""
+    """Sanitise graphs, compute their properties and format them; runs in a worker process."""
     lines = io.StringIO()
     table = csv.writer(lines)
     valid = 0
@@ -184,17 +184,17 @@ def _sdf_record(molecule: Chem.Mol, values: dict[str, str]) -> str:
 
 @dataclass
 class Part:
-    """A file that grows until it is complete, and what is needed to go on with it.
+    """An output file in progress, and the record from which it is resumed.
 
     Of several processes at one task the main one alone writes it.
 
     Attributes:
-        out: What it will be called.
-        options: Those that decide what is in it.
-        resume: Go on with what is there.
-        drawn: Molecules that were drawn for it.
-        valid: How many of them are valid.
-        bytes: Its length as far as it counts.
+        out: Its final name.
+        options: Model and options that decide its content.
+        resume: Continue the file that is there.
+        drawn: Number of molecules drawn for it.
+        valid: Number of them that are valid.
+        bytes: Its length up to the last recorded batch.
     """
 
     out: Path
@@ -232,12 +232,12 @@ class Part:
 
     @property
     def part(self) -> Path:
-        """The growing file."""
+        """The file in progress."""
         return self.out.with_name(self.out.name + ".part")
 
     @property
     def progress(self) -> Path:
-        """How far it is."""
+        """The file that records its progress."""
         return self.out.with_name(self.out.name + ".part.json")
 
     def __enter__(self) -> Part:
@@ -250,7 +250,7 @@ class Part:
         return self
 
     def write(self, finished: Finished) -> None:
-        """Appends molecules, and remembers that they are there."""
+        """Append molecules and record the progress."""
         content = finished.text.encode()
         self.bytes += len(content)
         self.drawn += finished.drawn
@@ -268,7 +268,7 @@ class Part:
             self._file.close()
 
     def complete(self) -> None:
-        """Gives the file its name."""
+        """Give the file its final name."""
         if not is_main():
             return
         os.replace(self.part, self.out)
@@ -276,7 +276,10 @@ class Part:
 
 
 def read_targets(words: str | None) -> Targets:
-    """Reads wanted properties, such as ``logP=2..3,QED=0.9``.
+    """Read wanted properties.
+
+    >>> read_targets("logP=2..3,QED=0.9")
+    {'logP': (2.0, 3.0), 'QED': 0.9}
 
     Raises:
         UserError: They are written otherwise.

@@ -1,4 +1,4 @@
-"""Give molecules their exact log-probability under a trained flow, and rank them: ``arflows molecules score``."""
+"""Exact log-probabilities of molecules under a trained flow: ``arflows molecules score``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def score(
     training molecules that are likelier; near 100: unlike the training data) and typicality (distance of -log_prob from
     its mean over training molecules). An input column of one of these names is written as NAME_given.
 
-    What the model cannot represent is listed with the reason in a file beside it, scores.rejects.csv.
+    Molecules that the model cannot represent are listed with the reason in a file beside it, scores.rejects.csv.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
@@ -124,7 +124,7 @@ def score(
 
 
 def input_columns(molecules: Sequence[Example], taken: Collection[str]) -> dict[str, list[str]]:
-    """Return what a file says of its molecules, as columns: line, smiles_given and all others of the file.
+    """Return the input as columns: line, smiles_given and all other columns of the file.
 
     Args:
         molecules: Molecules with their entries.
@@ -150,7 +150,7 @@ def covered(source: MoleculeFile, flow: GraphFlow, workers: Workers, properties:
         source: The file.
         flow: The model.
         workers: The processes that read them.
-        properties: Whether to compute properties.
+        properties: Compute properties.
 
     Raises:
         UserError: The model can score none.
@@ -197,14 +197,14 @@ def marginals(
 def batches(
     molecules: Sequence[Example], spec: MoleculeSpec, batch_size: int, properties: Sequence[int], progress: str
 ) -> Iterator[Batch]:
-    """Yield molecules as a flow takes them.
+    """Yield batches of molecules.
 
     Args:
         molecules: The molecules.
         spec: The model's settings.
         batch_size: Molecules in a batch.
-        properties: Which of their values the model is conditional on.
-        progress: What the progress bar says.
+        properties: Indices of their values that the model is conditional on.
+        progress: Text of the progress bar.
     """
     with tqdm(total=len(molecules), desc=progress, unit=" molecules", disable=None) as bar:
         for start in range(0, len(molecules), batch_size):

@@ -1,4 +1,4 @@
-"""The conditioner at work on molecules that grow, atom by atom."""
+"""Incremental evaluation of the conditioner, atom by atom."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from arflows.molecules.representation import MoleculeSpec
 
 
 class MoleculeStream:
-    """Molecules in step: all have the same number of atoms so far.
+    """Growing molecules and the cached activations of their atoms; all have the same number of atoms.
 
-    Keys and values of attention are written to a cache that has its full size from the start. A step costs what the
-    parallel pass spends on an atom. Molecules that stopped are carried along until `keep` leaves them out.
+    Keys and values of attention are written to a cache that has its full size from the start. A step costs as much as
+    the parallel pass for one atom. Finished molecules stay in the batch until `keep` drops them.
 
     Attributes:
-        ids: Which of the molecules that were begun each row is.
+        ids: Index of the molecule of each row in the initial batch.
         atom: Number of complete atoms; the next one's index.
         types: Of the atoms; the number of types for those to come.
         orders: Of the bonds.
@@ -67,7 +67,7 @@ class MoleculeStream:
         return logits
 
     def choose_type(self, rows: Int64[Tensor, " rows"], types: Int64[Tensor, " rows"]) -> None:
-        """Gives the next atom its type, in all molecules that go on."""
+        """Set the type of the next atom, in some of the molecules."""
         self.types[rows, self.atom] = types
 
     def bond_logits(self, rows: Int64[Tensor, " rows"]) -> Float[Tensor, "rows choices"]:
@@ -88,7 +88,7 @@ class MoleculeStream:
     def bind(
         self, rows: Int64[Tensor, " rows"], partner: Int64[Tensor, " rows"], order: Int64[Tensor, " rows"]
     ) -> None:
-        """Binds the next atom to an earlier one, in some of the molecules."""
+        """Bind the next atom to an earlier one, in some of the molecules."""
         atom = self.atom
         near = self.nearness[rows, partner]
         bond = self.conditioner.bonds(order, self.types[rows, partner], near)
@@ -107,7 +107,7 @@ class MoleculeStream:
         self.allowed[rows] &= beyond & room
 
     def finish_atom(self) -> None:
-        """Reads the atom, now that it has its bonds."""
+        """Add the atom to the caches, once it has its bonds."""
         atom = self.atom
         # The sums of earlier atoms count bonds to this one only from here on: decisions see them as they were before.
         self.used[:, : atom + 1] += self.orders[:, atom, : atom + 1]
@@ -127,7 +127,7 @@ class MoleculeStream:
         self._begin_row()
 
     def keep(self, rows: Int64[Tensor, " kept"]) -> None:
-        """Goes on with some of the molecules alone; to be called between atoms, for it copies what is kept."""
+        """Keep some of the molecules, in any order and as often as they are named; to be called between atoms."""
         for name in ("ids", "types", "orders", "distances", "used", "keys", "partners", "hidden"):
             setattr(self, name, getattr(self, name).index_select(0, rows))
         filled = self.cache[..., : self.atom + 1, :].index_select(2, rows)

@@ -34,14 +34,14 @@ class MoleculeExperiment(Experiment):
         super().__init__(MoleculeFlowTraining, MoleculeDataModule, words, "molecules")
 
     def before_instantiate_classes(self) -> None:
-        """Gives the model the settings of the data, where no others are given: recipes need not list atom types."""
+        """Take the settings of the data from the store if none are given, so that recipes need not list atom types."""
         store, arguments = self.config.data.store, self.config.model.flow.get("init_args")
         if store.exists() and arguments is not None and arguments.get("spec") is None:
             arguments["spec"] = Store(store, expect_domain="molecules").spec
         super().before_instantiate_classes()
 
     def check(self) -> None:
-        """Makes sure that the flow is one of such molecules, and that the store has the properties it is to know.
+        """Check that the flow fits the store, which must have the properties that it is conditional on.
 
         Raises:
             UserError: It is not, or the store lacks a property.
@@ -62,7 +62,7 @@ class MoleculeExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few molecules for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Which store the model was trained on, and how much of it."""
+        """Facts about the store, and the number of molecules used of it."""
         return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
 
 

@@ -1,4 +1,4 @@
-"""RDKit on several processor cores, since it holds Python's lock; of one machine, or of all at a task."""
+"""Pool of processes for RDKit, which holds Python's global lock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Workers:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        """Say how many.
+        """Set the number of processes.
 
         Args:
             count: Processes; 1 does all work in this one, None takes one for each core this process may use.
@@ -51,13 +51,13 @@ class Workers:
 
         Args:
             function: A function of a module.
-            chunks: What it is applied to; the same in all processes that work together.
+            chunks: Its first arguments; the same in all processes that work together.
             arguments: Given to each call.
         """
         return distributed_imap(chunks, lambda share: self.map_here(function, share, *arguments))
 
     def map_here(self, function: Callable[..., Result], chunks: Iterable[Item], *arguments: Any) -> Iterator[Result]:
-        """As `map`, for chunks that are those of this process alone."""
+        """Apply a function as `map` does, to the chunks of this process alone."""
         if self.count == 1:
             yield from (function(chunk, *arguments) for chunk in chunks)
             return

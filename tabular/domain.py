@@ -1,4 +1,4 @@
-"""What the tabular domain offers on the command line."""
+"""Entry of the tabular domain on the command line."""
 
 from arflows.core.commands.domains import Domain
 

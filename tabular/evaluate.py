@@ -13,7 +13,8 @@ from arflows.core.likelihood import Estimate, log_probs
 from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
-from arflows.tabular.inputs import Columns, Rows
+from arflows.tabular.columns import Columns
+from arflows.tabular.inputs import Rows
 
 ROUND_TRIP_ROWS = 1000
 

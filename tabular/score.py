@@ -10,7 +10,8 @@ from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Estimate, Reference, log_probs
 from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
-from arflows.tabular.inputs import Columns, Rows
+from arflows.tabular.columns import Columns
+from arflows.tabular.inputs import Rows
 
 LISTED = 5
 

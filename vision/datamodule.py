@@ -72,7 +72,7 @@ class ImageDataset(StoreDataset):
         return batch
 
     def _mirrored(self, indices: list[int]) -> Bool[Tensor, " batch"]:
-        """Which of the images are mirrored: a function of seed, epoch and image, whoever asks."""
+        """True for each image that is mirrored, a function of seed, epoch and image alone."""
         epochs, places = self.places(indices)
         mirrored = np.zeros(len(places), bool)
         for epoch in np.unique(epochs):

@@ -1,4 +1,4 @@
-"""What the vision domain offers on the command line."""
+"""Entry of the vision domain on the command line."""
 
 from arflows.core.commands.domains import Domain
 

@@ -20,6 +20,7 @@ from arflows.data.store import Store
 from arflows.vision.inputs import ImageInput
 from arflows.vision.metrics import first_logit, frechet_distance, inception, logit_space_figure
 from arflows.vision.model import ImageFlow
+from arflows.vision.sample import draw_classes
 
 ROUND_TRIP_IMAGES = 256
 
@@ -114,7 +115,7 @@ def evaluate(
             "value": frechet_distance(
                 network,
                 (batch["x"] for batch in given.batches(batch_size, progress=f"features of {split}")),
-                _samples(flow, fid, batch_size, seed),
+                _samples(flow, fid, batch_size, seed, draw_classes(model, flow, fid, seed) if flow.classes else None),
                 device,
             ),
             "samples": fid,
@@ -130,10 +131,12 @@ def evaluate(
 
 
 def _samples(
-    flow: ImageFlow, count: int, batch_size: int, seed: int
+    flow: ImageFlow, count: int, batch_size: int, seed: int, labels: Tensor | None
 ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
     def draw(index: int, start: int) -> Tensor:
-        return flow.sample(min(batch_size, count - start), generator=PerExample(seed, start)).cpu()
+        size = min(batch_size, count - start)
+        chosen = None if labels is None else labels[start : start + size]
+        return flow.sample(size, chosen, generator=PerExample(seed, start)).cpu()
 
     with tqdm(total=count, desc="features of samples", unit=" images", disable=None) as bar:
         for images in distributed_map(range(0, count, batch_size), draw):

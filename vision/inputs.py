@@ -1,4 +1,4 @@
-"""What the verbs are given to look at: images for a trained model."""
+"""Images that the verbs read for a trained model."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,6 +52,7 @@ class ImageInput:
             label: The name of the class of all images, instead.
             convert: Crop and reduce image files to the model's size, and turn colour into grey or grey into colour, as
                 `arflows vision prepare` does, instead of refusing files of another kind.
+            classes: Names of the model's classes, by which those of the images are matched; empty if not known.
 
         Raises:
             UserError: There are no images, they do not fit the model, or a file is damaged.
@@ -121,7 +122,9 @@ class ImageInput:
             yield self._labelled(self._source.__getitems__(chosen.tolist()))
             return
         spec = self._flow.spec
-        for images, labels in uniform_batches(self._source, chosen, spec.height, spec.channels, self._stats):
+        for images, labels in uniform_batches(
+            self._source, chosen, (spec.height, spec.width), spec.channels, self._stats
+        ):
             left_out = {name for names in self.skipped.values() for name in names}
             kept = [index for index in chosen if self._source.name(index) not in left_out]
             in_files = isinstance(self._source, FileExamples)
@@ -172,13 +175,9 @@ def read_image(path: Path, spec: ImageSpec) -> UInt8[Tensor, "channels height wi
     """
     if not path.is_file():
         raise UserError(f"there is no image file {path}: check the path.")
-    if spec.height != spec.width:
-        raise UserError(
-            f"{path}: a model of {spec.height}×{spec.width} images, which are no squares, reads stores alone."
-        )
     try:
         with open_image(path) as image:
-            pixels, _ = convert_image(image, spec.height, spec.channels)
+            pixels, _ = convert_image(image, (spec.height, spec.width), spec.channels)
     except SkippedImage as reason:
         raise UserError(f"{path} cannot be used ({reason}): give another image.") from reason
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

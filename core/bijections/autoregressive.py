@@ -11,6 +11,7 @@ from arflows.core import inversion
 from arflows.core.bijections.base import Bijection, sum_except_batch
 from arflows.core.bijections.elementwise import Elementwise
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 class Autoregressive(Bijection):
@@ -75,7 +76,7 @@ class Autoregressive(Bijection):
             InversionError: if no finite solution is found, or none within the solver's tolerance.
         """
         z = _arranged(z, self.order)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_transformed():
             x, log_det = self._unrolled_inverse(z, context)
         elif torch.is_grad_enabled() and _needs_gradient(self, z, context):
             x, log_det = self._differentiable_inverse(z, context)

@@ -9,16 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
-from arflows.core.bijections import (
-    BatchNorm,
-    Bijection,
-    Chain,
-    Standardize,
-)
+from arflows.core.bijections import Bijection, Chain, Standardize
 from arflows.core.flow import BijectiveFlow, evaluating
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 class VectorFlow(BijectiveFlow, Pretrained):
@@ -166,8 +162,8 @@ class VectorFlow(BijectiveFlow, Pretrained):
                 f"{name} is {values.dtype} on {values.device}, the flow {self.dtype} on {self.device}: "
                 f"convert one of them, as by {name}.to(…) or flow.to(…)"
             )
-        # Looking at values makes a GPU wait and cannot be compiled; there NaN goes through to the result.
-        if torch.compiler.is_compiling() or values.is_cuda:
+        # Reading values makes a GPU wait and can be neither compiled nor transformed; there NaN passes to the result.
+        if torch.compiler.is_compiling() or values.is_cuda or is_transformed():
             return
         # A sum is several times faster, and finite where all is well but for numbers near the largest there are.
         if not values.sum().isfinite() and not values.isfinite().all():
@@ -202,18 +198,3 @@ class _StandardizedContext(nn.Module):
 
     def forward(self, context: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
         return self.standardize(context)[0]
-
-
-def check_sizes(features: int, context: int, transforms: int) -> None:
-    """Raises UserError for sizes of which no flow can be built."""
-    if features < 1 or context < 0 or transforms < 1:
-        raise UserError(
-            f"features={features} and transforms={transforms} must be at least 1, context={context} at least 0"
-        )
-
-
-def normalized(layers: list[Bijection], features: int, batch_norm: bool) -> list[Bijection]:
-    """The layers with batch normalisation after each, if wanted."""
-    if not batch_norm:
-        return layers
-    return [part for layer in layers for part in (layer, BatchNorm(features, statistics="batch"))]

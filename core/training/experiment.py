@@ -155,12 +155,12 @@ class Experiment(SeededCLI):
 
     @property
     def checkpoints(self) -> Path:
-        """Where the states to resume from are."""
+        """Folder of the states to resume from."""
         return self.out / "checkpoints"
 
     @property
     def model_folder(self) -> Path:
-        """Where the trained model goes."""
+        """Folder of the trained model."""
         return self.out / "model"
 
     def before_instantiate_classes(self) -> None:
@@ -205,10 +205,10 @@ class Experiment(SeededCLI):
         return f"set {settings} accordingly, or prepare another store"
 
     def check(self) -> None:
-        """What a domain overrides to raise `UserError` where ``self.model`` and ``self.datamodule`` do not fit."""
+        """Raises `UserError` if ``self.model`` and ``self.datamodule`` do not fit; domains override it."""
 
     def data_facts(self) -> dict[str, Any]:
-        """What a domain overrides to say, in JSON values, which data the model was trained on."""
+        """Facts about the training data, in JSON values; domains override it."""
         return {}
 
     def _resume_or_refuse(self) -> None:

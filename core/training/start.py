@@ -54,6 +54,9 @@ def name_of_start(words: Sequence[str]) -> str | None:
 
     Raises:
         UserError: If an architecture is given beside it.
+
+    >>> name_of_start(["--out", "runs/b", "--from", "runs/a"])
+    'runs/a'
     """
     name = None
     for index, word in enumerate(words):

@@ -113,7 +113,7 @@ def test_fcd_without_its_package_is_one_sentence(run, store, tmp_path, ends, mon
     words = ["--model", run, "--store", store, "--out", tmp_path / "r.json"]
     code, message, _ = ends(command(evaluate), *words)
     assert code == 2
-    assert "pip install arflows[metrics]" in message
+    assert "pip install fcd" in message
 
 
 def test_a_conditional_model_is_held_to_what_it_is_asked(recipe, store, tmp_path, ends):
@@ -130,3 +130,22 @@ def test_a_conditional_model_is_held_to_what_it_is_asked(recipe, store, tmp_path
     assert set(control) == {"logP", "MW"}
     assert control["MW"]["mean_absolute_error"] < 0.8 * control["MW"]["shuffled"]
     assert control["MW"]["correlation"] > 0.5
+
+
+def test_several_sets_of_test_molecules(run, store, tmp_path, ends):
+    (tmp_path / "Test.smi").write_text("CCO\nCc1ccccc1\nC[Sn]C\nCCN\nCC(=O)O\n")
+    (tmp_path / "TestSF.csv").write_text("id,SMILES\n1,CCCl\n2,c1ccncc1\n3,CCCO\n")
+    words = ["--model", run, "--store", store, "--out", tmp_path / "r.json", "--samples", 50, "--fcd", "false"]
+    tests = [str(tmp_path / "Test.smi"), str(tmp_path / "TestSF.csv"), str(store)]
+    code, _, printed = ends(command(evaluate), *words, "--workers", 1, "--tests", json.dumps(tests))
+    assert code == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    flow = MoleculeFlow.from_pretrained(run / "model")
+    expected = -flow.log_prob(["CCO", "Cc1ccccc1", "CCN", "CC(=O)O"]).mean().item()
+    assert found["nats_per_molecule"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert found["left_out"] == {"the element Sn has no fixed valence": 1}
+    assert list(found["further"]) == ["TestSF.csv", store.name]
+    assert found["further"]["TestSF.csv"]["nats_per_molecule"]["count"] == 3
+    assert found["further"][store.name]["nats_per_molecule"]["count"] == Store(store).splits["test"]
+    for row in ("SNN, TestSF.csv", "filters (PAINS and BRENK, not MOSES' MCF)", "IntDiv2 (MOSES' program)"):
+        assert row in printed

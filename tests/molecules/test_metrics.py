@@ -70,6 +70,11 @@ def test_internal_diversity_by_hand():
     assert internal_diversity(pair, 1) == pytest.approx(1 - (1 + 1 / 3) / 2)
     assert internal_diversity(pair, 2) == pytest.approx(1 - math.sqrt((1 + 1 / 9) / 2))
     assert internal_diversity([bits(0), bits(0)], 1) == 0
+    three = [bits(0, 1), bits(1, 2), bits(5)]  # means of squares: 10/27 twice and 1/3
+    assert internal_diversity(three, 2) == pytest.approx(1 - math.sqrt((10 / 27 * 2 + 1 / 3) / 3))
+    assert internal_diversity(three, 2, program=True) == pytest.approx(
+        1 - (2 * math.sqrt(10 / 27) + math.sqrt(1 / 3)) / 3
+    )
 
 
 def test_cosine_by_hand():

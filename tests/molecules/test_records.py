@@ -1,14 +1,19 @@
+from collections import Counter
 from itertools import permutations
 
 import pytest
 import torch
 from rdkit import Chem
+from safetensors.torch import load_file, save_file
 
 from arflows.core.runtime.errors import UserError
+from arflows.data.store import Store
 from arflows.molecules.fragments import fragment_of
 from arflows.molecules.graph import permuted
+from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.records import targets_from
 from arflows.molecules.representation import canonical_smiles, mol_of
+from arflows.molecules.train import train
 from arflows.molecules.workers import Workers
 from tests.molecules.small_flows import DRUGS, noisy
 
@@ -60,8 +65,8 @@ def test_limits_that_do_not_fit(flow):
 
 def test_workers_change_nothing(flow):
     with Workers(2) as pool:
-        several = flow.sample(40, batch_size=10, workers=pool)
-    assert several == flow.sample(40, batch_size=10)
+        several = flow.sample(40, seed=0, batch_size=10, workers=pool)
+    assert several == flow.sample(40, seed=0, batch_size=10)
 
 
 # ---------------------------------------------------------------------------------------------- fragments
@@ -82,6 +87,39 @@ def test_a_fragment_stays_as_it_is_but_for_its_attachment_points(flow, smiles):
         begun = [fragment.permuted(list(places)) for places in _orders_of(fragment.graph, each.graph)]
         assert any(all(more <= room for more, room in zip(added, inside.free, strict=True)) for inside in begun)
         assert sum(added) > 0
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize(
+    "smiles", ["*N(*)S(C)(=O)=O", "*N(*)c1ccccc1", "*C(*)(*)c1ccccc1", "*=C(*)C", "*#CC", "*C(*)=C(*)*"]
+)
+def test_each_attachment_point_takes_one_bond_of_its_order(flow, smiles, fill):
+    fragment = fragment_of(smiles, flow.spec)
+    size = len(fragment.graph.atoms)
+    points = sorted(order for each in fragment.attachments for order in each)
+    for most in (None, size + len(points)):
+        for each in flow.sample(64, seed=1, fragment=smiles, fill_attachments=fill, max_atoms=most):
+            assert each.valid_raw
+            added = Counter(order for i, j, order in each.graph.bonds if i >= size > j)
+            assert not added - Counter(points)
+            if fill:
+                assert sum(added.values()) == len(points)
+
+
+def test_attachment_points_keep_to_limits_of_size(flow):
+    for low in (13, 14):
+        for each in flow.sample(64, seed=1, fragment="*=C(*)C", min_atoms=low, fill_attachments=True):
+            assert low <= len(each.graph.atoms) <= 14
+            assert each.valid_raw
+
+
+def test_attachment_points_that_cannot_be_filled(flow):
+    with pytest.raises(UserError, match="mark them by"):
+        flow.sample(1, fragment="CC", fill_attachments=True)
+    with pytest.raises(UserError, match="mark them by"):
+        flow.sample(1, fill_attachments=True)
+    with pytest.raises(UserError, match="raise max_atoms"):
+        flow.sample(1, fragment="*C(*)*", max_atoms=3, fill_attachments=True)
 
 
 def _orders_of(fragment, whole):
@@ -120,28 +158,30 @@ def test_a_fragment_that_is_no_start(flow, smiles, reason):
 def test_conditions_change_what_is_sampled(conditional):
     low = torch.tensor([[-3.0, 100.0]]).expand(20, -1)
     high = torch.tensor([[5.0, 300.0]]).expand(20, -1)
-    assert [x.graph for x in conditional.sample(20, low)] != [x.graph for x in conditional.sample(20, high)]
+    assert [x.graph for x in conditional.sample(20, low, seed=0)] != [
+        x.graph for x in conditional.sample(20, high, seed=0)
+    ]
 
 
 def test_streamed_log_probabilities_with_a_context(conditional):
     context = torch.tensor([[0.5, 150.0], [2.0, 250.0]]).repeat(20, 1)
     drawn = conditional.sample(40, context)
-    kept = [k for k, each in enumerate(drawn) if conditional.spec.objection(each.graph) is None]
-    parallel = conditional.log_prob([drawn[k].graph for k in kept], context[kept]).detach()
-    torch.testing.assert_close(parallel, torch.tensor([drawn[k].log_prob for k in kept]), atol=1e-5, rtol=1e-6)
+    parallel = conditional.log_prob(drawn, context).detach()
+    torch.testing.assert_close(parallel, torch.tensor([each.log_prob for each in drawn]), atol=1e-4, rtol=1e-5)
 
 
 def test_targets_lie_in_their_ranges_and_go_together():
     torch.manual_seed(0)
     first = torch.randn(1000)
     rows = torch.stack([first, first * 10 + torch.randn(1000)], 1)
-    inside = targets_from(rows, ["a", "b"], {"a": (0.5, 1.0)}, 0, 0, 200)
+    extremes = torch.stack([rows.amin(0), rows.amax(0)])
+    inside = targets_from(rows, ["a", "b"], {"a": (0.5, 1.0)}, 0, 0, 200, extremes)
     assert ((inside[:, 0] >= 0.5) & (inside[:, 0] <= 1)).all()
     assert len(inside.unique(dim=0)) > 20
-    at = targets_from(rows, ["a", "b"], {"a": 1.0}, 0, 0, 200)
+    at = targets_from(rows, ["a", "b"], {"a": 1.0}, 0, 0, 200, extremes)
     assert (at[:, 0] == 1).all()
     assert abs(at[:, 1].mean() - 10) < 2
-    torch.testing.assert_close(targets_from(rows, ["a", "b"], {"a": 1.0}, 0, 50, 10), at[50:60])
+    torch.testing.assert_close(targets_from(rows, ["a", "b"], {"a": 1.0}, 0, 50, 10, extremes), at[50:60])
 
 
 @pytest.mark.parametrize(
@@ -157,6 +197,40 @@ def test_targets_lie_in_their_ranges_and_go_together():
 def test_wishes_that_cannot_be_met(conditional, wanted, reason):
     with pytest.raises(UserError, match=reason):
         conditional.sample(1, wanted)
+
+
+def test_wanted_values_may_lie_anywhere_between_the_extremes_of_all_training_molecules():
+    rows = torch.linspace(-1, 3, 1024)[:, None]
+    extremes = torch.tensor([[-4.0], [6.1]])
+    assert (targets_from(rows, ["logP"], {"logP": 6.0}, 0, 0, 5, extremes) == 6).all()
+    with pytest.raises(UserError, match=r"logP of 6.2 is impossible for this model: training molecules have -4 to 6.1"):
+        targets_from(rows, ["logP"], {"logP": 6.2}, 0, 0, 5, extremes)
+    with pytest.raises(UserError, match="none of the 1,024 training molecules that the model keeps"):
+        targets_from(rows, ["logP"], {"logP": (5.9, 6.0)}, 0, 0, 5, extremes)
+    with pytest.raises(UserError, match=r"without the extremes of its training data.* have -1 to 3"):
+        targets_from(rows, ["logP"], {"logP": 6.0}, 0, 0, 5, torch.full_like(extremes, torch.nan))
+
+
+def test_extremes_are_those_of_all_training_molecules(recipe, store, tmp_path):
+    out = tmp_path / "conditional"
+    words = ["--config", recipe, "--out", out, "--model.flow.init_args.properties", "[logP, MW]"]
+    train(*map(str, words), "--trainer.max_steps", "1")
+    kept = MoleculeFlow.from_pretrained(out / "model").context_encoder.extremes
+    names = Store(store).categories["properties"]
+    values = Store(store).array("train", "properties")[:, [names.index("logP"), names.index("MW")]]
+    torch.testing.assert_close(kept, torch.tensor(np.stack([values.min(0), values.max(0)])).float())
+
+
+def test_models_saved_without_extremes_load_and_say_so(conditional, tmp_path):
+    conditional.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    state = load_file(weights)
+    del state["context_encoder.extremes"]
+    save_file(state, weights)
+    older = MoleculeFlow.from_pretrained(tmp_path)
+    assert older.context_encoder.extremes.isnan().all()
+    with pytest.raises(UserError, match="without the extremes"):
+        older.sample(1, {"logP": 90.0})
 
 
 def test_a_model_without_conditions_takes_none_and_one_with_them_needs_them(flow, conditional):

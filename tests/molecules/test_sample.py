@@ -1,11 +1,12 @@
 import csv
 import json
+import shutil
 
 import pytest
 from rdkit import Chem
 
 from arflows.core.runtime.errors import UserError
-from arflows.molecules import sample
+from arflows.molecules import MoleculeFlow, sample
 from arflows.molecules.sample import read_targets
 from tests.launch import command
 
@@ -60,6 +61,32 @@ def test_a_million_would_go_on_after_an_interruption(run, tmp_path, monkeypatch)
     sample.sample(out=broken, **options, resume=True)
     assert broken.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.csv", "whole.csv"]
+
+
+def test_a_run_of_another_model_is_not_resumed(run, tmp_path, monkeypatch):
+    """The path is no proof: another model may have taken its place, and a copy elsewhere is the same model."""
+    model, copy, out = tmp_path / "model", tmp_path / "copy", tmp_path / "a.csv"
+    shutil.copytree(run / "model", model)
+    shutil.copytree(run / "model", copy)
+    options = {"out": out, "count": 20, "workers": 1, "batch_size": 10}
+    written = sample.Part.write
+
+    def full(self, finished):
+        if self.drawn >= 10:
+            raise OSError("no space left on device")
+        written(self, finished)
+
+    monkeypatch.setattr(sample.Part, "write", full)
+    with pytest.raises(OSError, match="no space"):
+        sample.sample(model=str(model), **options)
+    monkeypatch.undo()
+    flow = MoleculeFlow.from_pretrained(model)
+    next(flow.parameters()).data += 1
+    flow.save_pretrained(model)
+    with pytest.raises(UserError, match="begun with another model"):
+        sample.sample(model=str(model), **options, resume=True)
+    sample.sample(model=str(copy), **options, resume=True)
+    assert len(rows(out)) == 20
 
 
 def test_damaged_state_is_named(run, tmp_path):

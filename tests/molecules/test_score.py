@@ -4,9 +4,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from rdkit import Chem
 
 from arflows.molecules import MoleculeFlow, score
 from arflows.molecules.decisions import pack
+from arflows.molecules.graph import random_orders
+from arflows.molecules.inputs import Example
 from arflows.molecules.representation import encode, graph_of
 from tests.launch import command
 
@@ -36,9 +39,12 @@ def test_scores_are_exact_and_ranked(run, library, tmp_path, ends):
             expected = flow.log_prob(pack(torch.from_numpy(atoms), torch.from_numpy(bonds))).item()
         assert float(row["log_prob"]) == pytest.approx(expected, abs=1e-4)
     assert sorted((row["smiles"], row["line"]) for row in table) == [("CCO", "2"), ("CCO", "8"), ("Cc1ccccc1", "4")]
-    assert [row["rank"] for row in table] == ["1", "2", "3"]
-    scores = [float(row["log_prob"]) for row in table]
+    assert [row["line"] for row in table] == ["2", "4", "8"]
+    scores = [float(row["log_prob"]) for row in sorted(table, key=lambda row: int(row["rank"]))]
     assert scores == sorted(scores, reverse=True)
+    words = ["--model", run, "--molecules", library, "--out", out, "--workers", 1, "--ranked", "true"]
+    assert ends(command(score), *words)[0] == 0
+    assert [row["rank"] for row in rows(out)] == ["1", "2", "3"]
     assert "nats, exact" in printed
 
 
@@ -95,3 +101,48 @@ def test_orders_estimate_the_probability_in_any_order(run, library, tmp_path):
     for row in rows(out):
         assert float(row["log_prob_all_orders"]) >= float(row["log_prob"]) - 1e-4
         assert float(row["standard_error"]) >= 0
+
+
+def test_the_columns_of_the_input_are_kept(run, tmp_path):
+    table = tmp_path / "library.csv"
+    table.write_text('id,smiles,log_prob,note\nA-1,OCC,7,first\nA-2,C1CC,8,broken\nA-3,Cc1ccccc1,9,"a, b"\n')
+    score.score(str(run), str(table), tmp_path / "s.csv", workers=1)
+    found = rows(tmp_path / "s.csv")
+    assert [row["id"] for row in found] == ["A-1", "A-3"]
+    assert [row["smiles_given"] for row in found] == ["OCC", "Cc1ccccc1"]
+    assert [row["smiles"] for row in found] == ["CCO", "Cc1ccccc1"]
+    assert [row["log_prob_given"] for row in found] == ["7", "9"]
+    assert [row["note"] for row in found] == ["first", "a, b"]
+    (tmp_path / "named.smi").write_text("OCC ethyl alcohol\nC\n")
+    score.score(str(run), str(tmp_path / "named.smi"), tmp_path / "s.csv", workers=1)
+    assert [row["name"] for row in rows(tmp_path / "s.csv")] == ["ethyl alcohol", ""]
+    block = Chem.MolToMolBlock(Chem.MolFromSmiles("OCC")).replace("\n", "ethanol\n", 1)
+    (tmp_path / "a.sdf").write_text(f"{block}>  <batch>\n12\n\n$$$$\n")
+    score.score(str(run), str(tmp_path / "a.sdf"), tmp_path / "s.csv", workers=1)
+    (row,) = rows(tmp_path / "s.csv")
+    assert (row["name"], row["batch"], row["smiles"]) == ("ethanol", "12", "CCO")
+
+
+def test_a_model_scores_what_it_has_drawn(run, tmp_path, capsys):
+    """Canonical orders may need more bonds of an atom than the model has decisions for; then another order is taken."""
+    flow = MoleculeFlow.from_pretrained(run / "model")
+    narrow = flow.config()["arguments"] | {"spec": flow.spec.as_dict() | {"max_back_bonds": 1}}
+    MoleculeFlow(**narrow).save_pretrained(tmp_path / "trees")
+    (tmp_path / "rings.smi").write_text("C1CC1\nCCO\n")
+    score.score(str(tmp_path / "trees"), str(tmp_path / "rings.smi"), tmp_path / "s.csv", workers=1)
+    assert [row["smiles"] for row in rows(tmp_path / "s.csv")] == ["CCO"]  # no order of a ring has decisions
+    # Bicyclobutane: in an order that ends at a bridgehead this atom has three bonds to earlier ones, in others two.
+    spec = flow.spec.as_dict() | {"max_back_bonds": 2}
+    narrow = MoleculeFlow(**(flow.config()["arguments"] | {"spec": spec}))
+    bridged = next(
+        graph for graph in random_orders(graph_of("C12CC1C2", flow.spec.order), "bfs", 200) if narrow.objection(graph)
+    )
+    example = Example(1, "C1C2CC12", bridged, (), False)
+    found = score.in_possible_order(example, narrow)
+    assert not found.canonical
+    assert narrow.objection(found.graph) is None
+    flow.save_pretrained(tmp_path / "model")
+    drawn = flow.sample(64, seed=1)
+    (tmp_path / "drawn.smi").write_text("".join(f"{each.smiles}\n" for each in drawn))
+    score.score(str(tmp_path / "model"), str(tmp_path / "drawn.smi"), tmp_path / "s.csv", workers=1)
+    assert len(rows(tmp_path / "s.csv")) == 64

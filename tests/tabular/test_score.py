@@ -91,9 +91,9 @@ def broken_store(tmp_path):
     ("make", "sentence"),
     [
         (npy(np.zeros((4, 3))), "has 3 columns, the model takes 2 (x0, x1)"),
-        (npy(np.full((4, 2), np.nan)), "NaN, infinite"),
+        (npy(np.full((4, 2), np.nan)), "missing (NaN), infinite"),
         (lambda p: p / "missing.csv", "does not exist"),
-        (broken_store, "not an arflows store"),
+        (broken_store, "has no array train"),
     ],
 )
 def test_rows_that_do_not_fit_are_one_sentence(make, sentence, moons_run, tmp_path, ends):
