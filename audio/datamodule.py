@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,9 +145,7 @@ class SpeechDataModule(StoreDataModule):
         store: Path,
         batch_size: int = 8,
         segment: int = 16_128,
-        workers: int = 0,
-        limit: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         """Open the store.
 
@@ -154,14 +153,12 @@ class SpeechDataModule(StoreDataModule):
             store: The file that `arflows audio prepare` wrote.
             batch_size: Segments in a training batch, on each device.
             segment: Samples of a training segment, a multiple of the hop; utterances that are shorter are not used.
-            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            limit: Use at most so many utterances of each split, chosen at random.
-            seed: Decides the order of the utterances, and which are used with a limit.
+            **options: Those of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of speech or of another version, or a setting is out of range.
         """
-        super().__init__(store, "audio", batch_size, 1, workers, limit, seed)
+        super().__init__(store, "audio", batch_size, 1, **options)
         self.spec = MelSpec.from_dict(self.store.spec)
         if segment < 1 or segment % self.spec.hop:
             fitting = max(1, round(segment / self.spec.hop)) * self.spec.hop

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import refuse_existing
 from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.audio_files import SkippedAudio, from_int16, to_int16
 from arflows.data.read_stats import ReadStats
@@ -37,6 +38,7 @@ def prepare(
     mels: Literal["float16", "float32"] = "float16",
     workers: PositiveInt = 1,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a store of speech that `train`, `score` and `evaluate` read: 16-bit waveforms and their mel spectrograms.
 
@@ -56,7 +58,9 @@ def prepare(
         mels: How mel spectrograms are stored; float16 is within 0.004 of their values.
         workers: Processes that convert; more than one help from some hours of speech on.
         seed: Decides which utterances are set aside or chosen, and how built-in speech sounds.
+        overwrite: Replace the store if it exists already.
     """
+    refuse_existing(out, overwrite)
     speech = _open(source, seed)
     generator = np.random.default_rng(seed)
     fractions = {"val": val_fraction, "test": test_fraction}

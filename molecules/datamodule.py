@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +39,7 @@ class MoleculeDataModule(StoreDataModule):
         store: Path,
         batch_size: int = 256,
         eval_batch_size: int = 1024,
-        workers: int = 0,
-        limit: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         """Open the store.
 
@@ -48,14 +47,12 @@ class MoleculeDataModule(StoreDataModule):
             store: The file that `arflows molecules prepare` wrote.
             batch_size: Molecules in a training batch, on each device.
             eval_batch_size: Molecules in a validation or test batch, on each device.
-            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            limit: The most molecules of each split to use, chosen at random.
-            seed: Decides the order of the molecules, and which are used with a limit.
+            **options: Those of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of molecules or of another version, or a setting is out of range.
         """
-        super().__init__(store, "molecules", batch_size, eval_batch_size, workers, limit, seed)
+        super().__init__(store, "molecules", batch_size, eval_batch_size, **options)
         self.spec = MoleculeSpec.from_dict(self.store.spec)
         self.model_spec = self.spec
         self.properties: list[str] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import refuse_existing
 from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
@@ -35,6 +36,7 @@ def prepare(
     limit: PositiveInt | None = None,
     workers: PositiveInt | None = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a store of molecules that `train`, `score` and `evaluate` read.
 
@@ -59,7 +61,9 @@ def prepare(
         limit: Use at most so many molecules of the source, chosen at random.
         workers: Processes; one for each core if not given.
         seed: Decides which molecules are set aside or chosen.
+        overwrite: Replace the store if it exists already.
     """
+    refuse_existing(out, overwrite)
     _check(max_atoms, val_fraction, test_fraction if test is None else 0)
     start = time.perf_counter()
     values = [values] if isinstance(values, str) else values or []

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import refuse_existing
 from arflows.core.runtime.option_types import PositiveInt
 from arflows.data.csv_tables import CsvFormat
 from arflows.data.densities import DENSITIES
@@ -30,6 +31,7 @@ def prepare(
     header: bool | None = None,
     size: PositiveInt = 50_000,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a store of rows that `train`, `score` and `evaluate` read.
 
@@ -51,7 +53,9 @@ def prepare(
         header: Whether the first line of a .csv file names the columns; found out if not given.
         size: Points to draw from a density of the plane; 80, 10 and 10 % of them are the splits.
         seed: Of points drawn and rows divided.
+        overwrite: Replace the store if it exists already.
     """
+    refuse_existing(out, overwrite)
     choice = _Choice(source, _listed(context), None if columns is None else _listed(columns), _listed(drop))
     table = _table(source, size, seed, CsvFormat(delimiter, decimal, header), choice.indices).divided(seed)
     conditions = table.find(choice.context)

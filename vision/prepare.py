@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import refuse_existing
 from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data import builtin
 from arflows.data.image_files import read_path
@@ -39,6 +40,7 @@ def prepare(
     root: Path | None = None,
     download: bool = False,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a store of images that `train`, `score` and `evaluate` read.
 
@@ -60,7 +62,9 @@ def prepare(
         root: Where the downloadable sets are kept; ~/.cache/arflows if not given.
         download: Fetch a downloadable set that is not there.
         seed: Decides which images are set aside or chosen.
+        overwrite: Replace the store if it exists already.
     """
+    refuse_existing(out, overwrite)
     if white > WHITE:
         raise UserError(f"white is {white}: give a number from 1 to {WHITE}.")
     images = _open(source, test, root, download)
