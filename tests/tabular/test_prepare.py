@@ -81,7 +81,11 @@ def saved(array):
         (lambda p: "two_moons", ["--context", "x7"], "has no column 'x7'"),
         (saved(np.c_[ROWS, np.full(60, 0.1)]), [], "one value alone .* of x4: .* --drop x4"),
         (saved(np.c_[ROWS, 2 - 3 * ROWS[:, 1].astype(float)]), [], "column 'x4' of .* repeats column 'x1'.* --drop x4"),
-        (saved(np.r_[ROWS, ROWS + 1e12]), [], "the 120 distinct values of column 'x0' become 61 in float32"),
+        (
+            saved(np.r_[ROWS[:, :1].astype(float), ROWS[:, :1].astype(float) + 1e12]),
+            [],
+            r"the \d+ distinct values of column 'x0' become \d+ in float32",
+        ),
         (saved(ROWS), ["--drop", "x7"], "has no column 'x7'"),
         (saved(ROWS), ["--drop", "x1", "--context", "x1"], "'x1' is in --drop and in --columns or --context"),
         (saved(ROWS), ["--delimiter", ";"], "is no CSV file: leave out --delimiter"),
