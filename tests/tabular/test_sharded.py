@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from arflows.core.flows import NSF
-from arflows.core.commands.cli import main
+from arflows.tabular import train
 from tests.launch import command
 
 SCRIPT = """
