@@ -54,9 +54,9 @@ class Memory(NamedTuple):
     @classmethod
     def empty(cls, history: int, layers: int, longest: int, channels: int, dtype: Any) -> Memory:
         """Before the first sample there is silence."""
-        signals = (np.zeros(history, dtype) for _ in range(3))
+        waveform, excitation, levelled = (np.zeros(history, dtype) for _ in range(3))
         states = np.zeros((layers, longest, channels), dtype)
-        return cls(*signals, states, np.zeros((layers, longest, 2 * channels), dtype))
+        return cls(waveform, excitation, levelled, states, np.zeros((layers, longest, 2 * channels), dtype))
 
 
 class Settings(NamedTuple):

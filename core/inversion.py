@@ -201,7 +201,7 @@ class _FixedPoint(Solver):
                 f"{report.solver} did not converge: residual {report.residual:.1e} after {report.sweeps} sweeps, more "
                 f"than tolerance={self.tolerance:g}; raise max_sweeps or tolerance, or allow fallback"
             )
-        # A tolerance below the reach of rounding errors gets the exact algorithm's solution, unless that is off by more.
+        # A tolerance that rounding cannot reach gets the exact algorithm's solution, unless that is off by more.
         accepted = max(self.tolerance, torch.finfo(z.dtype).eps ** 0.5)
         x, log_det, sequential = Sequential(accepted).run(bijection, z, context)
         work = report.network_evaluations + sequential.network_evaluations
