@@ -93,7 +93,7 @@ class SpeechDataset(StoreDataset):
                 raise ValueError("whole utterances of different lengths do not fit into one batch")
         else:
             frames, firsts = self.frames, (self._chances(epochs, places) * (lengths - self.frames + 1)).astype(np.int64)
-        segments = [(row, first - self.lead, first + frames) for row, first in zip(rows, firsts, strict=True)]
+        segments = [(row, int(first) - self.lead, int(first) + frames) for row, first in zip(rows, firsts, strict=True)]
         x = np.stack([_part(waveforms[row], first * self.hop, last * self.hop, 0) for row, first, last in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
         if self.mels:

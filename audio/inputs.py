@@ -85,7 +85,7 @@ class SpeechInput:
         self._store: SpeechDataset | None = None
         self._files = SpeechSource(str(source), [])
         store = opened(source, "audio")
-        source = store.path if isinstance(source, Store) else source
+        source = source.path if isinstance(source, Store) else source
         if store is not None:
             check_spec(source, MelSpec.from_dict(store.spec), flow.spec)
             named = flow.speakers > 0 and speaker is None

@@ -153,7 +153,8 @@ class PredictiveFlow(SpeechFlow):
         if not surrounded and frames > WINDOW and not torch.is_grad_enabled():
             stream = ConditionStream(self, batch, condition.speaker, WINDOW)
             stream.take(mel)
-            return Conditions.joined([part for _, part in stream.ready(ended=True)], self.per_frame)
+            whole = Conditions.joined([part for _, part in stream.ready(ended=True)], self.per_frame)
+            return whole.part(0, frames, self.per_frame)
         if not surrounded:
             mel = F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence)
         return conditions_of(self, mel, condition.speaker)

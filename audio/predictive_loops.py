@@ -54,9 +54,9 @@ class Memory(NamedTuple):
     @classmethod
     def empty(cls, history: int, layers: int, longest: int, channels: int, dtype: Any) -> Memory:
         """Before the first sample there is silence."""
-        signals = (np.zeros(history, dtype) for _ in range(3))
+        waveform, excitation, levelled = (np.zeros(history, dtype) for _ in range(3))
         states = np.zeros((layers, longest, channels), dtype)
-        return cls(*signals, states, np.zeros((layers, longest, 2 * channels), dtype))
+        return cls(waveform, excitation, levelled, states, np.zeros((layers, longest, 2 * channels), dtype))
 
 
 class Settings(NamedTuple):
@@ -71,6 +71,7 @@ class Settings(NamedTuple):
     lightest: float
     heaviest: float
     skewest: float
+    linear_from: float
     bound: float
 
 
@@ -153,9 +154,12 @@ def _inverse(parameters: Any, z: Any, settings: Any) -> Any:
     tail = low + (high - low) / (one + math.exp(-parameters[2]))
     skew = parameters[3] * most / (abs(parameters[3]) + most)
     cosh = math.cosh(skew)
-    s = math.sinh(tail * z + skew)
+    argument, limit = tail * z + skew, parameters.dtype.type(settings.linear_from)
+    bent = min(max(argument, -limit), limit)
+    s = math.sinh(bent)
     half = one / (one + one)
-    value = parameters[0] + (s - math.sinh(skew)) / (tail * cosh) * math.exp(log_scale)
+    beyond = (argument - bent) * math.cosh(limit)
+    value = parameters[0] + (s + beyond - math.sinh(skew)) / (tail * cosh) * math.exp(log_scale)
     return value, half * math.log1p(s * s) - math.log(cosh) + log_scale
 
 

@@ -172,6 +172,7 @@ def _vocode(
         if gap is None:
             waveforms = synthesise(flow, utterance, count, temperature, generator)
         else:
+            assert not isinstance(temperature, tuple)
             try:
                 waveforms, scores = fill(flow, utterance, gap, count, temperature, generator)
             except UserError as error:
@@ -225,7 +226,7 @@ def fill(
     utterance: Speech,
     gap: tuple[float, float],
     count: int,
-    temperature: Temperature,
+    temperature: float,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
     """Ways of filling a gap in a recording, and the log-likelihood of each recording in nats per sample.

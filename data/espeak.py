@@ -151,4 +151,4 @@ def _synthesiser(seed: int) -> Iterator[tuple[ctypes.CDLL, int]]:
         yield library, rate
         library.espeak_Terminate()
     finally:
-        (_ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose)(library._handle)
+        getattr(_ctypes, "FreeLibrary" if os.name == "nt" else "dlclose")(library._handle)

@@ -93,9 +93,9 @@ def read_molecules(path: Path, column: str | None = None, values: Sequence[str] 
         raise UserError(f"{path} is no table: leave out the column {column!r}.")
     if values and kind in _SMILES:
         raise UserError(f"{path} has no columns: {', '.join(values)} can be read from a table or an SD file only.")
-    if kind in _SMILES and (delimiter := _hidden_table(path)) is not None:
-        layout = _layout(path, delimiter, column, values)
-        source = MoleculeFile(str(path), "smiles", lambda: _table(path, delimiter, layout))
+    if kind in _SMILES and (hidden := _hidden_table(path)) is not None:
+        layout = _layout(path, hidden, column, values)
+        source = MoleculeFile(str(path), "smiles", lambda: _table(path, hidden, layout))
     elif kind in _SMILES:
         source = MoleculeFile(str(path), "smiles", lambda: _smiles(path))
     elif kind in _TABLES:

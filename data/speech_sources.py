@@ -115,7 +115,8 @@ def read_speech(path: Path) -> SpeechSource:
 
 def _audio_files(path: Path) -> tuple[list[str], list[str]]:
     """Return the audio files below a folder, and the other files."""
-    files, others = [], []
+    files: list[str] = []
+    others: list[str] = []
     for name in sorted(walk(path)):
         (files if is_audio(path / name) else others).append(name)
     return files, others

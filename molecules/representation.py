@@ -230,7 +230,7 @@ def _sane(molecule: Chem.Mol | None, form: str, mapped: bool = True) -> Chem.Mol
             raise Refused("an aromatic system that cannot be kekulised")
         if molecule.GetNumHeavyAtoms() < molecule.GetNumAtoms():
             parameters = Chem.RemoveHsParameters()
-            parameters.removeDefiningBondStereo = True  # a hydrogen that only marks E or Z, as that of an imine
+            parameters.removeDefiningBondStereo = True  # type: ignore[assignment]  # the H of an imine marks E or Z
             molecule = Chem.RemoveHs(molecule, parameters)
     if mapped:
         for atom in molecule.GetAtoms():

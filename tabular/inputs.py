@@ -44,7 +44,7 @@ class Rows:
             UserError: The rows do not fit, or the file is damaged or no table of numbers.
         """
         store = opened(source, "tabular")
-        source = store.path if isinstance(source, Store) else source
+        source = source.path if isinstance(source, Store) else source
         if store is not None:
             spec = TableSpec.from_dict(store.spec)
             given = TableSpec(spec.features, spec.context if flow.context_features else 0)

@@ -39,7 +39,7 @@ class TableExperiment(Experiment):
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(TableFlowTraining, TableDataModule, words, "tabular")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words; a flow that is given without features takes features and context from the store."""
         given = parse_unchecked(parser, args)
         arguments = getattr(given.model.get("flow"), "init_args", {})
@@ -72,7 +72,9 @@ class TableExperiment(Experiment):
     def data_facts(self) -> dict[str, Any]:
         """Facts about the training data: the store, the limit of examples, the columns' names and offsets."""
         store = self.datamodule.store
-        columns = {name: store.provenance[name] for name in ("columns", "offsets") if name in store.provenance}
+        columns: dict[str, Any] = {
+            name: store.provenance[name] for name in ("columns", "offsets") if name in store.provenance
+        }
         return {**store.facts(), **columns, "limit": self.datamodule.limit}
 
 

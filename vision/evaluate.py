@@ -76,14 +76,16 @@ def evaluate(
     flow = load_model(ImageFlow, model, device)
     data = Store(store, expect_domain="vision")
     given = ImageInput(data, flow, split=split)
-    device = flow.device
+    model_device = flow.device
     network = inception() if fid else None  # or says what is missing, before hours of work
 
     batches = given.batches(batch_size, progress=f"evaluating on {split}")
     log_prob = log_probs(flow, batches, draws=draws, seed=seed)
     figure = Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
     error = max(
-        flow.round_trip_error(batch["x"].to(device), batch["context"].to(device) if "context" in batch else None).max()
+        flow.round_trip_error(
+            batch["x"].to(model_device), batch["context"].to(model_device) if "context" in batch else None
+        ).max()
         for batch in given.batches(batch_size, limit=ROUND_TRIP_IMAGES)
     )
     result: dict[str, Any] = {
@@ -94,7 +96,7 @@ def evaluate(
             "images": min(given.count, ROUND_TRIP_IMAGES),
         },
         "samples_per_second": {
-            "value": per_second(lambda: flow.sample(batch_size), batch_size, device),
+            "value": per_second(lambda: flow.sample(batch_size), batch_size, model_device),
             "batch_size": batch_size,
         },
         **protocol(flow, model, options, data.facts()),
@@ -102,7 +104,7 @@ def evaluate(
     rows = {"bits/dim": str(figure)}
     logit = first_logit(flow)
     if logit is not None:
-        with fixed_noise(seed, device):
+        with fixed_noise(seed, model_device):
             density = logit_space_figure(flow, logit, log_prob, given.batches(batch_size))
         result["logit_space_nats"] = density.as_dict()
         rows["in logits"] = f"{density}, α = {logit.alpha:g}"
@@ -116,7 +118,7 @@ def evaluate(
                 network,
                 (batch["x"] for batch in given.batches(batch_size, progress=f"features of {split}")),
                 _samples(flow, fid, batch_size, seed, draw_classes(model, flow, fid, seed) if flow.classes else None),
-                device,
+                model_device,
             ),
             "samples": fid,
             "temperature": 1.0,

@@ -64,12 +64,12 @@ class ImageInput:
         self.names: list[str] = []
         self._source: ImageDataset | ArrayExamples | FileExamples
         store = opened(source, "vision")
-        source = store.path if isinstance(source, Store) else source
+        source = source.path if isinstance(source, Store) else source
         if store is not None:
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
             self._source = ImageDataset(store, split, labels=flow.classes > 0 and label is None)
             labels = np.asarray(store.array(split, "labels")) if self._source.labels else None
-            names = store.categories.get("labels")
+            names: Sequence[str] | None = store.categories.get("labels")
         else:
             self._source = _read_examples(source)
             if not convert:

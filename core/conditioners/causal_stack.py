@@ -79,7 +79,7 @@ class CausalStack(nn.Module):
         entry = entry.to(torch.promote_types(entry.dtype, torch.float32))  # states are sums of many small terms
         weights = (self.past, self.present, self.residual, self.residual_bias)
         if fits(entry, low):
-            return _Stack.apply(self.dilations, low, entry, added, *weights)  # type: ignore[no-any-return]
+            return _Stack.apply(self.dilations, low, entry, added, *weights)
         h, repeat = entry.flatten(0, 1), steps // len(condition)
         for layer, dilation in enumerate(self.dilations):
             shift = dilation * batch

@@ -79,7 +79,7 @@ class Pretrained(nn.Module):
         instance = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
         _, *given = signature.bind_partial(instance, *args, **kwargs).arguments.items()
-        arguments = dict(default_arguments(cls))
+        arguments = dict(default_arguments(cls))  # type: ignore[arg-type]  # mypy takes type[Self] for unhashable
         for name, value in given:
             passed_on = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             arguments.update(value if passed_on else {name: value})

@@ -81,7 +81,11 @@ def saved(array):
         (lambda p: "two_moons", ["--context", "x7"], "has no column 'x7'"),
         (saved(np.c_[ROWS, np.full(60, 0.1)]), [], "one value alone .* of x4: .* --drop x4"),
         (saved(np.c_[ROWS, 2 - 3 * ROWS[:, 1].astype(float)]), [], "column 'x4' of .* repeats column 'x1'.* --drop x4"),
-        (saved(np.r_[ROWS, ROWS + 1e12]), [], "the 120 distinct values of column 'x0' become 61 in float32"),
+        (
+            saved(np.r_[ROWS[:, :1].astype(float), ROWS[:, :1].astype(float) + 1e12]),
+            [],
+            r"the \d+ distinct values of column 'x0' become \d+ in float32",
+        ),
         (saved(ROWS), ["--drop", "x7"], "has no column 'x7'"),
         (saved(ROWS), ["--drop", "x1", "--context", "x1"], "'x1' is in --drop and in --columns or --context"),
         (saved(ROWS), ["--delimiter", ";"], "is no CSV file: leave out --delimiter"),
@@ -110,7 +114,7 @@ def test_times_in_seconds_keep_their_fractions(tmp_path, ends):
     generator = np.random.default_rng(0)
     times = 1.7e9 + generator.uniform(0, 3600, 4000)
     np.savetxt(tmp_path / "t.csv", np.c_[times, generator.normal(size=4000)], "%.3f", ",", header="t,a", comments="")
-    code, _, printed = ends(preparing.main, "--source", tmp_path / "t.csv", "--out", tmp_path / "t.h5")
+    code, _, printed = ends(command(preparing), "--source", tmp_path / "t.csv", "--out", tmp_path / "t.h5")
     assert code == 0
     assert "'t' is stored minus 1700002000" in printed
     store = Store(tmp_path / "t.h5")
@@ -127,9 +131,9 @@ def test_columns_are_chosen_and_printed(tmp_path, ends):
         + "".join(f"r{i};{i / 7:.3f};{(i * i) % 11 / 3:.3f};{i};{i % 5}\n" for i in range(40)).replace(".", ",")
     )
     words = ["--source", path, "--out", tmp_path / "s.h5", "--drop", "name", "--context", "y"]
-    code, _, printed = ends(preparing.main, *words)
+    code, _, printed = ends(command(preparing), *words)
     assert code == 0
     assert "columns: a, b, n\n  context: y" in printed
     assert "warning: 'n' holds whole numbers only" in printed
-    assert ends(preparing.main, *words[:4], "--columns", "a,b")[0] == 0
+    assert ends(command(preparing), *words[:4], "--columns", "a,b")[0] == 0
     assert Store(tmp_path / "s.h5").provenance["columns"] == {"x": ["a", "b"]}

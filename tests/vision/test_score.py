@@ -155,7 +155,7 @@ def test_labels_beyond_the_classes_are_refused(conditional, test_images, tmp_pat
         capsys, "--model", conditional, "--images", tmp_path / "many.npz", "--out", tmp_path / "s.csv"
     )
     assert code == 2
-    assert "labels up to 12" in message
+    assert "has 13 classes, the model 10 whose names are not known" in message
 
 
 def save_other_size(tmp_path):
