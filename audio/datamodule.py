@@ -131,7 +131,6 @@ class SpeechDataModule(StoreDataModule):
     once, in part; validation and test batches hold one whole utterance.
 
     Attributes:
-        store: The open store.
         spec: The settings of its waveforms and mel spectrograms.
         speaker_names: Who speaks; empty if that is not known.
         mels: Whether batches bring mel spectrograms; an unconditional model wants none.

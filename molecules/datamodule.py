@@ -28,7 +28,6 @@ class MoleculeDataModule(StoreDataModule):
     `arflows.molecules.decisions.pack` does it; the context is there if ``properties`` names some.
 
     Attributes:
-        store: The open store.
         spec: The settings of its molecules.
         model_spec: The settings in which batches give molecules, which must cover those of the store.
         properties: Names of the properties to condition on.

@@ -19,7 +19,6 @@ class TableDataModule(StoreDataModule):
     store has some and ``conditional`` is set.
 
     Attributes:
-        store: The open store.
         spec: The widths of its rows.
         conditional: Whether the context is given.
     """

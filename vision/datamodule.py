@@ -108,7 +108,6 @@ class ImageDataModule(StoreDataModule):
     A batch is ``{"x": uint8 (batch, channels, height, width), "context": int64 labels (batch,)}``.
 
     Attributes:
-        store: The open store.
         spec: The kind of images it holds.
         classes: The names of its classes; empty if it has no labels.
         labels: Whether batches bring the labels that the store has; a model without classes wants none.
