@@ -32,12 +32,7 @@ class Bijection(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the parameters; ``to``, ``half``, ``cuda`` and the like call this method."""
-        dtype = fn(torch.empty(0)).dtype
-        if dtype.is_floating_point and dtype.itemsize < torch.float32.itemsize:
-            raise UserError(
-                f"flows compute in float32 or float64, not in {dtype}: leave the parameters as they are and run under "
-                "torch.autocast, which computes the networks in half precision"
-            )
+        refuse_half_precision(fn)
         return super()._apply(fn, recurse)
 
     @abstractmethod
@@ -65,6 +60,16 @@ def zero_log_det(x: Tensor) -> Float[Tensor, " batch"]:
 def sum_except_batch(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
     """Sum elementwise log-derivatives over all dimensions but the batch, in float32 or wider."""
     return values.flatten(1).sum(1, dtype=torch.promote_types(values.dtype, torch.float32))
+
+
+def refuse_half_precision(convert: Callable[[Tensor], Tensor]) -> None:
+    """Raise UserError if a conversion of parameters, as `nn.Module._apply` gets it, is to half precision."""
+    dtype = convert(torch.empty(0)).dtype
+    if dtype.is_floating_point and dtype.itemsize < torch.float32.itemsize:
+        raise UserError(
+            f"flows compute in float32 or float64, not in {dtype}: leave the parameters as they are and run under "
+            "torch.autocast, which computes the networks in half precision"
+        )
 
 
 def full_precision(values: Tensor) -> torch.autocast:

@@ -56,6 +56,12 @@ class ActNorm(InitializedFromData, Bijection):
 
     Args:
         channels: size of the first event dimension.
+
+    >>> layer = ActNorm(1)
+    >>> x = torch.tensor([[2.0], [4.0]])
+    >>> initialize(layer, lambda: layer(x))
+    >>> layer(x)[0].flatten().detach()
+    tensor([-1.,  1.])
     """
 
     reversible = True
@@ -87,13 +93,18 @@ class ActNorm(InitializedFromData, Bijection):
 
 
 class Standardize(InitializedFromData, Bijection):
-    """Brings each channel to zero mean and unit variance: z = (x − mean) / scale, fixed, with nothing to learn.
+    """Standardisation of each channel to zero mean and unit variance: z = (x − mean) / scale, without parameters.
 
-    It is the identity until `initialize` sets mean and scale from a sample of the data. A flow that begins with it has
-    densities in the units of the data, log|det| being −Σ log scale.
+    It is the identity until `initialize` sets mean and scale from a sample of the data. The density of a flow that
+    begins with it is in the units of the data: log|det| is −Σ log scale.
 
     Args:
         channels: size of the first event dimension.
+
+    >>> layer = Standardize(1)
+    >>> layer.initialize_from(torch.tensor([[2.0], [4.0]]))
+    >>> layer(torch.tensor([[3.0]]))
+    (tensor([[0.]]), tensor([-0.]))
     """
 
     mean: Tensor
@@ -105,11 +116,11 @@ class Standardize(InitializedFromData, Bijection):
         self.register_buffer("scale", torch.ones(channels))
 
     def _set_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
-        """Sets mean and scale to those of ``x``; a channel without spread keeps its scale."""
-        x = double(x)  # data whose mean is far larger than its spread are common
+        """Set mean and scale to those of ``x``; a channel without spread keeps its scale."""
+        x = double(x)  # means far larger than spreads are common in data
         mean, variance = channel_statistics(x)
         over = [0, *range(2, x.ndim)]
-        spread = x.amax(over) > x.amin(over)  # the variance of equal numbers need not be zero in floating point
+        spread = x.amax(over) > x.amin(over)  # the computed variance of equal numbers can be positive
         self.mean.copy_(mean.to(self.mean.dtype))  # before it goes to a device that may lack float64
         self.scale.copy_(torch.where(spread, variance.sqrt(), 1.0).to(self.scale.dtype))
 
@@ -148,6 +159,11 @@ class BatchNorm(Bijection):
 
     Raises:
         UserError: at a training step on a single value for each channel.
+
+    >>> layer = BatchNorm(2)
+    >>> z, log_det = layer(torch.randn(8, 2))
+    >>> layer.batches
+    tensor(1)
 
     Attributes:
         tracks_batches: True: a forward pass of a training step changes the averages and must not be repeated.
@@ -211,8 +227,8 @@ def initialize(module: nn.Module, run: Callable[[], object]) -> None:
     layers before it. A layer that was initialised before stays as it is.
 
     Args:
-        module: a flow or bijection; nothing happens where no layer of it starts from data.
-        run: passes data through the module in the direction data → latent, such as ``lambda: flow.log_prob(x)``.
+        module: a flow or bijection; one without such layers stays as it is.
+        run: function that passes data through the module, such as ``lambda: flow.log_prob(x)``.
     """
     parts = [layer for layer in module.modules() if isinstance(layer, InitializedFromData)]
     if all(part.initialized for part in parts):

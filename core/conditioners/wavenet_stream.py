@@ -162,7 +162,7 @@ class _Rows:
         return [kernel.roll(turn + 1, 2).permute(3, 2, 1, 0).flatten(1, 2).contiguous() for turn in turns]
 
     def _added(self, position: int) -> list[list[Tensor]]:
-        """Return what context and biases add to the gates, by layer and tile: (batch or 1, columns, 2 · channels)."""
+        """Return terms of context and biases in the gates, by layer and tile: (batch or 1, columns, 2 · channels)."""
         layers = self.network.added(self.folded, self.features, position, self.like)[:, :, 0]
         return [
             [total[b if len(total) > 1 else slice(None), c].contiguous() for b, c in self.tiles] for total in layers

@@ -246,6 +246,16 @@ def test_the_config_holds_every_argument(name):
 
 
 @every_flow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_are_refused_by_name(name, dtype):
+    flow = getattr(flows, name)(3, hidden_features=(8,))
+    with pytest.raises(UserError, match=f"compute in float32 or float64, not in {dtype}"):
+        flow.to(dtype)
+    assert flow.dtype == torch.float32
+    flow.log_prob(torch.zeros(2, 3))
+
+
+@every_flow
 def test_no_batch_normalisation_unless_asked_for(name):
     assert not any(isinstance(module, BatchNorm) for module in getattr(flows, name)(3).modules())
 

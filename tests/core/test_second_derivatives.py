@@ -94,3 +94,19 @@ def test_shared_batch_normalisation_says_that_it_has_none(monkeypatch):
     (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_the_compiled_pass_of_a_causal_stack(monkeypatch):
+    from arflows.core.conditioners import causal_stack
+
+    stack = noisy(causal_stack.CausalStack(3, (1, 2, 8), 2), 0.1)
+    condition = torch.randn(2, 1, 2, dtype=torch.float64)
+    x = torch.randn(2, 6, 1, 3, dtype=torch.float64)
+
+    def value(x):
+        return torch.stack([stack(each, condition).square().sum() for each in x])
+
+    compiled = hessian_and_penalty(value, x, list(stack.parameters()))
+    monkeypatch.setattr(causal_stack, "fits", lambda *_: False)
+    for found, expected in zip(compiled, hessian_and_penalty(value, x, list(stack.parameters())), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-8)

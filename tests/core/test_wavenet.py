@@ -338,7 +338,7 @@ def test_every_parameter_gets_a_gradient():
         (lambda: network()(signal()[0]), "context with 3 features a column, got 0"),
         (lambda: network()(signal()[0], torch.zeros(2, 5, 9)), "context with 3 features a column, got 5"),
         (lambda: network().stream(signal()[0]).step(None), "context with 3 features a column, got 0"),
-        (lambda: network().stream(*signal(), memory=[]), "only a network of causal width"),
+        (lambda: network().stream(*signal(), memory=[]), "only a network with causal_width=True"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
