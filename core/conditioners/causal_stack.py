@@ -140,7 +140,7 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         if torch.is_grad_enabled():  # for second derivatives
-            _, vjp = torch.func.vjp(partial(_plain, ctx.dilations), *inputs)
+            vjp = torch.func.vjp(partial(_plain, ctx.dilations), *inputs)[1]
             return None, None, *vjp(gradient)
         added, past, present, residual = (part.to(ctx.low) for part in inputs[1:5])
         batch, low, channels = added.shape[2], ctx.low, residual.shape[1]
