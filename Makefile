@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := core data vision tabular audio molecules
+PACKAGES := $(shell sed -n 's/^"arflows\.[a-z_]*" = "\([a-z_]*\)"$$/\1/p' pyproject.toml)
 CODE := $(PACKAGES) tests benchmarks results
 
 INSTALLED := $(VENV)/.installed

@@ -14,4 +14,5 @@ DOMAIN = Domain(
         "score": "rank recordings by their likelihood, and show it over time",
         "evaluate": "measure a trained flow on a test split: likelihood, quality, speed",
     },
+    examples="utterances",
 )

@@ -18,8 +18,10 @@ from torch.nn import functional as F
 
 from arflows.audio.representation import MelSpec, _filters, log_mel
 from arflows.core.bijections import Bijection, InitializedFromData
+from arflows.core.bijections.base import full_precision
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.numba_loops import compiled
+from arflows.core.runtime.torch_compat import is_transformed
 
 GROUP_WIDTH = 400.0
 """Hz, about the width of the groups of frequencies above the highest mel band whose levels are estimated."""
@@ -54,14 +56,14 @@ class Envelope(InitializedFromData):
         groups = len(_constants(spec).groups)
         high = torch.zeros(groups, spec.bands + 1)
         high[:, -2] = 1.0
-        high[:, -1] = -float(_constants(spec).log_area[-1])
+        high[:, -1] = -float(_constants(spec).log_area[-1]) / spec.power
         self.register_buffer("high", high)
 
     def forward(self, mel: Float[Tensor, "*batch bands frames"]) -> Float[Tensor, "*batch frames frequencies"]:
         """Log-mel spectrogram, as of `MelSpec` → natural log-amplitudes, float64."""
         constants = _constants(self.spec).to(mel.device)
         bands = natural(mel, self.spec).mT
-        levels = bands - constants.log_area
+        levels = bands - constants.log_area / self.spec.power
         if constants.groups:
             high = self.high.double()
             levels = torch.cat([levels, bands @ high[:, :-1].mT + high[:, -1]], -1)
@@ -82,6 +84,8 @@ class Envelope(InitializedFromData):
             known = natural(mel, spec).mT[:, before : before + target.shape[1]]
             target = target[:, : known.shape[1]].flatten(0, 1)
             inputs = F.pad(known, (0, 1), value=1.0).flatten(0, 1)
+            if len(inputs) < inputs.shape[1]:  # waveforms too short or too few to tell
+                return
             penalty = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
             self.high.copy_(torch.linalg.solve(inputs.mT @ inputs + penalty, inputs.mT @ target).mT)
 
@@ -277,7 +281,8 @@ class LinearPrediction(Bijection):
         """Waveform → residual."""
         coefficients, log_gain = self._parts(x, context)
         per_sample = log_gain.repeat_interleave(x.shape[1] // log_gain.shape[1], 1)
-        residual = (x - predict(x, coefficients)) * (-per_sample).exp()
+        with full_precision(x):
+            residual = (x - predict(x, coefficients)) * (-per_sample).exp()
         return residual, -per_sample.sum(1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -285,9 +290,13 @@ class LinearPrediction(Bijection):
         coefficients, log_gain = self._parts(z, context)
         length = z.shape[1] // log_gain.shape[1]
         excitation = z * log_gain.exp().repeat_interleave(length, 1)
+        log_det = length * log_gain.sum(1)
+        wanted = torch.is_grad_enabled() and (excitation.requires_grad or coefficients.requires_grad)
+        if wanted or is_transformed() or torch.compiler.is_compiling():
+            return _differentiable_all_pole(excitation, coefficients), log_det
         x = np.zeros(z.shape, excitation.detach().cpu().numpy().dtype)
         _all_pole(excitation.detach().cpu().numpy(), coefficients.detach().cpu().double().numpy(), x)
-        return torch.from_numpy(x).to(z), length * log_gain.sum(1)
+        return torch.from_numpy(x).to(z), log_det
 
     def _parts(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if context is None:
@@ -295,6 +304,20 @@ class LinearPrediction(Bijection):
         if not context.shape[1] or x.shape[1] % context.shape[1]:
             raise UserError(f"{x.shape[1]} samples are no multiple of {context.shape[1]} sub-frames")
         return context[..., :-1], context[..., -1].to(x.dtype)
+
+
+def _differentiable_all_pole(
+    excitation: Float[Tensor, "batch samples"], coefficients: Float[Tensor, "batch subframes order"]
+) -> Float[Tensor, "batch samples"]:
+    """`_all_pole` sample by sample in PyTorch, for gradients."""
+    length = excitation.shape[1] // coefficients.shape[1]
+    past = torch.zeros_like(excitation[:, :1]).expand(-1, coefficients.shape[2])  # the newest first
+    samples = []
+    for t in range(excitation.shape[1]):
+        sample = excitation[:, t] + (coefficients[:, t // length].to(past.dtype) * past).sum(1)
+        past = torch.cat([sample[:, None], past[:, :-1]], 1)
+        samples.append(sample)
+    return torch.stack(samples, 1)
 
 
 @compiled

@@ -22,8 +22,9 @@ from arflows.audio.predictive_conditions import (
 )
 from arflows.audio.predictive_network import PERIOD_TAPS, RECENT, FrameEncoder, Head, Trunk
 from arflows.audio.predictive_synthesis import SampleBySample, mixed_temperature
+from arflows.audio.presets import PREDICTIVE_PRESETS
 from arflows.audio.representation import Condition, MelSpec, log_mel
-from arflows.audio.speech_flow import SpeechFlow, Temperature, Window
+from arflows.audio.speech_flow import SpeechFlow, Temperature, Window, within
 from arflows.core.bijections.elementwise import Elementwise, LocationScale
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
@@ -69,6 +70,7 @@ class PredictiveFlow(SpeechFlow):
         UserError: for a chunk that does not fit the hop or the shortest pitch period.
     """
 
+    presets = PREDICTIVE_PRESETS
     lead = 2
     surroundings = SURROUNDINGS
     mean_mel: Tensor
@@ -123,6 +125,16 @@ class PredictiveFlow(SpeechFlow):
         recent = max(2 * self.chunk, RECENT, self.ahead + lags(self.spec)[1])
         return (self.trunk.stack.reach + 1) * self.chunk + recent + self.order
 
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Rounds weights that each step of the first network reads to bfloat16: synthesis then reads half the memory.
+
+        Density and synthesis stay inverse to each other: both use the rounded weights.
+        """
+        stack = self.trunk.stack
+        for weight in (stack.present, stack.residual, self.trunk.leave.weight):
+            weight.copy_(weight.bfloat16())
+
     def _context(
         self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Int[Tensor, " batch"] | None
     ) -> Conditions:
@@ -141,7 +153,8 @@ class PredictiveFlow(SpeechFlow):
         if not surrounded and frames > WINDOW and not torch.is_grad_enabled():
             stream = ConditionStream(self, batch, condition.speaker, WINDOW)
             stream.take(mel)
-            return Conditions.joined([part for _, part in stream.ready(ended=True)], self.per_frame)
+            whole = Conditions.joined([part for _, part in stream.ready(ended=True)], self.per_frame)
+            return whole.part(0, frames, self.per_frame)
         if not surrounded:
             mel = F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence)
         return conditions_of(self, mel, condition.speaker)
@@ -155,6 +168,15 @@ class PredictiveFlow(SpeechFlow):
         with torch.no_grad():
             conditions = self._context(z, condition, None)
         return z * mixed_temperature(self, temperature, conditions)[:, : z.shape[1]]
+
+    def _generate(
+        self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
+        """Latents → waveform, silent after its end, and its log-determinant."""
+        with torch.no_grad():
+            context = self.context(z, condition, lengths)
+        x, log_derivative = SampleBySample(self).run(z, context)
+        return within(x, lengths), within(log_derivative, lengths).sum(1)
 
     def continuation(self) -> SampleBySample:
         """Synthesis by blocks of frames."""
@@ -190,7 +212,8 @@ class PredictiveFlow(SpeechFlow):
             mel = self.mean_mel[None, :, None].expand_as(mel)
         log_amplitude = self.envelope(mel)
         known, _ = known_of(self, mel, log_amplitude, track(correlations(log_amplitude, self.spec), self.spec))
-        self.encoder.fit(known[:, REACH:-REACH].to(self.mean_mel.dtype))
+        ends = min(REACH, (known.shape[1] - 1) // 2)  # where what lies beyond the segment is missing
+        self.encoder.fit(known[:, ends : known.shape[1] - ends].to(self.mean_mel.dtype))
 
 
 class PredictiveBijection:
@@ -223,7 +246,8 @@ class PredictiveBijection:
         self, z: Float[Tensor, "batch samples"], context: Any = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
         """Latents → waveform, and the log-determinant of this direction; a compiled loop on the CPU."""
-        return SampleBySample(self.flow).run(z, context)
+        x, log_derivative = SampleBySample(self.flow).run(z, context)
+        return x, log_derivative.sum(1)
 
     def _map(
         self, x: Float[Tensor, "batch samples"], conditions: Conditions

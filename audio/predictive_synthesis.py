@@ -18,7 +18,7 @@ from arflows.audio.representation import Condition
 from arflows.core.bijections import johnson
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.numba_loops import multiplying
+from arflows.core.runtime.threads import multiplying
 
 if TYPE_CHECKING:
     from arflows.audio.predictive import PredictiveFlow
@@ -77,8 +77,8 @@ class SampleBySample:
     @torch.no_grad()
     def run(
         self, z: Float[Tensor, "batch samples"], conditions: Conditions
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform of the stretch of speech that follows, and the log-determinant of this direction."""
+    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
+        """Latents → waveform of the stretch of speech that follows, and the log-derivative of each sample's map."""
         flow, (batch, samples) = self.flow, z.shape
         latent = F.pad(z, (0, conditions.features.shape[1] * flow.subframe - samples)).detach().cpu().numpy()
         if not self.memories:
@@ -92,14 +92,13 @@ class SampleBySample:
                 latent, conditions.part(start, min(start + PIECE, frames), flow.per_frame), start, x, log_derivative
             )
         self.done += frames
-        log_det = log_derivative[:, :samples].sum(1, dtype=np.float64)
-        return torch.from_numpy(x[:, :samples]).to(z), torch.from_numpy(log_det).to(z)
+        return tuple(torch.from_numpy(part[:, :samples]).to(z) for part in (x, log_derivative))  # type: ignore[return-value]
 
     def _run(self, latent: np.ndarray, conditions: Conditions, start: int, x: np.ndarray, out: np.ndarray) -> None:
         """Writes some frames' samples, and their log-derivatives."""
         flow, hop = self.flow, self.flow.spec.hop
         added = flow.trunk.stack.added(F.silu(conditions.features).transpose(0, 1)).movedim(2, 0)
-        added = added.contiguous().cpu().numpy()  # (batch, layers, sub-frames, gates)
+        gates = added.contiguous().cpu().numpy()  # (batch, layers, sub-frames, gates)
         coefficients, gain, level = (part.cpu().numpy() for part in conditions.filters)
         lag = conditions.lag.cpu().numpy()
         piece = slice(start * hop, start * hop + gain.shape[1] * flow.subframe)
@@ -107,7 +106,7 @@ class SampleBySample:
             for example, memory in enumerate(self.memories):
                 generate(
                     (self.done + start) * hop, latent[example, piece], coefficients[example], gain[example],
-                    level[example], lag[example], added[example], self.weights, memory, self.settings,
+                    level[example], lag[example], gates[example], self.weights, memory, self.settings,
                     x[example, piece], out[example, piece],
                 )  # fmt: skip
 
@@ -135,10 +134,15 @@ def _weights(flow: PredictiveFlow) -> Weights:
     def array(tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
+    def halved(tensor: Tensor) -> np.ndarray:
+        if tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor):
+            return array(tensor.bfloat16().view(torch.int16)).view(np.uint16)
+        return array(tensor)
+
     trunk, stack, head = flow.trunk, flow.trunk.stack, flow.head
     return Weights(
-        array(trunk.enter.weight.mT), array(trunk.enter.bias), array(stack.past), array(stack.present),
-        array(stack.residual), array(stack.residual_bias), array(trunk.leave.weight.mT), array(trunk.leave.bias),
+        array(trunk.enter.weight.mT), array(trunk.enter.bias), array(stack.past), halved(stack.present),
+        halved(stack.residual), array(stack.residual_bias), halved(trunk.leave.weight.mT), array(trunk.leave.bias),
         array(head.past.weight.mT), array(head.hidden.weight.mT), array(head.hidden.bias), array(head.out.weight.mT),
         array(head.out.bias), array(head.direct.weight.mT), np.array(stack.dilations, np.int64),
     )  # fmt: skip
@@ -148,5 +152,5 @@ def _settings(flow: PredictiveFlow) -> Settings:
     return Settings(
         flow.chunk, flow.subframe, flow.per_frame, RECENT, PERIOD_TAPS if flow.pitch else 0,
         isinstance(flow.elementwise, JohnsonSU), johnson.LIGHTEST, johnson.HEAVIEST, johnson.MOST_SKEWED,
-        float(flow.elementwise.bound),
+        johnson.LINEAR_FROM, float(flow.elementwise.bound),  # type: ignore[arg-type]
     )  # fmt: skip

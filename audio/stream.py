@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from io import BufferedReader
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -47,14 +48,15 @@ def stream(
     if flow.speakers and speaker is None:
         raise UserError("the model has several speakers: add --speaker.")
     number = None if speaker is None else torch.tensor([speaker_number(flow, speaker, speaker_names(model))])
-    read = mel_frames(sys.stdin.buffer, flow.spec) if given == "mel" else analysed(sys.stdin.buffer, flow.spec)
+    source = cast(BufferedReader, sys.stdin.buffer)
+    read = mel_frames(source, flow.spec) if given == "mel" else analysed(source, flow.spec)
     for waveform in synthesise(flow, read, number, temperature, seed):
         samples = (waveform[0].float().clamp(-1, 1) * 32_767).round().short().cpu().numpy()
         sys.stdout.buffer.write(samples.astype("<i2").tobytes())
         sys.stdout.buffer.flush()
 
 
-def mel_frames(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
+def mel_frames(source: BufferedReader, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
     """Log-mel frames from a file of float32, as they arrive.
 
     Raises:
@@ -66,7 +68,7 @@ def mel_frames(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 ban
         yield mel
 
 
-def analysed(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
+def analysed(source: BufferedReader, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands frames"]]:
     """Log-mel frames of 16-bit audio that arrives: those of the whole audio by `log_mel`, up to rounding.
 
     Raises:
@@ -86,11 +88,10 @@ def analysed(source: BinaryIO, spec: MelSpec) -> Iterator[Float[Tensor, "1 bands
     yield mel[:, :, done - first :]
 
 
-def _arrays(source: BinaryIO, kind: str, group: int, name: str) -> Iterator[np.ndarray]:
+def _arrays(source: BufferedReader, kind: str, group: int, name: str) -> Iterator[np.ndarray]:
     """Whole groups of numbers, as they arrive."""
     size, left = np.dtype(kind).itemsize * group, b""
-    read = getattr(source, "read1", source.read)
-    while more := read(READ):
+    while more := source.read1(READ):
         left += more
         whole = len(left) // size * size
         if whole:

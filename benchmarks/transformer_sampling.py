@@ -54,7 +54,7 @@ def growing_inverse(flow: Autoregressive, z: Tensor, keep_list: bool) -> Tensor:
     x = torch.empty_like(z[:, :0])
     previous = torch.zeros_like(z[:, :1])
     for position in range(z.shape[1]):
-        hidden = network.enter(previous) + network.positions[position]
+        hidden = network.input_proj(previous) + network.positions[position]
         for number, block in enumerate(network.blocks):
             joint = block.query_key_value(block.norm_attention(hidden)).unflatten(-1, (3, block.heads, -1))
             query, key, value = joint.permute(2, 0, 3, 1, 4)
@@ -62,9 +62,11 @@ def growing_inverse(flow: Autoregressive, z: Tensor, keep_list: bool) -> Tensor:
             key, value = torch.cat(keys, 2), torch.cat(values, 2)
             caches[number] = (keys, values) if keep_list else ([key], [value])
             seen = F.scaled_dot_product_attention(query, key, value)
-            hidden = hidden + block.merge(seen.transpose(1, 2).flatten(2))
-            hidden = hidden + block.contract(F.gelu(block.expand(block.norm_perceptron(hidden))))
-        parameters = network.leave(network.norm(hidden)).unflatten(-1, (network.channels, network.parameter_count))
+            hidden = hidden + block.out_proj(seen.transpose(1, 2).flatten(2))
+            hidden = hidden + block.fc2(F.gelu(block.fc1(block.norm_perceptron(hidden))))
+        parameters = network.output_proj(network.norm(hidden)).unflatten(
+            -1, (network.channels, network.parameter_count)
+        )
         previous, _ = flow.elementwise.inverse(z[:, position : position + 1], parameters)
         x = torch.cat([x, previous], 1)
     return x

@@ -34,7 +34,7 @@ def operations(flow: WaveFlow) -> int:
     """Multiplications and additions for a sample by the convolutions of all flows, as they are trained."""
     count = 0
     for network in flow.bijection.networks:
-        convolutions = [network.enter, network.leave]
+        convolutions = [network.input_proj, network.output_proj]
         convolutions += [convolution for layer in network.stack for convolution in (layer.convolution, layer.mix)]
         count += sum(2 * convolution.weight.numel() for convolution in convolutions)
     return count

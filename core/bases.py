@@ -1,4 +1,4 @@
-"""Base densities: what the latents of a flow are distributed like."""
+"""Base densities: the distributions of the latents of a flow."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from arflows.core.runtime.noise import Distribution, PerExample
 
 
 class Base(nn.Module, ABC):
-    """A density over latents of one shape.
+    """Density over latents of a fixed shape.
 
     Args:
         shape: shape of a latent, without the batch dimension.
@@ -24,14 +24,14 @@ class Base(nn.Module, ABC):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        # Carries the device and dtype in which to sample.
+        # Device and dtype of samples.
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     @abstractmethod
     def log_prob(
         self, z: Float[Tensor, "batch *shape"], context: Float[Tensor, "batch features"] | None = None
     ) -> Float[Tensor, " batch"]:
-        """Log-density in nats."""
+        """Return the log-density of each latent in nats."""
 
     @abstractmethod
     def sample(
@@ -42,18 +42,18 @@ class Base(nn.Module, ABC):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "count *shape"]:
-        """Draws ``count`` latents.
+        """Draw ``count`` latents.
 
         Args:
-            count: how many.
-            context: what to condition on, one row for each latent.
-            temperature: multiplies the standard deviation; below 1 for samples nearer to the mode.
-            generator: source of randomness; a CPU generator gives the same latents on every device, and `PerExample`
-                whatever they are drawn together with.
+            count: number of latents.
+            context: context of each latent.
+            temperature: factor on the standard deviation; below 1 for samples nearer to the mode.
+            generator: source of randomness. A CPU generator gives the same latents on every device, and a `PerExample`
+                gives latents that do not depend on the others in their batch.
         """
 
     def _draw(self, distribution: Distribution, count: int, generator: torch.Generator | None) -> Tensor:
-        """Noise of the latents' shape, drawn where the generator lives and moved to where the base lives."""
+        """Draw noise of the latents' shape on the generator's device and move it to the base's."""
         if isinstance(generator, PerExample):
             return generator.draw(distribution, count, self.shape, self.origin.dtype).to(self.origin.device)
         device = generator.device if generator is not None else self.origin.device
@@ -63,10 +63,17 @@ class Base(nn.Module, ABC):
 
 
 class StandardNormal(Base):
-    """Independent standard normal variables."""
+    """Independent standard normal variables.
+
+    >>> base = StandardNormal((3,))
+    >>> base.log_prob(torch.zeros(2, 3))
+    tensor([-2.7568, -2.7568])
+    >>> base.sample(5).shape
+    torch.Size([5, 3])
+    """
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density in nats."""
+        """Return the log-density of each latent in nats."""
         return sum_except_batch(-0.5 * (z.square() + math.log(2 * math.pi)))
 
     def sample(
@@ -77,18 +84,19 @@ class StandardNormal(Base):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws latents with standard deviation ``temperature``."""
+        """Draw latents with standard deviation ``temperature``."""
         return temperature * self._draw("normal", count, generator)
 
 
 class DiagonalNormal(Base):
-    """Independent normal variables with learned means and standard deviations, which may depend on a context.
-
-    Starts as the standard normal.
+    """Independent normal variables with learned means and standard deviations; the initial ones are 0 and 1.
 
     Args:
         shape: shape of a latent, without the batch dimension.
-        context_features: size of the context that mean and log-scale depend on linearly; 0 for none.
+        context_features: size of a context that adds a linear function to mean and log-scale; 0 for none.
+
+    >>> DiagonalNormal((3,), context_features=2).sample(5, torch.randn(5, 2)).shape
+    torch.Size([5, 3])
     """
 
     def __init__(self, shape: tuple[int, ...], context_features: int = 0) -> None:
@@ -109,7 +117,7 @@ class DiagonalNormal(Base):
         return self.mean + shifts[:, 0], self.log_scale + shifts[:, 1]
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density in nats."""
+        """Return the log-density of each latent in nats."""
         mean, log_scale = self._mean_and_log_scale(context)
         standardized = (z - mean) * (-log_scale).exp()
         return sum_except_batch(-0.5 * (standardized.square() + math.log(2 * math.pi)) - log_scale)
@@ -122,16 +130,20 @@ class DiagonalNormal(Base):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws latents with ``temperature`` times the learned standard deviation."""
+        """Draw latents with ``temperature`` times the learned standard deviation."""
         mean, log_scale = self._mean_and_log_scale(context)
         return mean + temperature * log_scale.exp() * self._draw("normal", count, generator)
 
 
 class Uniform(Base):
-    """Independent variables, uniform on [0, 1]; log-density −∞ outside."""
+    """Independent variables, uniform on [0, 1]; log-density −∞ outside.
+
+    >>> Uniform((2,)).log_prob(torch.tensor([[0.2, 0.7], [0.2, 1.5]]))
+    tensor([0., -inf])
+    """
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density in nats: 0 inside the unit cube."""
+        """Return the log-density of each latent in nats: 0 inside the unit cube."""
         inside = ((z >= 0) & (z <= 1)).flatten(1).all(1)
         return zero_log_det(z).masked_fill(~inside, -math.inf)
 
@@ -143,10 +155,10 @@ class Uniform(Base):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws latents.
+        """Draw latents.
 
         Raises:
-            UserError: for a temperature other than 1, which a uniform density has no notion of.
+            UserError: if the temperature is not 1, which a uniform density does not support.
         """
         if temperature != 1.0:
             raise UserError(f"temperature={temperature} has no meaning for a uniform base density; leave it at 1")

@@ -1,17 +1,17 @@
-"""Flows: the contract of all models with a likelihood, and those of a base density and a bijection."""
+"""Interface of all models with a likelihood, and flows of a base density and a bijection."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import prod
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from arflows.core.bases import Base
-from arflows.core.bijections.base import Bijection
+from arflows.core.bijections.base import Bijection, refuse_half_precision
 from arflows.core.bijections.normalization import initialize
 from arflows.core.dequantization import Dequantizer
 from arflows.core.inversion import Solver, use_solver
@@ -19,38 +19,43 @@ from arflows.core.runtime.errors import UserError
 
 
 class Flow(nn.Module, ABC):
-    """A model that gives examples a likelihood, and draws examples.
+    """Model that computes likelihoods of examples and draws examples.
 
-    Training, likelihood figures and the command line rely on this interface alone. Conditions (a context, class labels,
-    a mel spectrogram) follow the examples as arguments of the flow's own.
+    Training, likelihood estimates and the command line use only this interface. Conditions (a context, class labels, a
+    mel spectrogram) are further arguments, which each flow defines.
 
     Every flow has `log_prob`, `sample`, `likelihood`, `dims`, `device`, `dtype` and `initialize`. Two parts are
-    optional: the latents (`encode`, `decode`, `round_trip_error`, see `has_latents`) and `sample_with_log_prob` (see
-    `scores_samples`). A flow offers a part by defining its methods; those defined here raise `UserError`.
+    optional: latents (`encode`, `decode`, `round_trip_error`, see `has_latents`) and `sample_with_log_prob` (see
+    `scores_samples`). A flow offers a part by defining its methods; the methods of this class raise `UserError`.
     """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the parameters; ``to``, ``half``, ``cuda`` and the like call this method."""
+        refuse_half_precision(fn)
+        return super()._apply(fn, recurse)
 
     @abstractmethod
     def log_prob(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, " batch"]:
-        """Log-likelihood of each example in nats, of the kind that `likelihood` names.
+        """Return the log-likelihood of each example in nats; `likelihood` names its kind.
 
         Args:
             x: examples: a tensor of them, or what `sample` returns.
-            *conditions: what to condition on, one row for each example.
-            **options: the flow's own.
+            *conditions: conditions, one row for each example.
+            **options: options of the flow.
         """
 
     def forward(self, *arguments: Any, **options: Any) -> Float[Tensor, " batch"]:
-        """Log-likelihood of each example; the same as `log_prob`, for tools that call a module."""
+        """Return `log_prob`, for tools that call a module."""
         return self.log_prob(*arguments, **options)
 
     @abstractmethod
     def sample(self, count: int, /, *conditions: Any, **options: Any) -> Tensor | Sequence[Any]:
-        """Draws examples, in evaluation mode and without gradients.
+        """Draw examples, in evaluation mode and without gradients.
 
         Args:
-            count: how many.
-            *conditions: what to condition on, one row for each example.
-            **options: the flow's own.
+            count: number of examples.
+            *conditions: conditions, one row for each example.
+            **options: options of the flow.
 
         Returns:
             ``count`` examples, in a form that `log_prob` takes.
@@ -59,7 +64,7 @@ class Flow(nn.Module, ABC):
     def sample_with_log_prob(
         self, count: int, /, *conditions: Any, **options: Any
     ) -> tuple[Tensor | Sequence[Any], Float[Tensor, " count"]]:
-        """Draws examples, and gives what `log_prob` returns for each of them; arguments are those of `sample`.
+        """Draw examples and return `log_prob` of each; arguments are those of `sample`.
 
         Raises:
             UserError: if the flow does not offer it, see `scores_samples`.
@@ -67,7 +72,7 @@ class Flow(nn.Module, ABC):
         self._not_offered("sample_with_log_prob")
 
     def encode(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, "batch *latent"]:
-        """Data → latent, in evaluation mode; arguments are those of `log_prob`.
+        """Map data → latent in evaluation mode; arguments are those of `log_prob`.
 
         Raises:
             UserError: if the flow has no latents, see `has_latents`.
@@ -75,7 +80,7 @@ class Flow(nn.Module, ABC):
         self._not_offered("encode")
 
     def decode(self, z: Float[Tensor, "batch *latent"], /, *conditions: Any, **options: Any) -> Tensor | Sequence[Any]:
-        """Latent → data, in evaluation mode; conditions are those of `log_prob`.
+        """Map latent → data in evaluation mode; conditions are those of `log_prob`.
 
         Raises:
             UserError: if the flow has no latents, see `has_latents`.
@@ -83,7 +88,7 @@ class Flow(nn.Module, ABC):
         self._not_offered("decode")
 
     def round_trip_error(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, " batch"]:
-        """Difference of each example from what its latents decode to; arguments are those of `log_prob`.
+        """Return the largest difference of each example from its decoded latents; arguments are those of `log_prob`.
 
         Raises:
             UserError: if the flow has no latents, see `has_latents`.
@@ -121,7 +126,7 @@ class Flow(nn.Module, ABC):
         return next(self.parameters()).dtype
 
     def initialize(self, x: Any, /, *conditions: Any, **options: Any) -> None:
-        """Initialises the layers that start from data (`ActNorm`) by one batch; initialised layers are left alone.
+        """Initialise the layers that start from data (`ActNorm`, `Standardize`) by one batch; others stay as they are.
 
         Args:
             x: examples.
@@ -136,7 +141,7 @@ class Flow(nn.Module, ABC):
 
 
 class BijectiveFlow(Flow):
-    """The density p(x) = p_base(z) · |det ∂z/∂x| with z = bijection(x).
+    """Flow with the density p(x) = p_base(z) · |det ∂z/∂x|, where z = bijection(x).
 
     Rezende & Mohamed, "Variational inference with normalizing flows", 2015 (arXiv:1505.05770), equation 5; for a
     survey Papamakarios et al. 2021 (arXiv:1912.02762).
@@ -146,9 +151,16 @@ class BijectiveFlow(Flow):
     Args:
         base: density of the latents.
         bijection: map from data (``forward``) to latents.
-        dequantizer: turns integer data into points of the bijection's domain; None for continuous data.
-        context_encoder: turns what the user conditions on (class labels, say) into the (batch, features) context that
-            base and bijection take; None passes it on as it is.
+        dequantizer: map from integer data to points of the bijection's domain; None for continuous data.
+        context_encoder: map from the user's conditions (class labels, for example) to the context (batch, features) of
+            base and bijection; None for the identity.
+
+    >>> from arflows.core.bases import StandardNormal
+    >>> from arflows.core.bijections import ActNorm
+    >>> flow = BijectiveFlow(StandardNormal((3,)), ActNorm(3))
+    >>> x, log_prob = flow.sample_with_log_prob(5)
+    >>> torch.allclose(flow.log_prob(x), log_prob)
+    True
     """
 
     def __init__(
@@ -166,7 +178,7 @@ class BijectiveFlow(Flow):
 
     @property
     def likelihood(self) -> Literal["exact", "density", "bound"]:
-        """Kind of `log_prob`: a density of continuous data, or what the dequantizer makes of it."""
+        """Kind of `log_prob`: a density for continuous data, otherwise that of the dequantizer."""
         return "density" if self.dequantizer is None else self.dequantizer.likelihood
 
     @property
@@ -187,9 +199,9 @@ class BijectiveFlow(Flow):
     def log_prob(
         self, x: Shaped[Tensor, "batch *event"], context: Shaped[Tensor, "batch ..."] | None = None
     ) -> Float[Tensor, " batch"]:
-        """Log-likelihood of each example in nats; `likelihood` says of which kind.
+        """Return the log-likelihood of each example in nats; `likelihood` names its kind.
 
-        With a dequantizer every call draws new noise from torch's global generator.
+        With a dequantizer, every call draws new noise from torch's global generator.
         """
         encoded = self._encode_context(context)
         y, log_cell = (x, 0.0) if self.dequantizer is None else self.dequantizer(x)
@@ -206,14 +218,14 @@ class BijectiveFlow(Flow):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> Shaped[Tensor, "count *event"]:
-        """Draws ``count`` examples, in evaluation mode and without gradients.
+        """Draw ``count`` examples, in evaluation mode and without gradients.
 
         Args:
-            count: how many.
-            context: what to condition on, one row for each example.
-            temperature: multiplies the base density's standard deviation.
+            count: number of examples.
+            context: context of each example.
+            temperature: factor on the standard deviation of the base density.
             generator: source of randomness; a CPU generator gives the same latents on every device.
-            solver: how autoregressive parts are inverted; None for the active solver, `Sequential` by default.
+            solver: solver for autoregressive parts; None for the active solver, `Sequential` by default.
 
         Raises:
             InversionError: if the solver finds no solution.
@@ -233,7 +245,7 @@ class BijectiveFlow(Flow):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Shaped[Tensor, "count *event"], Float[Tensor, " count"]]:
-        """Draws examples, and gives what `log_prob` returns for each of them, in nats; arguments are those of `sample`.
+        """Draw examples and return `log_prob` of each, in nats; arguments are those of `sample`.
 
         The log-likelihood is that of the model at temperature 1 at any temperature of the samples. With a dequantizer
         it is computed with noise of its own, as by a call of `log_prob`.
@@ -249,7 +261,7 @@ class BijectiveFlow(Flow):
     def encode(
         self, x: Shaped[Tensor, "batch *event"], context: Shaped[Tensor, "batch ..."] | None = None
     ) -> Float[Tensor, "batch *latent"]:
-        """Data → latent, in evaluation mode; integers enter as the middles of their cells."""
+        """Map data → latent in evaluation mode; integers are mapped to the midpoints of their cells first."""
         with evaluating(self):
             y = x if self.dequantizer is None else self.dequantizer.midpoint(x)
             return self.bijection(y, self._encode_context(context))[0]
@@ -257,7 +269,7 @@ class BijectiveFlow(Flow):
     def decode(
         self, z: Float[Tensor, "batch *latent"], context: Shaped[Tensor, "batch ..."] | None = None
     ) -> Shaped[Tensor, "batch *event"]:
-        """Latent → data, in evaluation mode."""
+        """Map latent → data in evaluation mode."""
         with evaluating(self):
             y, _ = self.bijection.inverse(z, self._encode_context(context))
         return y if self.dequantizer is None else self.dequantizer.quantize(y)

@@ -1,15 +1,12 @@
-"""Likelihoods as the field reports them: bits per dimension, its standard error, what kind of figure it is, typicality.
+"""Likelihood estimates: bits per dimension with standard errors and kinds, importance-weighted bounds, typicality.
 
-Models of discrete data see integers ``x`` made continuous by noise ``u`` (dequantisation). What a flow computes then
-is ``E_u[log p(x + u) - log q(u | x)] <= log P(x)`` (Theis et al. 2016, arXiv:1511.01844; Ho et al. 2019,
-arXiv:1902.00275): a **lower bound** on the log-probability, hence an upper bound on bits per dimension. Figures say so;
-see `Estimate`.
+For discrete data, integers ``x`` are made continuous by noise ``u`` (dequantisation). A flow then computes ``E_u[log
+p(x + u) - log q(u | x)] <= log P(x)`` (Theis et al. 2016, arXiv:1511.01844; Ho et al. 2019, arXiv:1902.00275): a
+**lower bound** on the log-probability, hence an upper bound on bits per dimension. `Estimate` names the kind.
 """
 
-import csv
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -21,43 +18,49 @@ from torch import Tensor
 
 from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.files import replacing
 from arflows.core.runtime.noise import fixed_noise, seed_of
+from arflows.core.runtime.pretrained import FACTS_FILE, model_folder, training_facts
 from arflows.core.runtime.processes import distributed_map
 
 Batch: TypeAlias = dict[str, Tensor]
-"""Fields of a batch: "x", the examples, and what they are conditioned on, see `call_with`."""
+"""Fields of a batch: "x", the examples, and their conditions, see `call_with`."""
 
 Result = TypeVar("Result")
 
 Kind: TypeAlias = Literal["exact", "density", "bound"]
-"""The log-probability itself, a density of continuous data, or a lower bound on the log-probability."""
+"""Log-probability, density of continuous data, or lower bound on the log-probability."""
 
 
 def bits_per_dim(log_prob: Float[Tensor, "*shape"], dims: int) -> Float[Tensor, "*shape"]:
-    """Turns log-probabilities into bits per dimension, ``-log p / (dims ln 2)``.
+    """Convert log-probabilities to bits per dimension, ``-log p / (dims ln 2)``.
 
     Args:
         log_prob: Log-probabilities in nats.
         dims: Dimensions of one example: height × width × channels of an image.
 
     Returns:
-        Bits per dimension; lower is better. Negative values are right for densities of continuous data.
+        Bits per dimension; lower is better. They can be negative for densities of continuous data.
+
+    >>> bits_per_dim(torch.tensor([-5545.18]), dims=1000)
+    tensor([8.0000])
     """
     return -log_prob / (dims * math.log(2))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples with all that is needed to compare it honestly.
+    """Mean negative log-likelihood of examples with its standard error, unit and kind.
 
     Attributes:
-        value: The mean over examples.
-        standard_error: Standard deviation over examples / sqrt(count): how far another test set of this size may lie.
-        unit: What ``value`` is in (always of the negative log-likelihood; lower is better).
-        kind: "exact", "density" or "bound"; of a bound, the true value is at most ``value``.
-        count: The number of examples.
-        protocol: How the data were made continuous, e.g. "uniform dequantisation, 1 draw"; empty for continuous data.
+        value: Mean over the examples; lower is better.
+        standard_error: Standard deviation over the examples / sqrt(count).
+        unit: Unit of ``value``.
+        kind: "exact", "density" or "bound"; for a bound, the true value is at most ``value``.
+        count: Number of examples.
+        protocol: Dequantisation of the data, e.g. "uniform dequantisation, 1 draw"; empty for continuous data.
+
+    >>> print(Estimate.of(torch.tensor([-1.0, -3.0]), dims=None, kind="density"))
+    log-likelihood -2.0000 ± 1.0000 (s.e.) nats, density of continuous data, over 2 examples
     """
 
     value: float
@@ -69,19 +72,16 @@ class Estimate:
 
     @classmethod
     def of(cls, log_prob: Float[Tensor, " count"], dims: int | None, kind: Kind, protocol: str = "") -> "Estimate":
-        """Averages log-probabilities of examples.
+        """Average the log-probabilities of examples in float64.
 
         Args:
-            log_prob: Log-probabilities in nats, one an example.
+            log_prob: Log-probabilities in nats, one for each example.
             dims: Dimensions of one example, for bits/dim; None for nats.
-            kind: What the log-probabilities are.
-            protocol: How the data were made continuous.
-
-        Returns:
-            The figure, computed in float64.
+            kind: Kind of the log-probabilities.
+            protocol: Dequantisation of the data.
 
         Raises:
-            UserError: If there is no example.
+            UserError: If there are no examples.
         """
         if len(log_prob) == 0:
             raise UserError("no example to average over: the data set or split is empty; prepare one with examples.")
@@ -92,7 +92,7 @@ class Estimate:
         return cls(values.mean().item(), error, unit, kind, len(values), protocol)
 
     def as_dict(self) -> dict[str, Any]:
-        """The figure as plain values, for JSON."""
+        """Return the estimate as plain values, for JSON."""
         return {"quantity": "negative log-likelihood", **asdict(self)}
 
     def __str__(self) -> str:
@@ -104,20 +104,25 @@ class Estimate:
         by = f" by {self.protocol}" if self.protocol else ""
         spread = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f} (s.e.)"
         examples = "1 example" if self.count == 1 else f"{self.count:,} examples"
-        # Nats are told as log-likelihoods, like the columns of every verb; bits per dimension by their own convention.
+        # Nats are printed as log-likelihoods, like the columns of every command; bits per dimension are negative ones.
         figure = f"{self.value:.4f}" if self.unit == "bits/dim" else f"log-likelihood {-self.value:.4f}"
         return f"{figure}{spread} {self.unit}, {meaning}{by}, over {examples}"
 
 
 def dequantization(flow: Flow, draws: int = 1) -> str:
-    """How a flow's integers were made continuous, as `Estimate.protocol` has it; empty for continuous data."""
+    """Return `Estimate.protocol` for a flow; empty for continuous data.
+
+    Args:
+        flow: The flow.
+        draws: Number of draws of dequantisation noise.
+    """
     if not isinstance(flow, BijectiveFlow) or flow.dequantizer is None:
         return ""
     return f"{flow.dequantizer.protocol}, {draws} {'draw' if draws == 1 else 'draws'}"
 
 
 def call_with(method: Callable[..., Result], batch: Batch) -> Result:
-    """Calls a method of a flow with the fields of a batch: ``method(x, context, **others)``.
+    """Call a method of a flow with the fields of a batch: ``method(x, context, **others)``.
 
     A field named "context" is the second positional argument, whatever the flow calls it; the other fields are keyword
     arguments, such as ``mel`` and ``speaker`` of speech.
@@ -132,35 +137,35 @@ def call_with(method: Callable[..., Result], batch: Batch) -> Result:
 
 @torch.no_grad()
 def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Float[Tensor, " count"]:
-    """Log-probability of every example, by one or several draws of dequantisation noise.
+    """Compute the log-probability of every example, by one or several draws of dequantisation noise.
 
     With ``draws`` K > 1 this is the importance-weighted bound ``log 1/K sum_k p(x + u_k) / q(u_k | x)`` (Burda et al.
     2016, arXiv:1509.00519; for dequantisation Hoogeboom et al. 2020, arXiv:2001.11235). It is still a lower bound, in
     expectation never looser than with fewer draws, and tends to the log-probability as K grows. Compare figures only
     at equal K.
 
-    The noise depends on the seed, the batch's index and its size alone, so that a run can be repeated. Processes at one
-    task (see `core.processes`) share the batches, and each gets all results.
+    The noise depends only on the seed, the index of the batch and its size, so that runs are repeatable. Processes of a
+    distributed session (see `core.runtime.processes`) share the batches, and each gets all results.
 
     Args:
-        flow: The flow, on the device to compute on. It computes in evaluation mode.
+        flow: The flow, which computes in evaluation mode on its own device.
         batches: Batches of examples, on any device.
-        draws: K, the number of dequantisation draws; more than one only makes sense for a bound.
+        draws: Number K of dequantisation draws; 1 unless the likelihood is a bound.
         seed: Seed of the dequantisation noise.
 
     Returns:
         Log-probabilities in nats, float64, on the CPU, in the order of the examples.
 
     Raises:
-        UserError: If ``draws`` is not positive, or is more than one where there is no noise to draw.
+        UserError: If ``draws`` is not positive, or is more than one for a likelihood that is not a bound.
     """
     if draws < 1:
-        raise UserError(f"draws is {draws}: give the number of dequantisation draws, 1 or more.")
+        raise UserError(f"draws={draws} must be at least 1")
     if draws > 1 and flow.likelihood != "bound":
-        raise UserError(f"draws is {draws}, but this model's likelihood is not a bound: leave draws at 1.")
+        raise UserError(f"draws={draws} needs a model whose likelihood is a bound: use draws=1")
     device = flow.device
 
-    def of_batch(index: int, batch: Batch) -> Tensor:
+    def batch_log_probs(index: int, batch: Batch) -> Tensor:
         moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
         with fixed_noise(seed_of(seed, "log_prob", index), device):
             total = call_with(flow.log_prob, moved).cpu().double()
@@ -169,17 +174,21 @@ def log_probs(flow: Flow, batches: Iterable[Batch], *, draws: int = 1, seed: int
         return total - math.log(draws)
 
     with evaluating(flow):
-        results = list(distributed_map(batches, of_batch))
+        results = list(distributed_map(batches, batch_log_probs))
     return torch.cat(results) if results else torch.empty(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """How a model scores its training data, kept so that new examples can be judged without that data.
+    """Scores of training data, for comparing new examples with it.
 
     Attributes:
         scores: Sorted scores (bits/dim or nats, lower is likelier) of a sample of training examples.
-        mean: Their mean: an estimate of the model's entropy in the same unit, if the model fits its data.
+        mean: Mean of the scores, an estimate of the model's entropy if the model fits its data.
+
+    >>> reference = Reference.of(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    >>> reference.percentile(np.array([2.5, 9.0]))
+    array([ 50., 100.])
     """
 
     scores: np.ndarray
@@ -187,77 +196,59 @@ class Reference:
 
     @classmethod
     def of(cls, scores: Float[Tensor, " count"]) -> "Reference":
-        """Keeps the scores of a sample of training examples."""
+        """Make a reference from the scores of a sample of training examples."""
         values = np.sort(scores.cpu().double().numpy())
         return cls(values, float(values.mean()))
 
     @classmethod
-    def load(cls, path: Path) -> "Reference | None":
-        """Reads the reference from a model folder's ``training.json``; None if the folder has none.
+    def load(cls, model: str | Path) -> "Reference | None":
+        """Read the reference that ``train`` leaves with a model; None if there is none.
+
+        Args:
+            model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
 
         Raises:
-            UserError: If the file is there but cannot be read.
+            UserError: If its file is there but cannot be read.
         """
-        if not path.is_file():
+        facts = training_facts(model)
+        if facts is None:
             return None
         try:
-            scores = json.loads(path.read_text())["train_scores"]
+            scores = facts["train_scores"]
             return cls(np.asarray(scores["sample"], dtype=np.float64), float(scores["mean"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} does not hold the training scores it should ({error}): export the model again."
+                f"{Path(model_folder(str(model))) / FACTS_FILE} does not hold the training scores it should "
+                f"({error}): export the model again."
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
-        """The reference as plain values, for JSON; six digits are kept."""
+        """Return the reference as plain values, for JSON, rounded to six digits."""
         return {"mean": self.mean, "sample": [float(f"{score:.6g}") for score in self.scores]}
 
     def percentile(self, scores: np.ndarray) -> np.ndarray:
-        """The share in percent of training examples that are likelier than each score (ties count half).
+        """Return the percentage of training examples that are likelier than each score; ties count half.
 
         Args:
             scores: Scores of new examples, any shape.
 
         Returns:
-            Percentiles in [0, 100], same shape: near 100 means less likely than almost all training examples.
+            Percentiles in [0, 100], same shape; near 100 for examples less likely than almost all training examples.
         """
         below = np.searchsorted(self.scores, scores, side="left")
         up_to = np.searchsorted(self.scores, scores, side="right")
         return 50.0 * (below + up_to) / len(self.scores)
 
     def typicality(self, scores: np.ndarray) -> np.ndarray:
-        """Distance of groups of examples from the typical set (Nalisnick et al. 2019, arXiv:1906.02994).
+        """Return the distance of groups of examples from the typical set (Nalisnick et al. 2019, arXiv:1906.02994).
 
-        ``|1/M sum_m score_m - mean|``. Out-of-distribution inputs may be *likelier* than the training data, as SVHN is
-        under a CIFAR-10 flow; they are then not typical. The larger the group, the sharper the test.
+        The distance is ``|1/M sum_m score_m - mean|``. Out-of-distribution inputs can be *likelier* than the training
+        data, as SVHN is under a CIFAR-10 flow, but not typical. Larger groups give a sharper test.
 
         Args:
             scores: Scores of shape (..., M); M = 1 judges single examples.
 
         Returns:
-            The statistic in the scores' unit, shape (...); 0 is perfectly typical.
+            Distances in the unit of the scores, shape (...); 0 is perfectly typical.
         """
         return np.abs(scores.mean(-1) - self.mean)
-
-
-def write_scores(
-    out: Path, columns: Mapping[str, Sequence[str]], scores: Float[np.ndarray, " count"], reference: Reference | None
-) -> None:
-    """Writes a CSV file of scored examples, with the columns percentile and typicality added.
-
-    Args:
-        out: The file; replaced if it exists.
-        columns: What is written of each example, such as its name and its score.
-        scores: The scores, as `Reference` has them.
-        reference: How the model scores its training data; without it the two columns stay empty.
-    """
-    compared = {
-        "percentile": [f"{value:.2f}" for value in reference.percentile(scores)] if reference else [""] * len(scores),
-        "typicality": (
-            [f"{value:.6f}" for value in reference.typicality(scores[:, None])] if reference else [""] * len(scores)
-        ),
-    }
-    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, *compared])
-        writer.writerows(zip(*columns.values(), *compared.values(), strict=True))

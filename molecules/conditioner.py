@@ -73,8 +73,8 @@ class GraphTransformer(nn.Module):
         self.row_hidden = nn.Linear(width, 2 * width)
         self.key = nn.Linear(width, pointer)
         self.states = types * (MOST_USED + 1)
-        self.row_leave = nn.Linear(2 * width, 1 + 3 * (pointer + self.states + NEARNESS))
-        for head in (self.to_type, self.row_leave):
+        self.row_output_proj = nn.Linear(2 * width, 1 + 3 * (pointer + self.states + NEARNESS))
+        for head in (self.to_type, self.row_output_proj):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -163,8 +163,8 @@ class GraphTransformer(nn.Module):
             nearness: Their nearness, see `Decisions`.
         """
         state = self.norm_row(hidden + self.bound_embedding(types) + so_far)
-        leave = self.row_leave(F.relu(self.row_hidden(state)))
-        done, query, by_state, by_nearness = leave.split([1, 3 * self.pointer, 3 * self.states, 3 * NEARNESS], -1)
+        outputs = self.row_output_proj(F.relu(self.row_hidden(state)))
+        done, query, by_state, by_nearness = outputs.split([1, 3 * self.pointer, 3 * self.states, 3 * NEARNESS], -1)
         pointed = (query.unflatten(-1, (3, self.pointer)).flatten(1, 2) @ keys.mT).unflatten(1, (-1, 3))
         index = key_types.clamp_max(self.types - 1)[:, None] * (MOST_USED + 1) + used.clamp_max(MOST_USED)
         shape = pointed.shape
@@ -181,10 +181,10 @@ class _Block(nn.Module):
         self.heads = heads
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
-        self.merge = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
         self.norm_perceptron = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(
         self,
@@ -203,8 +203,8 @@ class _Block(nn.Module):
             cache[0, :, :, -hidden.shape[1] :] = key
             cache[1, :, :, -hidden.shape[1] :] = value
             seen = F.scaled_dot_product_attention(query, cache[0], cache[1], attn_mask=bias)
-        hidden = hidden + self.merge(seen.transpose(1, 2).flatten(2))
-        return hidden + self.contract(F.relu(self.expand(self.norm_perceptron(hidden))))
+        hidden = hidden + self.out_proj(seen.transpose(1, 2).flatten(2))
+        return hidden + self.fc2(F.relu(self.fc1(self.norm_perceptron(hidden))))
 
 
 def relation(distances: UInt8[Tensor, "*shape"], orders: UInt8[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:

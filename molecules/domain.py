@@ -13,4 +13,5 @@ DOMAIN = Domain(
         "score": "give each molecule its exact log-probability, rank a library",
         "evaluate": "measure a trained flow: likelihood, three validities, MOSES' metrics, FCD",
     },
+    examples="molecules",
 )

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arflows.core.commands.domains import all_domains
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 
@@ -43,9 +45,9 @@ def run_section(path: Path) -> str:
     training, data = run["training"], run["data"]
     available = data["available"] or {}
     split = run["options"]["split"]
-    scored, what = data["counts"][split], NOUNS[path.parent.name]
+    scored, what = data["counts"][split], examples_of(path.parent.name)
     facts = {
-        **FIGURES[path.parent.name](run),
+        **FIGURES.get(path.parent.name, all_figures)(run),
         "data": f"{data['source']}: {split} split, {available.get(split, scored):,} {what} available, "
         f"{scored:,} scored; trained on {data['counts']['train']:,}, chosen by {data['counts'].get('val', 0):,}",
         "model": f"{run['model']['class']}, {run['model']['parameters']:,} parameters",
@@ -59,7 +61,7 @@ def run_section(path: Path) -> str:
     lines = [f"### {path.stem}\n", *table(["", ""], facts.items()), ""]
     picture = path.with_suffix(".png")
     if picture.is_file():
-        lines += [f"![samples of {path.stem}](../{picture.relative_to(ROOT)})\n"]
+        lines += [f"![samples of {path.stem}](../results/{path.parent.name}/{picture.name})\n"]
     return "\n".join(lines)
 
 
@@ -152,9 +154,25 @@ def with_interval(figure: dict[str, Any]) -> str:
 
 
 FIGURES = {"audio": speech_figures, "vision": image_figures, "molecules": molecule_figures}
-"""For each domain what its ``evaluate`` measured, as lines of a table."""
+"""The figures of a domain's ``evaluate`` as lines of a table, where `all_figures` does not say enough."""
 
-NOUNS = {"audio": "utterances", "vision": "images", "molecules": "molecules"}
+
+def all_figures(run: dict[str, Any]) -> dict[str, str]:
+    """Every figure of an evaluation that is a value, with its standard error and its unit."""
+    figures = {name: each for name, each in run.items() if isinstance(each, dict) and each.get("value") is not None}
+    return {name.replace("_", " "): text_of(figure) for name, figure in figures.items()}
+
+
+def text_of(figure: dict[str, Any]) -> str:
+    """A figure with its standard error and unit, where it has them."""
+    error = f" ± {figure['standard_error']:.4g} (s.e.)" if figure.get("standard_error") is not None else ""
+    count = f", over {figure['count']:,}" if "count" in figure else ""
+    return f"**{figure['value']:.4g}{error}** {figure.get('unit', '')}".rstrip() + count
+
+
+def examples_of(domain: str) -> str:
+    """The name of a domain's examples, as the domain gives it where it is installed."""
+    return next((each.examples for each in all_domains() if each.name == domain), "examples")
 
 
 def logit_space(figure: dict[str, Any] | None) -> dict[str, str]:

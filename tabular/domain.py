@@ -1,4 +1,4 @@
-"""What the tabular domain offers on the command line."""
+"""Entry of the tabular domain on the command line."""
 
 from arflows.core.commands.domains import Domain
 
@@ -13,4 +13,5 @@ DOMAIN = Domain(
         "score": "give each row its log-density and where that lies among the training data",
         "evaluate": "measure a trained flow on a test split: log-likelihood, speed, round-trip error",
     },
+    examples="rows",
 )

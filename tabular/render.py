@@ -1,4 +1,4 @@
-"""What a person looks at: densities of the plane, and points drawn from them."""
+"""Plots of two-dimensional densities and of points."""
 
 from collections.abc import Sequence
 

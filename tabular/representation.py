@@ -1,4 +1,4 @@
-"""What an example is to a model: a vector of numbers, and perhaps another that it is conditioned on."""
+"""Settings of tables that data and model share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ class TableSpec(Spec):
     Attributes:
         features: Numbers in an example.
         context: Numbers that its density is conditioned on; 0 for nothing.
+
+    >>> TableSpec(features=3).differences(TableSpec(features=3, context=1))
+    ['context 0 ≠ 1']
     """
 
     features: int

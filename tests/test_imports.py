@@ -3,22 +3,22 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DOMAINS = sorted(PYPROJECT["project"]["entry-points"]["arflows.domains"])
 MAY_IMPORT = {
     "core": {"core", "-core.training", "-core.commands"},
     "core.runtime": {"core.runtime"},
     "core.training": {"core", "-core.commands"},
     "core.commands": {"core"},
     "data": {"data", "core.runtime.errors", "core.runtime.files"},
-    "audio": {"audio", "core", "data"},
-    "vision": {"vision", "core", "data"},
-    "molecules": {"molecules", "core", "data"},
-    "tabular": {"tabular", "core", "data"},
+    **{domain: {domain, "core", "data"} for domain in DOMAINS},
 }
 """The packages and, inside core, the storeys: what each may import, and after a minus what it may not.
 
@@ -155,11 +155,8 @@ LIGHT = [
     "core.commands.cli",
     "core.runtime.errors",
     "data",
-    "vision",
-    "vision.domain",
-    "audio",
-    "tabular",
-    "tabular.domain",
+    *DOMAINS,
+    *(f"{domain}.domain" for domain in DOMAINS),
 ]
 HEAVY = ["torch", "numpy", "lightning", "jsonargparse", "h5py", "matplotlib", "jinja2", "yaml", "PIL"]
 

@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["core", "data", "audio", "vision", "molecules", "tabular"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = sorted(PYPROJECT["tool"]["setuptools"]["package-dir"].values())
 
 
 def sources() -> list[Path]:
@@ -65,6 +65,18 @@ def test_wheel_holds_nothing_else(wheel):
 def test_every_folder_with_code_is_a_declared_package():
     folders = {".".join(["arflows", *path.parent.parts]) for path in sources()}
     assert folders == set(PYPROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_domain_is_a_package_and_every_package_is_one_of_these():
+    domains = PYPROJECT["project"]["entry-points"]["arflows.domains"]
+    assert set(PACKAGES) == {*domains, "core", "data"}
+    assert {name: entry for name, entry in domains.items() if entry != f"arflows.{name}.domain:DOMAIN"} == {}
+
+
+def test_the_makefile_knows_the_packages():
+    command = ["make", "--no-print-directory", "--eval", "show: ; @echo $(PACKAGES)", "show"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.split()) == PACKAGES
 
 
 def test_arflows_is_a_namespace_without_top_level_folders():

@@ -1,4 +1,4 @@
-"""What the vision domain offers on the command line."""
+"""Entry of the vision domain on the command line."""
 
 from arflows.core.commands.domains import Domain
 
@@ -13,4 +13,5 @@ DOMAIN = Domain(
         "score": "rank images by their likelihood: bits/dim, percentile, typicality",
         "evaluate": "measure a trained flow on a test split: bits/dim, speed, round-trip error",
     },
+    examples="images",
 )

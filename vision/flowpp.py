@@ -62,6 +62,10 @@ class FlowPlusPlus(ImageFlow):
 
     Raises:
         UserError: if the images are too small, or ``heads`` does not divide ``width``.
+
+    >>> flow = FlowPlusPlus(image_size=4, channels=1, blocks=1, width=4, heads=2, components=2).eval()
+    >>> flow.sample(2).shape
+    torch.Size([2, 1, 4, 4])
     """
 
     def __init__(

@@ -172,8 +172,6 @@ class ImageFlow(BijectiveFlow, Pretrained):
         if labels is None:
             return None
         self._check_labels(labels, count)
-        if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-            raise UserError(f"labels must lie between 0 and {self.classes - 1}, got {sorted(set(labels.tolist()))}")
         return labels.to(self.device)
 
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
@@ -183,6 +181,11 @@ class ImageFlow(BijectiveFlow, Pretrained):
             raise UserError("this model was trained without classes: leave the labels out")
         if labels is not None and labels.shape != (count,):
             raise UserError(f"expected one label for each of {count} images, got shape {tuple(labels.shape)}")
+        if labels is None or not count or torch.compiler.is_compiling():
+            return
+        lowest, highest = (int(bound) for bound in labels.aminmax())
+        if lowest < 0 or highest >= self.classes:
+            raise UserError(f"labels run from {lowest} to {highest}: give class numbers from 0 to {self.classes - 1}")
 
 
 class FramedDequantizer(Dequantizer):
@@ -220,6 +223,9 @@ def image_spec(image_size: int | Sequence[int], channels: int, bits: int = 8) ->
 
     Raises:
         UserError: if a size is not positive, or the bits are not 1 to 16.
+
+    >>> image_spec(32, 3).shape, image_spec((12, 20), 1).shape
+    ((3, 32, 32), (1, 12, 20))
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(*size, channels) < 1:
@@ -236,6 +242,9 @@ def framed_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]
 
     Raises:
         UserError: if the frame around the image would have to be as large as the image.
+
+    >>> framed_size(ImageSpec(28, 30, 1), halvings=2, setting="scales")
+    (28, 32)
     """
     size = min(spec.height, spec.width)
     most = (2 * size - 1).bit_length() - 1

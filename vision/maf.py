@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from arflows.core.bases import StandardNormal
-from arflows.core.bijections import Affine, BatchNorm, Bijection, Chain, Flatten, Logit
-from arflows.core.flows.autoregressive import autoregressive_layers
-from arflows.core.flows.base import normalized
+from arflows.core.bijections import Affine, BatchNorm, Chain, Flatten, Logit
+from arflows.core.flows.layers import autoregressive_layers, with_batch_norm
 from arflows.vision.image_flow import ImageFlow, image_spec
 
 
@@ -24,6 +23,13 @@ class MAF(ImageFlow):
         alpha: share of the unit interval kept free at each end: 1e-6 for MNIST, 0.05 for CIFAR-10 in the paper.
         classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
         bits: bits of a pixel value, 1 to 16.
+
+    >>> flow = MAF(image_size=(2, 3), channels=1, transforms=2, hidden_features=(8,), bits=12).eval()
+    >>> images = flow.sample(5)
+    >>> images.shape, images.dtype
+    (torch.Size([5, 1, 2, 3]), torch.int32)
+    >>> flow.log_prob(images).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -39,11 +45,10 @@ class MAF(ImageFlow):
     ) -> None:
         spec = image_spec(image_size, channels, bits)
         context_features = min(hidden_features[0], 64) if classes else 0
-        layers: list[Bijection] = autoregressive_layers(
-            Affine, spec.dims, context_features, transforms, hidden_features
-        )
-        standardize = [BatchNorm(spec.dims, statistics="batch")] if batch_norm else []
-        bijection = Chain(Logit(alpha), Flatten(spec.shape), *standardize, *normalized(layers, spec.dims, batch_norm))
+        layers = autoregressive_layers(Affine, spec.dims, context_features, transforms, hidden_features)
+        if batch_norm:
+            layers = [BatchNorm(spec.dims, statistics="batch"), *with_batch_norm(layers, spec.dims)]
+        bijection = Chain(Logit(alpha), Flatten(spec.shape), *layers)
         base = StandardNormal((spec.dims,))
         super().__init__(spec, bijection, base, (spec.height, spec.width), classes, context_features)
 
@@ -61,6 +66,9 @@ class MADE(MAF):
         alpha: share of the unit interval kept free at each end: 1e-6 for MNIST, 0.05 for CIFAR-10 in the paper.
         classes: number or names of the classes of a class-conditional model; 0 for an unconditional one.
         bits: bits of a pixel value, 1 to 16.
+
+    >>> MADE(image_size=(2, 3), channels=1, hidden_features=(8,)).dims
+    6
     """
 
     def __init__(

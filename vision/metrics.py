@@ -1,4 +1,4 @@
-"""What is measured of images beside likelihood."""
+"""Metrics of images other than the likelihood."""
 
 from collections.abc import Iterable
 from pathlib import Path

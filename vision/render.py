@@ -1,4 +1,4 @@
-"""What a person looks at: grids of images."""
+"""Pictures: grids of images, and image files."""
 
 from pathlib import Path
 
@@ -27,6 +27,9 @@ def grid(
 
     Returns:
         One colour image of 8 bits.
+
+    >>> grid(torch.zeros(4, 1, 32, 40, dtype=torch.uint8)).shape
+    torch.Size([3, 70, 86])
     """
     if bits != 8:
         images = (images.long() * 255 // ((1 << bits) - 1)).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""What an image is to a model: integers in a tensor (channels, height, width), and the settings that make it so."""
+"""Images as tensors of integers (channels, height, width), and the settings that data and model share."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ class ImageSpec(Spec):
         width: Columns of pixels.
         channels: 1 for grey, 3 for colour.
         bits: Bits of each pixel and channel: the values are 0 … 2^bits - 1.
+
+    >>> spec = ImageSpec(height=12, width=20, channels=1, bits=12)
+    >>> spec.dims, spec.shape, spec.levels
+    (240, (1, 12, 20), 4096)
+    >>> spec.differences(ImageSpec(12, 12, 1))
+    ['width 20 ≠ 12', 'bits 12 ≠ 8']
     """
 
     height: int

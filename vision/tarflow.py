@@ -46,6 +46,10 @@ class TarFlow(ImageFlow):
 
     Raises:
         UserError: if the patches do not tile the image, or a setting is out of range.
+
+    >>> flow = TarFlow(8, 1, patch_size=4, blocks=2, layers=1, width=8, heads=1, classes=["cat", "dog"]).eval()
+    >>> flow.sample(2, flow.class_number("dog")).shape
+    torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
@@ -214,6 +218,12 @@ class Patches(nn.Module):
     Args:
         shape: channels, height and width of an image.
         side: height and width of a patch, which divides those of the image.
+
+    >>> patches = Patches((3, 4, 6), side=2)
+    >>> patches.count, patches.size
+    (6, 12)
+    >>> patches(torch.zeros(5, 3, 4, 6)).shape
+    torch.Size([5, 6, 12])
     """
 
     def __init__(self, shape: tuple[int, int, int], side: int) -> None:

@@ -1,4 +1,4 @@
-"""Autoregressive bijections: every site is mapped with parameters computed from the sites before it."""
+"""Autoregressive bijections: each site is mapped with parameters computed from the sites before it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,24 +11,33 @@ from arflows.core import inversion
 from arflows.core.bijections.base import Bijection, sum_except_batch
 from arflows.core.bijections.elementwise import Elementwise
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 class Autoregressive(Bijection):
     """z_i = f(x_i; θ(x_<i, context)) along the first axis of the event.
 
     Papamakarios, Pavlakou & Murray, "Masked autoregressive flow", 2017 (arXiv:1705.07057), equations 3–5. Data → latent
-    is one pass of the conditioner. Latent → data goes site by site, by the active solver: `Sequential` unless
-    ``with use_solver(...)`` names another (`arflows.core.inversion`). Its gradients, and second derivatives, come from
-    the implicit function theorem, exactly and at a cost that does not depend on the solver.
-    `Inverse` of this bijection is inverse autoregressive flow (Kingma et al. 2016, arXiv:1606.04934).
+    is one pass of the conditioner. Latent → data is site by site, by the active solver: `Sequential` unless ``with
+    use_solver(...)`` sets another (`arflows.core.inversion`). First and second derivatives of the inverse are exact, by
+    the implicit function theorem, at a cost that does not depend on the solver. In compiled code and in transforms of
+    torch.func, the inverse is a loop with a pass of the conditioner for each site. The `Inverse` of this bijection is
+    inverse autoregressive flow (Kingma et al. 2016, arXiv:1606.04934).
 
     Args:
-        elementwise: the map f of single elements.
-        conditioner: computes θ; its sites are those of the event, in the order of generation.
-        order: which site of the event is generated first, second, …; None for the order in which they lie.
+        elementwise: map f of single elements.
+        conditioner: network that computes θ; its sites are those of the event, in the order of generation.
+        order: site of the event that is generated first, second, …; None for the order of the event.
 
     Raises:
-        ValueError: if ``order`` is not a permutation of 0, 1, …
+        ValueError: if ``order`` is not a permutation of 0, 1, …, or the numbers of parameters differ.
+
+    >>> from arflows.core.bijections import Affine
+    >>> from arflows.core.conditioners import MaskedMLP
+    >>> layer = Autoregressive(Affine(), MaskedMLP(features=3, parameter_count=2, hidden_features=(16,)))
+    >>> x = torch.randn(5, 3)
+    >>> torch.allclose(layer.inverse(layer(x)[0])[0], x, atol=1e-5)
+    True
     """
 
     order: Tensor | None
@@ -43,7 +52,7 @@ class Autoregressive(Bijection):
         super().__init__()
         if conditioner.parameter_count != elementwise.parameter_count:
             raise ValueError(
-                f"the conditioner gives {conditioner.parameter_count} parameters an element, "
+                f"the conditioner computes {conditioner.parameter_count} parameters for each element, "
                 f"{type(elementwise).__name__} takes {elementwise.parameter_count}"
             )
         if order is not None and not torch.equal(order.sort().values.cpu(), torch.arange(order.numel())):
@@ -54,28 +63,28 @@ class Autoregressive(Bijection):
         self.register_buffer("rank", None if order is None else order.argsort())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data → latent, in one pass of the conditioner."""
+        """Data → latent in one pass of the conditioner."""
         z, log_derivative = self.transform(_arranged(x, self.order), context)
         return _arranged(z, self.rank), sum_except_batch(log_derivative)
 
     def transform(
         self, x: Float[Tensor, "batch sites *site"], context: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]]:
-        """Data → latent with sites in the order of generation; the log-derivative element by element."""
+        """Map data → latent with sites in the order of generation; return z and the elementwise log-derivative."""
         return self.elementwise(x, self.parameters_given(x, context))
 
     def parameters_given(self, x: Tensor, context: Tensor | None) -> Float[Tensor, "batch sites *site parameters"]:
-        """θ for sites in the order of generation; in the state's precision, also if the network ran in another."""
+        """Return θ for sites in the order of generation, in the dtype of ``x`` also under autocast."""
         return self.conditioner(x, context).to(x.dtype)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latent → data, by the active solver.
+        """Latent → data by the active solver.
 
         Raises:
             InversionError: if no finite solution is found, or none within the solver's tolerance.
         """
         z = _arranged(z, self.order)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_transformed():
             x, log_det = self._unrolled_inverse(z, context)
         elif torch.is_grad_enabled() and _needs_gradient(self, z, context):
             x, log_det = self._differentiable_inverse(z, context)
@@ -90,7 +99,7 @@ class Autoregressive(Bijection):
         return x, -sum_except_batch(log_derivative)
 
     def _unrolled_inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The plain loop, a pass for each site: what a compiler can trace and differentiate as one graph."""
+        """Invert by a plain loop with a pass for each site, which can be traced and transformed."""
         x = torch.zeros_like(z)
         for _ in range(z.shape[1]):
             x, log_derivative = self.elementwise.inverse(z, self.parameters_given(x, context))
@@ -137,7 +146,7 @@ class _ImplicitInverse(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         twice = torch.is_grad_enabled()
 
-        def alias(tensor: Tensor | None, wanted: bool) -> Tensor | None:
+        def alias(tensor: Any, wanted: bool) -> Any:
             """A name for an input of f at which gradients end here, but not those of a second derivative."""
             if tensor is None or not wanted:
                 return None if tensor is None else tensor.detach()
@@ -147,11 +156,10 @@ class _ImplicitInverse(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(ctx.device, ctx.autocast_dtype, ctx.autocast, cache_enabled=False):
             x, *inputs = ctx.saved_tensors
             at = alias(x, True)
-            context, *parameters = map(alias, inputs, wanted)
+            context, *parameters = inputs = list(map(alias, inputs, wanted))
             mapped, log_derivative = torch.func.functional_call(
                 ctx.transform, dict(zip(ctx.names, parameters, strict=True)), (at, context)
             )
-        assert at is not None
         diagonal = log_derivative.detach().exp()
         v = _solve_triangular(
             lambda vector: torch.autograd.grad(mapped, at, vector, retain_graph=True)[0], gradient.detach(), diagonal
@@ -160,7 +168,7 @@ class _ImplicitInverse(torch.autograd.Function):
             leaf = v.detach().requires_grad_()
             (product,) = torch.autograd.grad(mapped, at, leaf, create_graph=True)
             v = _ImplicitAdjoint.apply(gradient - product, v, product, leaf, diagonal)
-        followed = [tensor for tensor, want in zip([context, *parameters], wanted, strict=True) if want]
+        followed = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
         found = iter(
             torch.autograd.grad(mapped, followed, -v, create_graph=twice, allow_unused=True) if followed else ()
         )

@@ -1,6 +1,5 @@
-"""Coupling layers: one part of an example decides how the other is mapped."""
+"""Coupling layers: one part of an example is mapped given the other."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -10,16 +9,24 @@ from arflows.core.bijections.masks import Mask
 
 
 class Coupling(Bijection):
-    """Maps the changed part of an example elementwise, with parameters computed from the kept part.
+    """Elementwise map of the changed part of an example, with parameters computed from the kept part.
 
-    Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), equations 7–9. Both directions take one pass of the
+    Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), equations 7–9. Each direction takes one pass of the
     conditioner.
 
     Args:
-        mask: which part is kept and which changes.
-        elementwise: the map of the changed elements.
-        conditioner: network from (``mask.conditioner_input``, context) to (batch, parameters · changed channels, …),
-            where the parameters of a channel lie ``changed channels`` apart.
+        mask: split of an example into its kept and its changed part.
+        elementwise: map of the changed elements.
+        conditioner: network from (``mask.conditioner_input``, context) to (batch, parameters · changed channels, …);
+            the parameters of a channel are ``changed channels`` apart.
+
+    >>> import torch
+    >>> from arflows.core.bijections import Affine, ChannelMask
+    >>> from arflows.core.conditioners import MLP
+    >>> coupling = Coupling(ChannelMask(4), Affine(), MLP(in_features=2, out_features=4, hidden_features=(16,)))
+    >>> z, log_det = coupling(torch.randn(5, 4))
+    >>> z.shape, log_det.shape
+    (torch.Size([5, 4]), torch.Size([5]))
     """
 
     reversible = True
@@ -46,7 +53,7 @@ class Coupling(Bijection):
         self, kept: Tensor, context: Tensor | None
     ) -> Float[Tensor, "batch changed *space parameters"]:
         raw = self.conditioner(self.mask.conditioner_input(kept), context)
-        # The conditioner may have run in half precision under autocast; the flow's state never does. It may also have
-        # run channels-last, in which elementwise maths is several times slower than in the state's own layout.
-        raw = raw.to(kept.dtype, memory_format=torch.contiguous_format)
+        # Under autocast the conditioner returns half precision, but the flow's state stays in float32. Elementwise
+        # operations are several times slower on the channels-last output of a convolution.
+        raw = raw.to(kept.dtype).contiguous()
         return raw.unflatten(1, (self.elementwise.parameter_count, -1)).movedim(1, -1)

@@ -1,9 +1,9 @@
-"""Maps of single numbers whose parameters come from elsewhere.
+"""Elementwise maps: monotone functions of single numbers with given parameters.
 
-An `Elementwise` map knows no networks: it takes the parameters of every element as a tensor with one more axis, which a
-conditioner produces (`Coupling`) or which are learned freely (`Pointwise`). Unless its docstring says otherwise,
-all-zero parameters make a map the identity, so a conditioner whose last layer starts at zero makes a new flow the
-identity.
+An `Elementwise` map contains no network. It takes the parameters of every element as a tensor with one more axis, which
+a conditioner computes (`Coupling`, `Autoregressive`) or which is learned directly (`Pointwise`). Unless its docstring
+says otherwise, a map with all-zero parameters is the identity, so a new flow whose conditioners end in a layer of zeros
+is the identity.
 """
 
 from abc import ABC, abstractmethod
@@ -17,10 +17,10 @@ from arflows.core.bijections.base import Bijection, sum_except_batch
 
 
 class Elementwise(nn.Module, ABC):
-    """A monotone map of each element, with ``parameter_count`` parameters for an element.
+    """Monotone map of each element, with ``parameter_count`` parameters per element.
 
-    Both directions take ``values`` (batch, *event) and ``parameters`` (batch, *event, parameter_count) and return the
-    mapped values and the log-derivative of the direction called, element by element: (batch, *event).
+    Both directions take ``values`` (batch, *event) and ``parameters`` (batch, *event, parameter_count). They return the
+    mapped values and the elementwise log-derivative of the direction called, both (batch, *event).
     """
 
     parameter_count: int
@@ -39,10 +39,18 @@ class Elementwise(nn.Module, ABC):
 
 
 class Affine(Elementwise):
-    """z = x · exp(s) + t with the log-scale held within (−bound, bound) by s = raw / (1 + |raw| / bound).
+    """z = x · exp(s) + t with the log-scale bounded by s = raw / (1 + |raw| / bound).
 
-    The bound keeps a badly extrapolating conditioner from sending samples to infinity; near zero s equals its raw
+    The bound keeps samples finite where a conditioner extrapolates badly. It also limits how narrow a conditional
+    density one layer can represent: a scale of exp(−bound), e⁻⁵ ≈ 0.007 by default. Near zero, s equals the raw
     parameter. Parameters: (t, raw).
+
+    Args:
+        bound: largest absolute log-scale.
+
+    >>> z, log_derivative = Affine()(torch.tensor([2.0]), torch.tensor([[1.0, 0.0]]))
+    >>> z, log_derivative
+    (tensor([3.]), tensor([0.]))
     """
 
     parameter_count = 2
@@ -50,11 +58,11 @@ class Affine(Elementwise):
 
     def __init__(self, bound: float = 5.0) -> None:
         super().__init__()
-        # A tensor, since the operations with numbers take twice as long where a stream maps few elements at a time.
+        # A tensor: operations with Python numbers take twice as long when a stream maps few elements at a time.
         self.register_buffer("bound", torch.tensor(bound), persistent=False)
 
     def log_scale(self, raw: Tensor) -> Tensor:
-        """The bounded log-scale s of an unbounded parameter."""
+        """Return the bounded log-scale s of an unbounded parameter."""
         return bounded(raw, self.bound)
 
     def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,10 +79,14 @@ class Affine(Elementwise):
 
 
 class TanhAffine(Affine):
-    """RealNVP's affine map: s = factor · tanh(raw) with one learned factor for the whole layer.
+    """Affine map of RealNVP: s = factor · tanh(raw) with one learned factor for the whole layer.
 
-    Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", 2017 (arXiv:1605.08803), section 4.1: tanh with
-    a learned scale. Parameters: (t, raw).
+    Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", 2017 (arXiv:1605.08803), section 4.1.
+    Parameters: (t, raw).
+
+    >>> z, log_derivative = TanhAffine()(torch.ones(1), torch.tensor([[0.0, 100.0]]))
+    >>> log_derivative
+    tensor([1.], grad_fn=<MulBackward0>)
     """
 
     def __init__(self) -> None:
@@ -82,7 +94,7 @@ class TanhAffine(Affine):
         self.factor = nn.Parameter(torch.ones(()))
 
     def log_scale(self, raw: Tensor) -> Tensor:
-        """The log-scale s, at most |factor|."""
+        """Return the log-scale s, at most |factor| in size."""
         return self.factor * torch.tanh(raw)
 
 
@@ -90,8 +102,12 @@ class LocationScale(Affine):
     """z = (x − μ) · exp(−α), with the log-scale α bounded as in `Affine`.
 
     Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057), equations 3–4: x given the sites before it is normal with
-    mean μ and standard deviation exp α. Unlike a shift of z, μ keeps the scale of the data however narrow the density.
-    Parameters: (μ, raw).
+    mean μ and standard deviation exp α. Unlike the shift of `Affine`, μ has the scale of the data however narrow the
+    density is. Parameters: (μ, raw).
+
+    >>> z, log_derivative = LocationScale()(torch.tensor([3.0]), torch.tensor([[1.0, 0.0]]))
+    >>> z
+    tensor([2.])
     """
 
     def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,12 +124,16 @@ class LocationScale(Affine):
 
 
 class ElementwiseChain(Elementwise):
-    """Elementwise maps one after the other, the first given nearest to the data.
+    """Composition of elementwise maps; the first one is applied to the data.
 
-    Parameters: those of the maps, in their order.
+    Parameters: those of the maps, in the same order.
 
     Args:
-        elementwise: the maps.
+        *elementwise: the maps.
+
+    >>> chain = ElementwiseChain(Affine(), LocationScale())
+    >>> chain.parameter_count
+    4
     """
 
     def __init__(self, *elementwise: Elementwise) -> None:
@@ -123,7 +143,7 @@ class ElementwiseChain(Elementwise):
         self.parameter_count = sum(self.parameter_counts)
 
     def forward(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Data → latent: log-derivatives of the parts add up."""
+        """Data → latent; log-derivatives of the parts add up."""
         log_derivative = torch.zeros_like(values)
         for part, own in zip(self.parts, parameters.split(self.parameter_counts, -1), strict=True):
             values, more = part(values, own)
@@ -131,7 +151,7 @@ class ElementwiseChain(Elementwise):
         return values, log_derivative
 
     def inverse(self, values: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent → data: the parts' inverses in the opposite order."""
+        """Latent → data by the inverses of the parts in reverse order."""
         log_derivative = torch.zeros_like(values)
         pairs = zip(self.parts, parameters.split(self.parameter_counts, -1), strict=True)
         for part, own in reversed(list(pairs)):
@@ -141,11 +161,16 @@ class ElementwiseChain(Elementwise):
 
 
 class Pointwise(Bijection):
-    """An elementwise map whose parameters are learned freely, one set for each element of the event.
+    """Elementwise map with learned parameters, one set for each element of the event.
 
     Args:
         elementwise: the map.
         event_shape: shape of an example, without the batch dimension.
+
+    >>> layer = Pointwise(Affine(), (3,))
+    >>> z, log_det = layer(torch.ones(2, 3))
+    >>> z.shape, log_det.shape
+    (torch.Size([2, 3]), torch.Size([2]))
     """
 
     def __init__(self, elementwise: Elementwise, event_shape: tuple[int, ...]) -> None:
@@ -175,5 +200,5 @@ class Pointwise(Bijection):
 
 
 def bounded(raw: Tensor, bound: float | Tensor) -> Tensor:
-    """Squashes an unbounded parameter into (−bound, bound), with slope 1 at zero: raw / (1 + |raw| / bound)."""
+    """Squash an unbounded parameter into (−bound, bound), with slope 1 at zero: raw / (1 + |raw| / bound)."""
     return raw * bound / (raw.abs() + bound)

@@ -1,4 +1,4 @@
-"""Inverses of elementwise maps for compiled loops: affine maps and rational-quadratic splines."""
+"""Inverses of affine maps and rational-quadratic splines for compiled loops."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _AFFINE, _LOCATION_SCALE, _SPLINE = range(3)
 
 
 def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np.ndarray] | None:
-    """Which map `invert_elementwise` inverts, and its settings; None if it knows no such map."""
+    """Return the number and the settings of a map for `invert_elementwise`; None for a map that it does not support."""
     codes = {Affine: _AFFINE, LocationScale: _LOCATION_SCALE, RationalQuadraticSpline: _SPLINE}
     code = codes.get(type(elementwise))
     if code is None:
         return None
-    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset"]
+    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset", "raw_bound"]
     return code, np.array([getattr(elementwise, name) for name in names], dtype)
 
 
 @compiled
 def _invert_affine(
-    parameters: Any, settings: Any, of_location: bool, z: Any, x: Any, log_derivative: Any, left: int, right: int
+    parameters: Any, settings: Any, location: bool, z: Any, x: Any, log_derivative: Any, left: int, right: int
 ) -> None:
-    """By x = t + z · exp(s) with ``of_location``, otherwise x = (z − t) · exp(−s); s is bounded as `Affine` does it."""
+    """Invert `LocationScale` (``location``) by x = t + z · exp(s), or `Affine` by x = (z − t) · exp(−s)."""
     shift, raw, bound = parameters[0], parameters[1], settings[0]
     for j in range(np.uintp(left), np.uintp(right)):
         log_scale = raw[j] * bound / (abs(raw[j]) + bound)
-        if of_location:
+        if location:
             x[j] = shift[j] + z[j] * math.exp(log_scale)
             log_derivative[j] = log_scale
         else:
@@ -41,15 +41,23 @@ def _invert_affine(
 
 
 @compiled
-def _bin_shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
-    """What part of the interval each bin of an example takes."""
-    bins = len(raw)
-    largest = raw[0, j]
+def _bounded(raw: Any, bound: Any) -> Any:
+    """The parameter squashed into (−bound, bound), or as it is for an infinite bound."""
+    return raw if math.isinf(bound) else raw * bound / (abs(raw) + bound)
+
+
+@compiled
+def _bin_shares(raw: Any, j: int, settings: Any, shares: Any) -> None:
+    """Share of the interval that each bin of an example takes."""
+    bins, min_bin, bound = len(raw), settings[1], settings[4] / settings.dtype.type(2)
+    largest = _bounded(raw[0, j], bound)
+    shares[0] = largest
     for k in range(1, bins):
-        largest = max(largest, raw[k, j])
+        shares[k] = _bounded(raw[k, j], bound)
+        largest = max(largest, shares[k])
     total = shares.dtype.type(0)
     for k in range(bins):
-        shares[k] = math.exp(raw[k, j] - largest)
+        shares[k] = math.exp(shares[k] - largest)
         total += shares[k]
     one = shares.dtype.type(1)
     scale = (one - shares.dtype.type(bins) * min_bin) / total
@@ -59,10 +67,10 @@ def _bin_shares(raw: Any, j: int, min_bin: Any, shares: Any) -> None:
 
 @compiled
 def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
-    """At a knot, counted from 0; at the outer two it is 1."""
+    """Return the derivative at a knot, counted from 0; it is 1 at the outer two."""
     if knot == 0 or knot > len(raw):
         return settings.dtype.type(1)
-    value = raw[knot - 1, j] + settings[3]
+    value = _bounded(raw[knot - 1, j], settings[4]) + settings[3]
     if value > 20:
         return settings[2] + value
     return settings[2] + math.log1p(math.exp(value))
@@ -70,21 +78,21 @@ def _derivative(raw: Any, knot: int, j: int, settings: Any) -> Any:
 
 @compiled
 def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int) -> None:
-    """What `RationalQuadraticSpline.inverse` does; its bin is found first, and only that bin's derivatives computed."""
+    """Compute `RationalQuadraticSpline.inverse`: find the bin of each value, then the derivatives of that bin."""
     bins = (len(parameters) + 1) // 3
     raw_widths, raw_heights, raw_derivatives = parameters[:bins], parameters[bins : 2 * bins], parameters[2 * bins :]
     shares = np.empty(bins, settings.dtype)
-    bound, min_bin = settings[0], settings[1]
+    bound = settings[0]
     zero, one = settings.dtype.type(0), settings.dtype.type(1)
     two = one + one
     smallest = settings.dtype.type(np.finfo(settings.dtype).eps) ** 2
     for j in range(left, right):
         value = z[j]
-        if not abs(value) <= bound:  # the tails, and what is not a number
+        if not abs(value) <= bound:  # the tails, and NaN
             x[j] = value
             log_derivative[j] = zero
             continue
-        _bin_shares(raw_heights, j, min_bin, shares)
+        _bin_shares(raw_heights, j, settings, shares)
         at, passed = 0, zero
         low, high = -bound, bound
         while at < bins - 1:
@@ -95,7 +103,7 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
                 break
             low = knot
             at += 1
-        _bin_shares(raw_widths, j, min_bin, shares)
+        _bin_shares(raw_widths, j, settings, shares)
         passed = zero
         for k in range(at):
             passed += shares[k]
@@ -124,10 +132,17 @@ def _invert_spline(parameters: Any, settings: Any, z: Any, x: Any, log_derivativ
 def invert_elementwise(
     code: int, settings: Any, parameters: Any, z: Any, x: Any, log_derivative: Any, left: int, right: int
 ) -> None:
-    """Latent → data for the elements ``left`` … ``right`` − 1, by the map and with the settings of `settings_of`.
+    """Map latent → data for elements ``left`` … ``right`` − 1.
 
-    Parameters are (parameter_count, elements), z, x and the log-derivative of x by z (elements,); the latter two are
-    written.
+    Args:
+        code: number of the map, from `settings_of`.
+        settings: settings of the map, from `settings_of`.
+        parameters: (parameter_count, elements).
+        z: latents, (elements,).
+        x: data, (elements,); written.
+        log_derivative: log-derivatives ∂x/∂z, (elements,); written.
+        left: first element.
+        right: end of the elements.
     """
     if code == _SPLINE:
         _invert_spline(parameters, settings, z, x, log_derivative, left, right)

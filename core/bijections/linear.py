@@ -6,18 +6,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from arflows.core.bijections.base import Bijection, zero_log_det
+from arflows.core.bijections.base import Bijection, full_precision, zero_log_det
 from arflows.core.bijections.normalization import ActNorm, sites
+from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.torch_compat import is_transformed
+
+_LARGEST_INVERSION_ERROR = 0.01
+"""Largest relative error of an inverted linear map before it is refused."""
 
 
 class Permutation(Bijection):
-    """Reorders the first event dimension: channels of an image, features of a vector.
+    """Permutation of the first event dimension: channels of an image, features of a vector.
 
     Args:
         order: position in the data of each latent entry, z[:, i] = x[:, order[i]].
 
     Raises:
         ValueError: if ``order`` is not a permutation of 0 … n − 1.
+
+    >>> z, log_det = Permutation(torch.tensor([2, 0, 1]))(torch.tensor([[1.0, 2.0, 3.0]]))
+    >>> z, log_det
+    (tensor([[3., 1., 2.]]), tensor([0.]))
     """
 
     reversible = True
@@ -41,10 +50,13 @@ class Permutation(Bijection):
 
 
 class Flatten(Bijection):
-    """An event of any shape → a vector, last axis fastest.
+    """Reshaping of an event to a vector, last axis fastest.
 
     Args:
         event_shape: shape of an example, without the batch dimension.
+
+    >>> Flatten((2, 3))(torch.zeros(5, 2, 3))[0].shape
+    torch.Size([5, 6])
     """
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
@@ -60,15 +72,18 @@ class Flatten(Bijection):
         return z.unflatten(1, self.event_shape), zero_log_det(z)
 
     def latent_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One axis."""
+        """Return the shape of the vector."""
         return (prod(event_shape),)
 
 
 class Squeeze(Bijection):
-    """Trades space for channels: (channels, height, width) → (4 · channels, height / 2, width / 2).
+    """Squeeze of space into channels: (channels, height, width) → (4 · channels, height / 2, width / 2).
 
     Each 2×2 block of pixels becomes four channels (Dinh et al. 2017, section 3.6). Latent channel 4c + 2i + j is data
     channel c at row i, column j of the blocks.
+
+    >>> Squeeze()(torch.zeros(5, 3, 4, 6))[0].shape
+    torch.Size([5, 12, 2, 3])
     """
 
     reversible = True
@@ -84,7 +99,7 @@ class Squeeze(Bijection):
         return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3), zero_log_det(z)
 
     def latent_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Four times the channels at half the resolution.
+        """Return the shape with four times the channels at half the resolution.
 
         Raises:
             ValueError: if height or width is odd.
@@ -96,14 +111,18 @@ class Squeeze(Bijection):
 
 
 class InvertibleConv1x1(Bijection):
-    """A learned invertible linear map of the channels at every pixel, by its LU decomposition.
+    """Invertible 1×1 convolution: a learned linear map of the channels, parameterised by its LU decomposition.
 
-    Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 3.2, equation 10: W = P · L · (U + diag(s)), with a
-    fixed permutation P and sign(s), so that log|det| is height · width · Σ log|s| without computing a determinant. It
-    starts as a random rotation.
+    Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 3.2, equation 10: W = P · L · (U + diag(s)), with fixed
+    permutation P and sign(s), so log|det| is height · width · Σ log|s|. The initial map is a random rotation.
 
     Args:
         channels: number of channels.
+
+    >>> convolution = InvertibleConv1x1(3)
+    >>> z, log_det = convolution(torch.randn(2, 3, 4, 4))
+    >>> z.shape, log_det.shape
+    (torch.Size([2, 3, 4, 4]), torch.Size([2]))
     """
 
     reversible = True
@@ -124,20 +143,43 @@ class InvertibleConv1x1(Bijection):
         self.log_scale = nn.Parameter(diagonal.abs().log().to(dtype))
 
     def _factors(self) -> tuple[Float[Tensor, "channels channels"], Float[Tensor, "channels channels"]]:
-        """L with its unit diagonal, and U + diag(s)."""
+        """Return L with its unit diagonal, and U + diag(s)."""
         identity = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
         return self.lower.tril(-1) + identity, self.upper.triu(1) + torch.diag(self.sign * self.log_scale.exp())
 
     def weight(self) -> Float[Tensor, "channels channels"]:
-        """The matrix W of data → latent."""
+        """Return the matrix W of data → latent."""
         lower, upper = self._factors()
         return self.permutation @ lower @ upper
 
     def inverse_weight(self) -> Float[Tensor, "channels channels"]:
-        """The matrix W⁻¹ of latent → data, by two triangular solves."""
+        """Return the matrix W⁻¹ of latent → data, by two triangular solves.
+
+        Raises:
+            UserError: if W is singular to the precision of its numbers; not checked in compiled and transformed code.
+        """
         lower, upper = self._factors()
         half = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, half, upper=True)
+        inverse = torch.linalg.solve_triangular(upper, half, upper=True)
+        if not torch.compiler.is_compiling() and not is_transformed():
+            self._check_condition(inverse.detach())
+        return inverse
+
+    def _check_condition(self, inverse: Tensor) -> None:
+        """Raise UserError if rounding makes the round trip x → W x → x wrong.
+
+        Its error is at most ε · |W⁻¹| |W| |x| (Higham 2002, "Accuracy and stability of numerical algorithms", section
+        7.2), in numbers of precision ε.
+        """
+        if not self.log_scale.numel():
+            return
+        error = torch.finfo(inverse.dtype).eps * float((inverse.abs() @ self.weight().detach().abs()).amax())
+        if not error <= _LARGEST_INVERSION_ERROR:
+            raise UserError(
+                f"{type(self).__name__} is too near to a singular matrix to be inverted in {inverse.dtype} (smallest "
+                f"log-scale {float(self.log_scale.min()):.1f}, error of the inverse {error:.1e}): use flow.double(), "
+                "or a checkpoint from before training diverged"
+            )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
@@ -158,6 +200,9 @@ class NormalizedConv1x1(Bijection):
 
     Args:
         channels: number of channels.
+
+    >>> NormalizedConv1x1(3)(torch.randn(2, 3, 4, 4))[0].shape
+    torch.Size([2, 3, 4, 4])
     """
 
     reversible = True
@@ -168,7 +213,7 @@ class NormalizedConv1x1(Bijection):
         self.conv = InvertibleConv1x1(channels)
 
     def initialize_from(self, x: Float[Tensor, "batch channels height width"]) -> None:
-        """Sets scale and shift to normalise ``x``; see `ActNorm`."""
+        """Set scale and shift to normalise ``x``; see `ActNorm`."""
         self.norm.initialize_from(x)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -188,19 +233,14 @@ class NormalizedConv1x1(Bijection):
         return zero_log_det(values) + sites(values) * (self.norm.log_scale.sum() + self.conv.log_scale.sum())
 
 
-def full_precision(values: Tensor) -> torch.autocast:
-    """Switches autocast off: half precision would cost a linear map its inverse, and save next to nothing."""
-    return torch.autocast(values.device.type, enabled=False)
-
-
 def _mix_channels(
     matrix: Float[Tensor, "channels channels"],
     values: Float[Tensor, "batch channels height width"],
     bias: Float[Tensor, " channels"] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Multiplies the channels of every pixel by a matrix, and adds a bias.
+    """Multiply the channels of every pixel by a matrix and add a bias.
 
-    As a batched matrix product, which for these few channels is several times faster than a convolution.
+    A batched matrix product is several times faster than a convolution of so few channels.
     """
     pixels = values.flatten(2)
     if bias is None:

@@ -1,4 +1,4 @@
-"""Which part of an example a coupling keeps, and which it changes."""
+"""Masks of couplings: the part of an example that is kept and the part that changes."""
 
 from abc import ABC, abstractmethod
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class Mask(nn.Module, ABC):
-    """Splits an example into a kept part, which the conditioner sees, and a part that changes.
+    """Split of an example into a kept part, which the conditioner sees, and a changed part.
 
     Attributes:
-        channels: channels of the example.
-        input_channels: channels of `conditioner_input`.
-        changed_channels: channels of the part that changes.
+        channels: number of channels of the example.
+        input_channels: number of channels of `conditioner_input`.
+        changed_channels: number of channels of the changed part.
     """
 
     channels: int
@@ -21,27 +21,34 @@ class Mask(nn.Module, ABC):
 
     @abstractmethod
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept part and the part that changes."""
+        """Return the kept part and the changed part."""
 
     @abstractmethod
     def merge(self, kept: Tensor, changed: Tensor) -> Tensor:
-        """Puts the two parts together again."""
+        """Join the two parts; the inverse of `split`."""
 
     def conditioner_input(self, kept: Tensor) -> Tensor:
-        """What the conditioner sees of the kept part."""
+        """Return the input of the conditioner for a kept part."""
         return kept
 
     def only_changed(self, log_derivative: Tensor) -> Tensor:
-        """Zeroes per-element log-derivatives where nothing changes."""
+        """Set elementwise log-derivatives to zero where nothing changes."""
         return log_derivative
 
 
 class ChannelMask(Mask):
-    """Keeps one half of the channels (of the features, for vectors) and changes the other.
+    """Mask that keeps the first half of the channels (of the features, for vectors) and changes the second.
 
     Args:
-        channels: number of channels; of an odd number the larger half is kept.
-        swap: keep the last half and change the first, rather than the other way round.
+        channels: number of channels; the kept half of an odd number is the larger one.
+        swap: keep the second half and change the first.
+
+    Raises:
+        ValueError: if there are fewer than 2 channels.
+
+    >>> kept, changed = ChannelMask(3).split(torch.tensor([[1.0, 2.0, 3.0]]))
+    >>> kept, changed
+    (tensor([[1., 2.]]), tensor([[3.]]))
     """
 
     def __init__(self, channels: int, swap: bool = False) -> None:
@@ -54,7 +61,7 @@ class ChannelMask(Mask):
         self.input_channels = channels - self.changed_channels
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept and the changed half."""
+        """Return the kept half and the changed half."""
         if self.swap:
             changed, kept = x.split([self.changed_channels, self.input_channels], 1)
         else:
@@ -62,7 +69,7 @@ class ChannelMask(Mask):
         return kept, changed
 
     def merge(self, kept: Tensor, changed: Tensor) -> Tensor:
-        """Both halves in their places."""
+        """Concatenate the halves in their original order."""
         return torch.cat([changed, kept] if self.swap else [kept, changed], 1)
 
     def extra_repr(self) -> str:
@@ -71,14 +78,18 @@ class ChannelMask(Mask):
 
 
 class ColumnMask(Mask):
-    """Keeps every other column of an image and changes those between.
+    """Mask that keeps the even columns of an image, counted from 0, and changes the odd ones.
 
-    What Flow++ (Ho et al. 2019, arXiv:1902.00275) calls a checkerboard in its published code. Both parts are images of
-    half the width, so the conditioner has half the pixels of a `CheckerboardMask`'s to work on.
+    The published code of Flow++ (Ho et al. 2019, arXiv:1902.00275) calls it a checkerboard. Both parts are images of
+    half the width, so a conditioner computes half the pixels that it would for a `CheckerboardMask`.
 
     Args:
         channels: number of channels; the width of the images must be even.
-        swap: keep the odd columns rather than the even ones, counted from zero.
+        swap: keep the odd columns and change the even ones.
+
+    >>> kept, changed = ColumnMask(1).split(torch.arange(4.0).view(1, 1, 1, 4))
+    >>> kept.flatten(), changed.flatten()
+    (tensor([0., 2.]), tensor([1., 3.]))
     """
 
     def __init__(self, channels: int, swap: bool = False) -> None:
@@ -87,12 +98,12 @@ class ColumnMask(Mask):
         self.channels = self.input_channels = self.changed_channels = channels
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept and the changed columns, each next to each other."""
+        """Return the kept columns and the changed columns, each as an image."""
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return (odd, even) if self.swap else (even, odd)
 
     def merge(self, kept: Tensor, changed: Tensor) -> Tensor:
-        """Both kinds of columns in turn."""
+        """Interleave the kept and the changed columns."""
         return torch.stack([changed, kept] if self.swap else [kept, changed], -1).flatten(-2)
 
     def extra_repr(self) -> str:
@@ -101,16 +112,20 @@ class ColumnMask(Mask):
 
 
 class CheckerboardMask(Mask):
-    """Keeps the pixels of one colour of a checkerboard and changes those of the other.
+    """Mask that keeps the pixels of one colour of a checkerboard and changes those of the other.
 
-    Dinh et al. 2017 (arXiv:1605.08803), section 3.4, figure 3. Both parts stay at full size with zeros in the other's
-    places. The conditioner also sees the mask itself, as one more channel.
+    Dinh et al. 2017 (arXiv:1605.08803), section 3.4, figure 3. Both parts have the full size, with zeros at the pixels
+    of the other part. The conditioner also sees the mask, as one more channel.
 
     Args:
         channels: number of channels.
-        height: rows of the image.
-        width: columns of the image.
-        swap: keep the pixels with an odd sum of row and column rather than the even ones.
+        height: number of rows of the image.
+        width: number of columns of the image.
+        swap: keep the pixels whose row and column have an odd sum; otherwise those of an even sum.
+
+    >>> kept, changed = CheckerboardMask(1, 2, 2).split(torch.ones(1, 1, 2, 2))
+    >>> kept.flatten(), changed.flatten()
+    (tensor([1., 0., 0., 1.]), tensor([0., 1., 1., 0.]))
     """
 
     kept_pixels: Tensor
@@ -124,21 +139,21 @@ class CheckerboardMask(Mask):
         self.register_buffer("kept_pixels", odd if swap else ~odd, persistent=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both colours, each with zeros where the other is."""
+        """Return both colours, each with zeros at the pixels of the other."""
         kept_pixels = self.kept_pixels.to(x.dtype)
         kept = x * kept_pixels
         return kept, x - kept
 
     def merge(self, kept: Tensor, changed: Tensor) -> Tensor:
-        """Each pixel from the part that its colour belongs to."""
+        """Take each pixel from the part of its colour."""
         return torch.where(self.kept_pixels, kept, changed)
 
     def conditioner_input(self, kept: Tensor) -> Tensor:
-        """The kept pixels, and the mask as a channel of zeros and ones."""
+        """Return the kept pixels, followed by the mask as a channel of zeros and ones."""
         batch, _, height, width = kept.shape
         mask = self.kept_pixels.to(kept.dtype).expand(batch, 1, height, width)
         return torch.cat([kept, mask], 1)
 
     def only_changed(self, log_derivative: Tensor) -> Tensor:
-        """Zero at the kept pixels."""
+        """Set log-derivatives to zero at the kept pixels."""
         return log_derivative.masked_fill(self.kept_pixels, 0)

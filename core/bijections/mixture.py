@@ -1,4 +1,4 @@
-"""Monotone maps that are the cumulative distribution functions of mixtures, read on the real line."""
+"""Monotone maps of the real line built from the cumulative distribution functions of mixtures."""
 
 import math
 from abc import abstractmethod
@@ -10,29 +10,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.core.bijections.elementwise import Elementwise, bounded
+from arflows.core.runtime.torch_compat import is_transformed
 
 _NEWTON_STEPS_WITH_GRADIENT = 2
-"""Newton's method doubles the order to which derivatives are right: two steps from a constant give three orders."""
+"""Number of differentiable Newton steps; each doubles the order to which derivatives are exact, so two give three."""
 
 _FLATTEST = -40.0
-"""Log-derivative below which Newton steps grow no longer; keeps their derivatives, with its square, in float32."""
+"""Smallest log-derivative in a Newton step; keeps the step's derivatives, which contain its square, in float32."""
 
 
 class MixtureCDF(Elementwise):
     """z = Q(Σ_k π_k F((x − μ_k) · exp(−s_k))) for a symmetric distribution F with quantile function Q.
 
-    The mixture's distribution function, followed by the quantile function of one of its components, maps the line to
-    the line: under a base density of the kind of F the data are distributed as the mixture. Everything is computed from
-    log F(t) and log F(−t), so that both tails are exact however far out a value lies.
+    The cumulative distribution function of the mixture, followed by the quantile function of F, is a bijection of the
+    real line. If z is distributed as F, x is distributed as the mixture. All terms are computed from log F(t) and
+    log F(−t), so both tails are exact at any distance.
 
-    The inverse finds the root within a bracket by Newton's method and bisection, to the precision of the numbers' type;
-    its derivatives are those of the implicit function.
+    The inverse finds the root within a bracket by Newton's method and bisection, to the precision of the dtype. Its
+    derivatives are those of the implicit function.
 
-    Parameters of an element: ``components`` logits of π, means μ and log-scales, the last held within (−bound, bound).
+    Parameters of an element: ``components`` logits of π, means μ and log-scales, the last bounded by ±``bound``.
 
-    Components that start equal get equal gradients and stay equal: they would act as one component for ever. With
-    ``spread`` > 0 zero parameters are a mixture of distinct components rather than the identity, and the components go
-    their own ways.
+    Components that start equal get equal gradients and stay equal for ever. With ``spread`` > 0, zero parameters give a
+    mixture of distinct components, which can be trained, and the map is then not the identity.
 
     Args:
         components: number of components K.
@@ -40,7 +40,7 @@ class MixtureCDF(Elementwise):
         bound: largest absolute log-scale of a component.
 
     Raises:
-        ValueError: for no component, or a spread of a single one.
+        ValueError: if ``components`` is below 1, or below 2 with a ``spread``.
     """
 
     def __init__(self, components: int, spread: float = 0.0, bound: float = 7.0) -> None:
@@ -55,22 +55,22 @@ class MixtureCDF(Elementwise):
     @staticmethod
     @abstractmethod
     def _log_cdfs(t: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of F(t) and F(−t)."""
+        """Return log F(t) and log F(−t)."""
 
     @staticmethod
     @abstractmethod
     def _log_hazard(t: Tensor) -> Tensor:
-        """Logarithm of F′(t) / F(−t), without cancellation for t > 0."""
+        """Return log(F′(t) / F(−t)), without cancellation for t > 0."""
 
     @staticmethod
     @abstractmethod
     def _quantile(log_cdf: Tensor, log_survival: Tensor) -> Tensor:
-        """Q(u) from log u and log(1 − u)."""
+        """Return Q(u), given log u and log(1 − u)."""
 
     def _mixture(
         self, parameters: Float[Tensor, "*shape parameters"]
     ) -> tuple[Float[Tensor, "*shape k"], Float[Tensor, "*shape k"], Float[Tensor, "*shape k"]]:
-        """Log-weights, means and log-scales."""
+        """Split parameters into log-weights, means and bounded log-scales."""
         logits, means, raw_log_scales = parameters.split(self.components, -1)
         if self.spread:
             number = torch.arange(self.components, dtype=parameters.dtype, device=parameters.device)
@@ -88,8 +88,8 @@ class MixtureCDF(Elementwise):
         log_survival = (log_weights + log_survivals).logsumexp(-1)
         z = self._quantile(log_cdf, log_survival)
 
-        # dz/dx = Σ_k π_k f(t_k) exp(−s_k) / f(z). Seen from the nearer tail, with hazards h(t) = f(t) / F(−t), it is
-        # Σ_k ρ_k h(t_k) exp(−s_k) / h(z), ρ_k being component k's share of that tail's probability. This does without
+        # dz/dx = Σ_k π_k f(t_k) exp(−s_k) / f(z). In terms of the nearer tail and hazards h(t) = f(t) / F(−t) it is
+        # Σ_k ρ_k h(t_k) exp(−s_k) / h(z), where ρ_k is the share of component k in the tail's probability. This avoids
         # differences of numbers that grow with the distance.
         right = log_survival < log_cdf
         tail = torch.where(right, log_survival, log_cdf).unsqueeze(-1)
@@ -104,15 +104,15 @@ class MixtureCDF(Elementwise):
         mixture = self._mixture(parameters)
         with torch.no_grad():
             log_weights, means, log_scales = mixture
-            # Where every component has passed z the mixture has too: the components' own inverses bracket the root.
+            # The inverses of the single components bracket the inverse of the mixture.
             alone = means + values.unsqueeze(-1) * log_scales.exp()
             start = (log_weights.exp() * alone).sum(-1)
             x = _root(lambda x: self._forward(x, *mixture), values, alone.amin(-1), alone.amax(-1), start)
-        solution = x
+        x = solution = x.detach()  # without forward-mode derivatives too
         for _ in range(_NEWTON_STEPS_WITH_GRADIENT):
             z, log_derivative = self._forward(x, *mixture)
             step = (z - values) * (-log_derivative.clamp_min(_FLATTEST)).exp()
-            # Only the derivatives of the step: the solution is as good as it gets, and rounding would make it worse.
+            # Keep only the derivatives of the step: the solution is exact, and the value of the step is rounding.
             x = x - step
             x = solution + (x - x.detach())
         return x, -self._forward(x, *mixture)[1]
@@ -125,8 +125,14 @@ class MixtureCDF(Elementwise):
 class LogisticMixture(MixtureCDF):
     """z = logit(Σ_k π_k σ((x − μ_k) · exp(−s_k))).
 
-    Ho, Chen, Srinivas, Duan & Abbeel, "Flow++", 2019 (arXiv:1902.00275), section 3.2: the mixture of logistics of a
-    coupling. Flow++ follows it by an affine map: ``ElementwiseChain(LogisticMixture(32, spread=1.0), Affine())``.
+    Ho, Chen, Srinivas, Duan & Abbeel, "Flow++", 2019 (arXiv:1902.00275), section 3.2. Flow++ follows it by an affine
+    map: ``ElementwiseChain(LogisticMixture(32, spread=1.0), Affine())``.
+
+    >>> mixture = LogisticMixture(2, spread=1.0)
+    >>> z, log_derivative = mixture(torch.tensor([0.5]), torch.zeros(1, 6))
+    >>> x, _ = mixture.inverse(z, torch.zeros(1, 6))
+    >>> x
+    tensor([0.5000])
     """
 
     @staticmethod
@@ -145,14 +151,17 @@ class LogisticMixture(MixtureCDF):
 class GaussianMixture(MixtureCDF):
     """z = Φ⁻¹(Σ_k π_k Φ((x − μ_k) · exp(−s_k))).
 
-    With a standard normal base and parameters from an autoregressive network this is the mixture of Gaussians of MADE
-    MoG (Papamakarios, Pavlakou & Murray, "Masked autoregressive flow for density estimation", 2017, arXiv:1705.07057,
-    section 4), as a flow.
+    With a standard normal base and parameters from an autoregressive network it is MADE MoG as a flow (Papamakarios,
+    Pavlakou & Murray, "Masked autoregressive flow for density estimation", 2017, arXiv:1705.07057, section 4).
+
+    >>> z, log_derivative = GaussianMixture(1)(torch.tensor([-30.0, 2.0]), torch.zeros(2, 3))
+    >>> z
+    tensor([-30.,   2.])
     """
 
     @staticmethod
     def _log_cdfs(t: Tensor) -> tuple[Tensor, Tensor]:
-        # torch.special.log_ndtr has the values, but its gradient is wrong in the tails (from 1e4 on in float32).
+        # The gradient of torch.special.log_ndtr is wrong in the tails (from 1e4 on in float32).
         negative = t < 0
         tail = _log_normal_tail(torch.where(negative, -t, t))
         rest = torch.log1p(-tail.exp())
@@ -171,12 +180,13 @@ class GaussianMixture(MixtureCDF):
     def _quantile(log_cdf: Tensor, log_survival: Tensor) -> Tensor:
         right = log_survival < log_cdf
         tail = torch.where(right, log_survival, log_cdf)
-        # −z for which log Φ(z) = tail ≤ log ½. From Φ(−y) ≤ ½ exp(−y²/2) the start is not nearer to zero than the
-        # root; log Φ is concave, so that Newton's method goes straight to it.
+        # Solve log Φ(−y) = tail ≤ log ½ for y = −z. Because Φ(−y) ≤ ½ exp(−y²/2), the start is at least the root, and
+        # because log Φ is concave, Newton's method converges monotonically from there.
         with torch.no_grad():
             y = (-2 * (tail + math.log(2))).clamp_min(0).sqrt()
             for _ in range(4):
                 y = _closer_to_tail(y, tail)
+        y = y.detach()  # without forward-mode derivatives too
         for _ in range(_NEWTON_STEPS_WITH_GRADIENT):
             y = _closer_to_tail(y, tail)
         return torch.where(right, y, -y)
@@ -196,7 +206,7 @@ def _log_normal_tail(y: Tensor) -> Tensor:
 
 
 def _closer_to_tail(y: Tensor, tail: Tensor) -> Tensor:
-    """One Newton step towards the y ≥ 0 with log Φ(−y) = tail."""
+    """Do one Newton step towards the y ≥ 0 with log Φ(−y) = tail."""
     scaled = _log_scaled_normal_tail(y)
     # The slope of log Φ(−y) is −φ(y) / Φ(−y) = −exp(−½ log 2π − scaled).
     return y + (scaled - 0.5 * y.square() - tail) * (scaled + _HALF_LOG_2PI).exp()
@@ -210,21 +220,21 @@ def _root(
     start: Tensor,
     iterations: int = 100,
 ) -> Tensor:
-    """Solves function(x) = value for every element of an increasing function.
+    """Solve function(x) = value elementwise for an increasing function.
 
-    Newton's method, with a bisection wherever a step leaves the bracket or is not half the one before (Press et al.,
-    "Numerical Recipes", section 9.4), so that each element converges whatever the function.
+    Newton's method with a bisection wherever a step leaves the bracket or is more than half of the one before (Press et
+    al., "Numerical Recipes", section 9.4), so that every element converges.
 
     Args:
         function: x → function values and log-derivatives.
-        values: what to reach.
-        low: bracket; function(low) ≤ value.
-        high: bracket; function(high) ≥ value.
+        values: target values.
+        low: lower end of the bracket; function(low) ≤ value.
+        high: upper end of the bracket; function(high) ≥ value.
         start: first guess, in the bracket.
-        iterations: most evaluations of the function; bisection alone needs 60 in float64.
+        iterations: largest number of evaluations; bisection alone needs 60 in float64.
 
     Returns:
-        The x whose function value came nearest.
+        The x with the smallest |function(x) − value| of all evaluations.
     """
     epsilon = torch.finfo(values.dtype).eps
 
@@ -240,7 +250,7 @@ def _root(
         best, error = torch.where(better, x, best), torch.where(better, residual.abs(), error)
         low, high = torch.where(residual < 0, x, low), torch.where(residual > 0, x, high)
         step = -residual * (-log_slope.clamp_min(_FLATTEST)).exp()
-        # A small step that does not come nearer means that what is left is rounding.
+        # A small step that does not reduce the residual means that only rounding errors are left.
         stalled = ~better & (step.abs() <= math.sqrt(epsilon) * (1 + x.abs()))
         done = stalled | (error <= 2 * epsilon * (1 + values.abs())) | (step.abs() <= 2 * epsilon * x.abs())
         newton = x + step
@@ -260,6 +270,9 @@ def _root(
     )
     if torch.compiler.is_compiling():
         state = torch.while_loop(unfinished, improve, state)
+    elif is_transformed():
+        for _ in range(iterations):
+            state = improve(*state)
     else:
         while unfinished(*state):
             state = improve(*state)

@@ -1,4 +1,4 @@
-"""Flows that set part of their variables aside at every scale."""
+"""Multiscale architecture: half of the variables are factored out at every level."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,28 +10,34 @@ from arflows.core.bijections.base import Bijection, zero_log_det
 
 
 class Multiscale(Bijection):
-    """Runs levels one after the other and factors out half of the channels after each but the last.
+    """Chain of levels that factors out the second half of the channels after each level but the last.
 
     Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section 3.6, equations 14–16. The latent is one vector: the
-    halves factored out, in order, then what the last level returns.
+    factored-out halves in order, then the output of the last level.
 
-    A split prior that depends on the kept half (Glow's, for example) is a coupling at the end of a level whose mask
-    keeps the first half of the channels: it maps the half about to leave, given the half that stays, to the base
-    density's scale, which is the same as giving it a conditional base density.
+    A split prior (Glow's, for example) is a coupling at the end of a level whose mask keeps the first half of the
+    channels: it normalises the half to be factored out given the other half, which is equivalent to a conditional base
+    density.
 
     Args:
-        levels: one bijection for each level.
+        levels: bijections, one for each level.
         event_shape: (channels, height, width) of the data.
 
     Raises:
-        ValueError: if a level's output has an odd number of channels, so that it cannot be halved.
+        ValueError: if the output of a level has an odd number of channels and cannot be halved.
+
+    >>> from arflows.core.bijections import ActNorm, Chain, Squeeze
+    >>> multiscale = Multiscale([Chain(Squeeze(), ActNorm(4)), Squeeze()], (1, 4, 4))
+    >>> z, log_det = multiscale(torch.randn(2, 1, 4, 4))
+    >>> z.shape, multiscale.part_shapes
+    (torch.Size([2, 16]), [(2, 2, 2), (8, 1, 1)])
     """
 
     def __init__(self, levels: Sequence[Bijection], event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.levels: Sequence[Bijection] = nn.ModuleList(levels)  # type: ignore[assignment]
         self.event_shape = tuple(event_shape)
-        # Shapes of the latents' parts: what leaves at each level, then what remains at the end.
+        # Shapes of the parts of the latent: the half factored out at each level, then the output of the last level.
         self.part_shapes: list[tuple[int, ...]] = []
         shape = self.event_shape
         for number, level in enumerate(levels):
@@ -53,21 +59,21 @@ class Multiscale(Bijection):
             x, part = level(x, context)
             log_det = log_det + part
             if number < len(self.levels) - 1:
-                x, leaving = x.chunk(2, 1)
-                parts.append(leaving.flatten(1))
+                x, factored_out = x.chunk(2, 1)
+                parts.append(factored_out.flatten(1))
         return torch.cat([*parts, x.flatten(1)], 1), log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent (batch, variables) → data (batch, *event_shape)."""
-        *leaving, last = z.split([prod(shape) for shape in self.part_shapes], 1)
+        *factored_out, last = z.split([prod(shape) for shape in self.part_shapes], 1)
         x, log_det = last.unflatten(1, self.part_shapes[-1]), zero_log_det(z)
         for number in reversed(range(len(self.levels))):
             if number < len(self.levels) - 1:
-                x = torch.cat([x, leaving[number].unflatten(1, self.part_shapes[number])], 1)
+                x = torch.cat([x, factored_out[number].unflatten(1, self.part_shapes[number])], 1)
             x, part = self.levels[number].inverse(x, context)
             log_det = log_det + part
         return x, log_det
 
     def latent_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """A vector of as many variables as the data has."""
+        """Return the shape of a vector with as many variables as the data."""
         return (prod(event_shape),)

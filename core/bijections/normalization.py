@@ -1,4 +1,4 @@
-"""Normalisation layers as bijections, and initialisation from data."""
+"""Normalisation layers and initialisation from data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,18 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bijections.base import Bijection, zero_log_det
+from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.machine import double
-from arflows.core.runtime.processes import batch_statistics
+from arflows.core.runtime.processes import batch_statistics, world_size
 
 
 class InitializedFromData(nn.Module, ABC):
-    """A module with state that is set from data, once.
+    """Module with state that is set from data once.
 
-    Whether it has been set is part of the module's state: it is saved and loaded, so that a trained model keeps its
-    state however often training starts. Files of older versions lack the record; their state counts as set.
+    A buffer records that the state has been set. It is saved and loaded, so that a trained model keeps its state
+    however often training starts. Files of older versions lack the record, and their state counts as set.
 
     Attributes:
-        initialized: Whether the state has been set, bool ().
+        initialized: True if the state has been set, bool ().
     """
 
     initialized: Tensor
@@ -32,14 +33,14 @@ class InitializedFromData(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor) -> None:
-        """Sets the state from a batch of data; a module that has been initialised, trained or loaded stays as it is."""
+        """Set the state from a batch of data, unless it was initialised or loaded before."""
         if not self.initialized:
             self._set_from(x)
             self.initialized.fill_(True)
 
     @abstractmethod
     def _set_from(self, x: Tensor) -> None:
-        """Sets the state from a batch of data."""
+        """Set the state from a batch of data."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if any(name.startswith(prefix) for name in state_dict):
@@ -48,13 +49,19 @@ class InitializedFromData(nn.Module, ABC):
 
 
 class ActNorm(InitializedFromData, Bijection):
-    """A learned scale and shift for each channel that starts by normalising a batch of data.
+    """Activation normalisation: a learned scale and shift for each channel, initialised from a batch of data.
 
     Kingma & Dhariwal, "Glow", 2018 (arXiv:1807.03039), section 3.1: z = x · exp(s) + b. It is the identity until
     `initialize` sets it so that every channel of the given batch has zero mean and unit variance.
 
     Args:
         channels: size of the first event dimension.
+
+    >>> layer = ActNorm(1)
+    >>> x = torch.tensor([[2.0], [4.0]])
+    >>> initialize(layer, lambda: layer(x))
+    >>> layer(x)[0].flatten().detach()
+    tensor([-1.,  1.])
     """
 
     reversible = True
@@ -65,7 +72,7 @@ class ActNorm(InitializedFromData, Bijection):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def _set_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
-        """Normalises ``x``; a channel without spread keeps its scale, and a layer trained from the identity both."""
+        """Normalise ``x``; a channel without spread keeps its scale, and a trained layer keeps scale and shift."""
         if self.log_scale.any() or self.shift.any():
             return
         mean, variance = channel_statistics(x)
@@ -86,13 +93,18 @@ class ActNorm(InitializedFromData, Bijection):
 
 
 class Standardize(InitializedFromData, Bijection):
-    """Brings each channel to zero mean and unit variance: z = (x − mean) / scale, fixed, with nothing to learn.
+    """Standardisation of each channel to zero mean and unit variance: z = (x − mean) / scale, without parameters.
 
-    It is the identity until `initialize` sets mean and scale from a sample of the data. A flow that begins with it has
-    densities in the units of the data, log|det| being −Σ log scale.
+    It is the identity until `initialize` sets mean and scale from a sample of the data. The density of a flow that
+    begins with it is in the units of the data: log|det| is −Σ log scale.
 
     Args:
         channels: size of the first event dimension.
+
+    >>> layer = Standardize(1)
+    >>> layer.initialize_from(torch.tensor([[2.0], [4.0]]))
+    >>> layer(torch.tensor([[3.0]]))
+    (tensor([[0.]]), tensor([-0.]))
     """
 
     mean: Tensor
@@ -104,11 +116,11 @@ class Standardize(InitializedFromData, Bijection):
         self.register_buffer("scale", torch.ones(channels))
 
     def _set_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
-        """Sets mean and scale to those of ``x``; a channel without spread keeps its scale."""
-        x = double(x)  # data whose mean is far larger than its spread are common
+        """Set mean and scale to those of ``x``; a channel without spread keeps its scale."""
+        x = double(x)  # means far larger than spreads are common in data
         mean, variance = channel_statistics(x)
         over = [0, *range(2, x.ndim)]
-        spread = x.amax(over) > x.amin(over)  # the variance of equal numbers need not be zero in floating point
+        spread = x.amax(over) > x.amin(over)  # the computed variance of equal numbers can be positive
         self.mean.copy_(mean.to(self.mean.dtype))  # before it goes to a device that may lack float64
         self.scale.copy_(torch.where(spread, variance.sqrt(), 1.0).to(self.scale.dtype))
 
@@ -126,8 +138,9 @@ class Standardize(InitializedFromData, Bijection):
 class BatchNorm(Bijection):
     """Batch normalisation as a bijection: z = (x − μ) / sqrt(σ² + ε).
 
-    In training mode the forward pass moves running averages towards the batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂. The inverse, and
-    evaluation mode, use the averages as they stand. What training normalises by is either of
+    A training step, which is a forward pass in training mode with gradients enabled, moves running averages towards the
+    batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂. Everything else uses the averages as they stand and changes nothing: the inverse,
+    evaluation mode, and passes under `torch.no_grad`. A training step normalises by either of
 
     - "running": the averages just moved, of which gradients reach the batch's share. Training sees what evaluation
       sees, which keeps deep flows on images together. Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section
@@ -136,16 +149,24 @@ class BatchNorm(Bijection):
       section 3.1.
 
     During the first 1 / (1 − ρ) batches the averages are plain means of all batches so far. Processes that share a
-    training batch share its statistics.
+    training batch use the statistics of the whole batch.
 
     Args:
         channels: size of the first event dimension.
         momentum: weight ρ of the past.
         epsilon: ε, added to the variance.
-        statistics: what training normalises by.
+        statistics: statistics that a training step normalises by.
+
+    Raises:
+        UserError: at a training step on a single value for each channel.
+
+    >>> layer = BatchNorm(2)
+    >>> z, log_det = layer(torch.randn(8, 2))
+    >>> layer.batches
+    tensor(1)
 
     Attributes:
-        tracks_batches: In training every forward pass counts, so that none may be done again.
+        tracks_batches: True: a forward pass of a training step changes the averages and must not be repeated.
     """
 
     tracks_batches = True
@@ -170,18 +191,24 @@ class BatchNorm(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
-        mean, variance = self._training_statistics(x) if self.training else (self.mean, self.variance)
+        step = self.training and torch.is_grad_enabled()
+        mean, variance = self._training_statistics(x) if step else (self.mean, self.variance)
         log_scale = -0.5 * (variance + self.epsilon).log()
         z = (x - along_channels(mean, x)) * along_channels(log_scale.exp(), x)
         return z, zero_log_det(x) + sites(x) * log_scale.sum()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latent → data, with the averages as they stand."""
+        """Latent → data by the running averages."""
         log_scale = 0.5 * (self.variance + self.epsilon).log()
         x = z * along_channels(log_scale.exp(), z) + along_channels(self.mean, z)
         return x, zero_log_det(z) + sites(z) * log_scale.sum()
 
     def _training_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if len(x) * sites(x) * world_size() == 1:
+            raise UserError(
+                "batch normalisation cannot train on a batch of one example, which has no variance: use a larger "
+                "batch_size, or flow.eval() to score"
+            )
         batch_mean, batch_variance = batch_statistics(*channel_statistics(x))
         self.batches.add_(1)
         weight = (1 / self.batches).clamp_min(1 - self.momentum).to(x.dtype)
@@ -193,15 +220,15 @@ class BatchNorm(Bijection):
 
 
 def initialize(module: nn.Module, run: Callable[[], object]) -> None:
-    """Initialises every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
+    """Initialise every layer of ``module`` that starts from data, in the order in which ``run`` reaches them.
 
-    A layer that starts from data is an `InitializedFromData`, or has a method ``initialize_from(x)`` that hands the
-    data on to one. It is called with the layer's first input, just before the layer itself runs, so each layer sees
-    data that those before it have already normalised. A layer that was initialised before stays as it is.
+    Such a layer is an `InitializedFromData`, or has a method ``initialize_from(x)`` that passes the data on to one. The
+    method is called with the layer's first input just before the layer runs, so each layer sees data normalised by the
+    layers before it. A layer that was initialised before stays as it is.
 
     Args:
-        module: a flow or bijection; nothing happens where no layer of it starts from data.
-        run: passes data through the module in the direction data → latent, such as ``lambda: flow.log_prob(x)``.
+        module: a flow or bijection; one without such layers stays as it is.
+        run: function that passes data through the module, such as ``lambda: flow.log_prob(x)``.
     """
     parts = [layer for layer in module.modules() if isinstance(layer, InitializedFromData)]
     if all(part.initialized for part in parts):
@@ -228,16 +255,16 @@ def mark_initialized(module: nn.Module) -> None:
 def channel_statistics(
     x: Float[Tensor, "batch channels *space"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-    """Mean and (biased) variance of each channel over the batch and all positions."""
+    """Return mean and biased variance of each channel over the batch and all positions."""
     variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
     return mean, variance
 
 
 def along_channels(values: Float[Tensor, " channels"], x: Tensor) -> Tensor:
-    """Shapes one value a channel so that it broadcasts over ``x`` (batch, channels, *space)."""
+    """Reshape one value per channel to broadcast over ``x`` (batch, channels, *space)."""
     return values.view(1, -1, *[1] * (x.ndim - 2))
 
 
 def sites(x: Tensor) -> int:
-    """Number of positions that share a channel's parameters."""
+    """Return the number of positions that share the parameters of a channel."""
     return prod(x.shape[2:])

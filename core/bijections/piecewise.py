@@ -1,4 +1,4 @@
-"""Piecewise-linear distribution functions on an interval."""
+"""Piecewise-linear cumulative distribution functions on an interval."""
 
 import math
 
@@ -10,25 +10,29 @@ from arflows.core.bijections.elementwise import Elementwise
 
 
 class PiecewiseLinearCDF(Elementwise):
-    """The distribution function of a histogram: maps [0, upper] to [0, 1], linear within each of equal bins.
+    """Cumulative distribution function of a histogram with equal bins: maps [0, upper] to [0, 1].
 
     Müller, McWilliams, Rousselle, Gross & Novák, "Neural importance sampling", 2019 (arXiv:1808.03856), section 4.1.
-    Outside the interval the map goes on as x / upper, so that it is one of the whole line.
+    Outside the interval the map is x / upper, so that it is a bijection of the real line.
 
-    Under a `Uniform` base the density is constant within a bin. For categorical data this is exact: with a bin for each
-    of K categories, dequantised to [0, 1) by `UniformDequantizer` (``upper=1``), or to [k, k + 1) (``upper=K``), every
-    draw of noise gives a category's probability, softmax(parameters), itself.
+    Under a `Uniform` base the density is constant within a bin, which makes it exact for categorical data. Give each of
+    K categories a bin and dequantise category k to [k, k + 1) (``upper=K``), or all to [0, 1) by `UniformDequantizer`
+    (``upper=1``): then every draw of the noise gives the category's probability, softmax(parameters).
 
-    Parameters of an element: ``bins`` logits. A logit of −∞ forbids its bin: it has no probability, the inverse never
-    lands in it, and the other logits' gradients stay finite. All-zero parameters are x / upper, the identity for
-    ``upper=1``.
+    Parameters of an element: ``bins`` logits. A logit of −∞ excludes its bin: the bin has probability 0, the inverse
+    never returns a value in it, and the gradients of the other logits are finite. All-zero parameters are x / upper,
+    the identity for ``upper=1``.
 
     Args:
         bins: number of bins K.
         upper: upper end of the data's interval.
 
     Raises:
-        ValueError: for no bin.
+        ValueError: if ``bins`` is below 1.
+
+    >>> z, log_derivative = PiecewiseLinearCDF(2)(torch.tensor([0.5]), torch.tensor([[0.25, 0.75]]).log())
+    >>> z, log_derivative.exp()
+    (tensor([0.2500]), tensor([1.5000]))
     """
 
     def __init__(self, bins: int, upper: float = 1.0) -> None:
@@ -49,7 +53,7 @@ class PiecewiseLinearCDF(Elementwise):
         inside = _at(_edges(probabilities), index) + _at(probabilities, index) * (position - index)
         log_derivative = _at(log_probabilities, index) - math.log(self.width)
         tail = (values < 0) | (values > self.upper)
-        # Rounding must not push the last bin's end out of the unit interval.
+        # Rounding can make the end of the last bin exceed 1.
         z = torch.where(tail, values / self.upper, inside.clamp_max(1))
         return z, torch.where(tail, -math.log(self.upper), log_derivative)
 
@@ -59,12 +63,12 @@ class PiecewiseLinearCDF(Elementwise):
         probabilities = log_probabilities.exp()
         edges = _edges(probabilities)
         clipped = values.clamp(0, 1)
-        # Bins without probability end where they begin: counting the edges at or below a value passes over them. Those
-        # after the last bin with probability have no next edge to pass them.
+        # Counting the edges at or below a value skips bins of probability 0, whose two edges are equal. The minimum
+        # excludes those at the end, which have no further edge.
         allowed = torch.arange(self.bins, device=values.device) * (probabilities > 0)
         index = (clipped.unsqueeze(-1) >= edges[..., 1:]).sum(-1).minimum(allowed.amax(-1))
         fraction = (clipped - _at(edges, index)) / _at(probabilities, index)
-        # Rounding must not carry a value over the end of its bin, into one that may be forbidden.
+        # Rounding must not move a value past the end of its bin into one of probability 0.
         end = (index + 1).to(values.dtype) * (1 - torch.finfo(values.dtype).eps)
         inside = (index + fraction.clamp_min(0)).minimum(end) * self.width
         log_derivative = math.log(self.width) - _at(log_probabilities, index)
@@ -77,10 +81,10 @@ class PiecewiseLinearCDF(Elementwise):
 
 
 def _edges(probabilities: Tensor) -> Tensor:
-    """Where each bin begins on the latent interval: sums of the bins before it."""
+    """Lower edge of each bin on the latent interval."""
     return F.pad(probabilities.cumsum(-1)[..., :-1], (1, 0))
 
 
 def _at(table: Tensor, index: Tensor) -> Tensor:
-    """Each element's entry of its own table."""
+    """Entry ``index`` of each element's own table."""
     return table.gather(-1, index.long().unsqueeze(-1)).squeeze(-1)

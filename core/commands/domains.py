@@ -28,15 +28,17 @@ class Domain:
     Attributes:
         name: the word after ``arflows``, equal to the name of the entry point.
         summary: one line for ``arflows --help``.
-        module: the package. Each verb is its submodule ``<module>.<verb>`` with a function ``main(args)``; the chapter
-            of the demo's report is made by ``<module>.demo.chapter(out, seed)``.
-        verbs: each verb with one line for ``arflows <domain> --help``, in the order in which a user meets them.
+        module: The package. Each verb is the function ``<module>.<verb>.<verb>``; the chapter of the demo's report is
+            made by ``<module>.demo.chapter(out, seed)``.
+        verbs: Each verb with one line for ``arflows <domain> --help``, in the order in which a user meets them.
+        examples: The name of its examples, in the plural, such as "images".
     """
 
     name: str
     summary: str
     module: str
     verbs: Mapping[str, str]
+    examples: str = "examples"
 
 
 def all_domains() -> list[Domain]:

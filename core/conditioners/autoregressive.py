@@ -1,4 +1,4 @@
-"""What a conditioner needs to be autoregressive: a parallel pass, and a stream that takes one site at a time."""
+"""Autoregressive conditioners: a parallel pass, and a stream that computes one site at a time."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 
 class Stream(ABC):
-    """A conditioner at work on a generation: what it keeps of the sites so far, to say what comes next.
+    """State of an autoregressive conditioner during generation.
 
-    A *site* is what is generated at once: a variable, a token, a row of samples. Two ways of going on may not be mixed
-    in one stream: `step` after `step`, or blocks, each by any number of `sweep` and one `commit`.
+    A *site* is a unit of generation: a variable, a token, a row of samples. A stream advances either by a `step` for
+    each site, or by blocks of sites with any number of `sweep` calls and one `commit` each. The two must not be mixed.
 
     Attributes:
-        computed: for how many sites parameters were computed so far, in units of what a pass computes a site for.
+        position: number of sites whose values are known.
+        computed: number of sites for which parameters were computed so far, repeated computations included.
     """
 
     def __init__(self) -> None:
@@ -27,19 +28,19 @@ class Stream(ABC):
 
     @abstractmethod
     def step(self, previous: Float[Tensor, "batch *site"] | None) -> Float[Tensor, "batch *site parameters"]:
-        """Takes the value of the site before (None at the first) and returns the parameters of the next."""
+        """Take the value of the previous site (None at the first) and return the parameters of the next one."""
 
     def generate(
         self, elementwise: "Elementwise", z: Float[Tensor, "batch sites *site"]
     ) -> tuple[Float[Tensor, "batch sites *site"], Float[Tensor, "batch sites *site"]]:
-        """Latent → data for all sites, by a `step` for each; streams override it by a faster loop for maps they know.
+        """Map latent → data for all sites, by a `step` for each; streams override it by faster loops for some maps.
 
         Args:
-            elementwise: The map of single elements.
-            z: Latents.
+            elementwise: the map of single elements.
+            z: latents, sites in the order of generation.
 
         Returns:
-            x, and the log-derivative of x by z element by element.
+            x and the elementwise log-derivative ∂x/∂z.
         """
         x: Tensor | None = None
         values, log_derivatives = [], []
@@ -51,20 +52,20 @@ class Stream(ABC):
 
     @abstractmethod
     def sweep(self, guess: Float[Tensor, "batch sites *site"]) -> Float[Tensor, "batch sites *site parameters"]:
-        """The parameters of the next sites, given a guess at their values; nothing is committed."""
+        """Return the parameters of the next sites for a guess of their values, without advancing the stream."""
 
     @abstractmethod
     def commit(self, values: Float[Tensor, "batch sites *site"]) -> None:
-        """Takes the values of the next sites."""
+        """Take the values of the next sites and advance the stream."""
 
 
 class AutoregressiveConditioner(nn.Module, ABC):
-    """A network whose parameters for a site depend on the sites before it alone, and on the context.
+    """Network whose parameters for a site depend only on the sites before it and on the context.
 
-    Sites lie along the first axis after the batch, in the order of generation.
+    The first axis after the batch is that of the sites, in the order of generation.
 
     Args:
-        parameter_count: parameters of an element.
+        parameter_count: number of parameters of an element.
         context_features: size of the context; 0 for none.
     """
 
@@ -77,34 +78,34 @@ class AutoregressiveConditioner(nn.Module, ABC):
     def forward(
         self, x: Float[Tensor, "batch sites *site"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, "batch sites *site parameters"]:
-        """Computes the parameters of all sites at once."""
+        """Compute the parameters of all sites in one pass."""
 
     def stream(self, like: Float[Tensor, "batch sites *site"], context: Tensor | None = None) -> Stream:
-        """Starts a generation.
+        """Start a generation.
 
         Args:
-            like: a tensor of the shape, type and device that the values will have.
-            context: what to condition on, one row for each example.
+            like: a tensor of the shape, dtype and device of the values to generate.
+            context: context of each example.
 
         Returns:
-            A stream; this general one takes a pass of the network at every call, conditioners override it by better.
+            A stream. This default does a whole pass of the network at every call; subclasses have faster ones.
         """
         return RecomputedStream(self, like, context)
 
     def examples_at_once(self, like: Float[Tensor, "batch sites *site"]) -> int:
-        """How many examples a stream on a CPU had better take at a time; all of them by default."""
+        """Return the number of examples that a stream on a CPU handles best at a time; all of them by default."""
         return max(1, len(like))
 
 
 def check_context(context: Tensor | None, features: int) -> None:
-    """Raises ValueError for a missing context, or one of another width than ``features``."""
+    """Raise ValueError if the context is missing or does not have ``features`` features."""
     if features and (context is None or context.shape[1] != features):
         got = "none" if context is None else f"one with {context.shape[1]}"
         raise ValueError(f"the conditioner needs a context with {features} features, got {got}")
 
 
 class RecomputedStream(Stream):
-    """The stream of any autoregressive conditioner, and the yardstick of the others: a pass over all sites a call."""
+    """Stream of any autoregressive conditioner, with a pass over all sites at every call; the reference for others."""
 
     def __init__(self, conditioner: AutoregressiveConditioner, like: Tensor, context: Tensor | None) -> None:
         super().__init__()
@@ -113,20 +114,20 @@ class RecomputedStream(Stream):
         self.values = torch.zeros_like(like)
 
     def step(self, previous: Tensor | None) -> Tensor:
-        """Takes the value of the site before (None at the first) and returns the parameters of the next."""
+        """Take the value of the previous site (None at the first) and return the parameters of the next one."""
         if previous is not None:
             self.values[:, self.position] = previous
             self.position += 1
         return self._parameters(self.position, self.position + 1)[:, 0]
 
     def sweep(self, guess: Tensor) -> Tensor:
-        """The parameters of the next sites, given a guess at their values."""
+        """Return the parameters of the next sites for a guess of their values."""
         stop = self.position + guess.shape[1]
         self.values[:, self.position : stop] = guess
         return self._parameters(self.position, stop)
 
     def commit(self, values: Tensor) -> None:
-        """Takes the values of the next sites."""
+        """Take the values of the next sites and advance the stream."""
         stop = self.position + values.shape[1]
         self.values[:, self.position : stop] = values
         self.position = stop

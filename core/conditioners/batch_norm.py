@@ -1,4 +1,4 @@
-"""Batch normalisation of features by the statistics of the whole training batch, also where processes share it."""
+"""Batch normalisation of features by the statistics of a training batch that processes may share."""
 
 from typing import Any
 
@@ -6,16 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from arflows.core.runtime.processes import batch_statistics, world_size
 from arflows.core.runtime.torch_compat import batch_moments, normalize_batch, normalize_batch_backward
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of the whole training batch, where several processes share it."""
+    """`torch.nn.BatchNorm2d` that uses the statistics of the whole training batch if several processes share it.
+
+    In training mode without gradients it uses its running averages and leaves them as they are.
+
+    >>> BatchNorm2d(3)(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Normalises."""
+        """Normalise by the batch in a training step; by running averages in evaluation mode and without gradients."""
+        if self.training and not torch.is_grad_enabled():
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if not self.training or world_size() == 1:
             return super().forward(x)
         assert self.running_mean is not None
@@ -32,14 +41,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 @torch.compiler.disable
 def _normalize(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised features, and the (biased) statistics of all processes' batches by which they are."""
+    """Return the normalised features, and the biased mean and variance over all processes."""
     return _SharedNormalization.apply(x, weight, bias, epsilon)
 
 
 class _SharedNormalization(torch.autograd.Function):
-    """What PyTorch's own kernels do in one process, with sums over all of them in between.
+    """PyTorch's batch-normalisation kernels with sums over all processes; first derivatives only.
 
-    Written out in tensor operations it takes seven times as long on a CPU, where reductions over pixels are slow.
+    The same in tensor operations takes seven times as long on a CPU, where reductions over pixels are slow.
     """
 
     @staticmethod

@@ -1,27 +1,27 @@
-"""Gated dilated causal layers along a sequence, all of whose states are computed at once.
+"""Gated dilated causal layers along a sequence, with a parallel pass over all steps.
 
-On CPUs both directions are one operation, by hand: of each layer its input and what its gates are computed from are
-kept, and what lies between two products is one pass over memory (`causal_stack_loops`). Elsewhere, and for double
-backward passes, the same arithmetic is PyTorch's.
+On CPUs forward and backward are hand-written: the input and the gates of each layer are stored, and the elementwise
+work between two products is one pass over memory (`causal_stack_loops`). On other devices, in transforms of torch.func
+and for second derivatives the same arithmetic is in PyTorch's operations.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from arflows.core.conditioners.causal_stack_loops import gate, gate_backward
 from arflows.core.conditioners.wavenet_pass import fits, product_type
 
 
 class CausalStack(nn.Module):
-    """Residual layers over a sequence; a state depends on the inputs up to its own step.
+    """Residual gated layers over a sequence; each state depends on the inputs up to its own step.
 
     A layer of dilation d computes from its input h, at step t,
 
@@ -33,9 +33,13 @@ class CausalStack(nn.Module):
     Sequences are time-major, (steps, batch, …), so that a shift in time is a slice.
 
     Args:
-        channels: of a state.
-        dilations: of the layers.
+        channels: number of channels of a state.
+        dilations: dilations of the layers.
         features: size of the condition of a step.
+
+    >>> stack = CausalStack(channels=4, dilations=[1, 2], features=3)
+    >>> stack(torch.randn(10, 2, 4), torch.randn(5, 2, 3)).shape
+    torch.Size([10, 2, 4])
     """
 
     def __init__(self, channels: int, dilations: Sequence[int], features: int) -> None:
@@ -55,11 +59,11 @@ class CausalStack(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Steps before its own that a state depends on."""
+        """Number of earlier steps that a state depends on."""
         return sum(self.dilations)
 
     def added(self, condition: Float[Tensor, "groups batch features"]) -> Float[Tensor, "layers groups batch gates"]:
-        """What the condition of a group of steps adds to the gates of each layer."""
+        """Return the contribution of conditions of groups of steps to the gates of each layer."""
         groups, batch, _ = condition.shape
         flat = condition.flatten(0, 1).expand(len(self.dilations), -1, -1)
         added = torch.baddbmm(self.condition_bias[:, None].to(flat.dtype), flat, self.condition.to(flat.dtype))
@@ -68,33 +72,44 @@ class CausalStack(nn.Module):
     def forward(
         self, entry: Float[Tensor, "steps batch channels"], condition: Float[Tensor, "groups batch features"]
     ) -> Float[Tensor, "steps batch channels"]:
-        """Computes the states after the last layer.
+        """Compute the states after the last layer.
 
         Args:
             entry: inputs of the first layer.
-            condition: of groups of consecutive steps, each of steps / groups steps.
+            condition: conditions of groups of steps / groups consecutive steps.
         """
-        steps, batch, _ = entry.shape
         added, low = self.added(condition), product_type(entry)
         entry = entry.to(torch.promote_types(entry.dtype, torch.float32))  # states are sums of many small terms
         weights = (self.past, self.present, self.residual, self.residual_bias)
         if fits(entry, low):
-            return _Stack.apply(self.dilations, low, entry, added, *weights)  # type: ignore[no-any-return]
-        h, repeat = entry.flatten(0, 1), steps // len(condition)
-        for layer, dilation in enumerate(self.dilations):
-            shift = dilation * batch
-            gates = h @ self.present[layer]
-            gates = (
-                torch.cat([gates[:shift], gates[shift:] + h[:-shift] @ self.past[layer]]) if shift < len(h) else gates
-            )
-            gates = gates + added[layer].repeat_interleave(repeat, 0).flatten(0, 1)
-            signal, open_ = gates.chunk(2, 1)
-            h = h + 2 * signal.tanh() * (2 * open_).sigmoid() @ self.residual[layer] + self.residual_bias[layer]
-        return h.view_as(entry)
+            return _Stack.apply(self.dilations, low, entry, added, *weights)
+        return _plain(self.dilations, entry, added, *weights)
+
+
+def _plain(
+    dilations: tuple[int, ...],
+    entry: Float[Tensor, "steps batch channels"],
+    added: Float[Tensor, "layers groups batch gates"],
+    past: Float[Tensor, "layers channels gates"],
+    present: Float[Tensor, "layers channels gates"],
+    residual: Float[Tensor, "layers channels channels"],
+    residual_bias: Float[Tensor, "layers channels"],
+) -> Float[Tensor, "steps batch channels"]:
+    """Compute the layers in PyTorch's operations, which can be differentiated any number of times."""
+    steps, batch, _ = entry.shape
+    h, repeat = entry.flatten(0, 1), steps // added.shape[1]
+    for layer, dilation in enumerate(dilations):
+        shift = dilation * batch
+        gates = h @ present[layer]
+        if shift < len(h):
+            gates = torch.cat([gates[:shift], gates[shift:] + h[:-shift] @ past[layer]])
+        signal, gate = (gates + added[layer].repeat_interleave(repeat, 0).flatten(0, 1)).chunk(2, 1)
+        h = h + 2 * signal.tanh() * (2 * gate).sigmoid() @ residual[layer] + residual_bias[layer]
+    return h.view_as(entry)
 
 
 class _Stack(torch.autograd.Function):
-    """The layers with the gradients of all they are computed from; products are taken in the type ``low``."""
+    """`_plain` with the gradients of its inputs; products are in the dtype ``low``."""
 
     @staticmethod
     def forward(
@@ -105,6 +120,7 @@ class _Stack(torch.autograd.Function):
         ctx.dilations, ctx.low = dilations, low
         h, kept = entry.reshape(-1, channels), []
         keep = any(ctx.needs_input_grad)
+        inputs = entry, added, past, present, residual, residual_bias
         past, present, residual, added = (part.to(low) for part in (past, present, residual, added))
         passed = torch.empty(len(h), channels, dtype=low)
         with torch.autocast("cpu", enabled=False):
@@ -117,37 +133,47 @@ class _Stack(torch.autograd.Function):
                 kept += [seen, gates] if keep else []
                 mixed = passed @ residual[layer]
                 h = torch.add(h, residual_bias[layer]).add_(mixed)
-        ctx.save_for_backward(added, past, present, residual, *kept)
+        ctx.save_for_backward(*inputs, *kept)
         return h.view(steps, batch, channels)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        added, past, present, residual, *kept = ctx.saved_tensors
+        inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        if torch.is_grad_enabled():  # for second derivatives
+            vjp = torch.func.vjp(partial(_plain, ctx.dilations), *inputs)[1]
+            return None, None, *vjp(gradient)
+        added, past, present, residual = (part.to(ctx.low) for part in inputs[1:5])
         batch, low, channels = added.shape[2], ctx.low, residual.shape[1]
-        of_h = gradient.reshape(-1, channels).clone()
-        wide = of_h.dtype
-        of_added = torch.zeros_like(added, dtype=wide)
-        of_past, of_present, of_residual = (torch.zeros_like(part, dtype=wide) for part in (past, present, residual))
-        of_bias = torch.empty(len(ctx.dilations), channels, dtype=wide)
-        passed, of_gates = torch.empty(len(of_h), channels, dtype=low), torch.empty(len(of_h), 2 * channels, dtype=low)
+        grad_h = gradient.reshape(-1, channels).clone()
+        wide = grad_h.dtype
+        grad_added = torch.zeros_like(added, dtype=wide)
+        grad_past, grad_present, grad_residual = (
+            torch.zeros_like(part, dtype=wide) for part in (past, present, residual)
+        )
+        grad_bias = torch.empty(len(ctx.dilations), channels, dtype=wide)
+        passed, grad_gates = (
+            torch.empty(len(grad_h), channels, dtype=low),
+            torch.empty(len(grad_h), 2 * channels, dtype=low),
+        )
         with torch.autocast("cpu", enabled=False):
             for layer in reversed(range(len(ctx.dilations))):
                 seen, gates, shift = kept[2 * layer], kept[2 * layer + 1], ctx.dilations[layer] * batch
-                of_mixed = of_h.to(low)
-                torch.sum(of_h, 0, out=of_bias[layer])
-                gate_backward(gates, added[layer], of_mixed @ residual[layer].T, passed, of_gates, of_added[layer])
-                of_residual[layer] = passed.T @ of_mixed
-                of_present[layer] = seen.T @ of_gates
+                grad_mixed = grad_h.to(low)
+                torch.sum(grad_h, 0, out=grad_bias[layer])
+                gate_backward(
+                    gates, added[layer], grad_mixed @ residual[layer].T, passed, grad_gates, grad_added[layer]
+                )
+                grad_residual[layer] = passed.T @ grad_mixed
+                grad_present[layer] = seen.T @ grad_gates
                 if low == wide:
-                    of_h.addmm_(of_gates, present[layer].T)
+                    grad_h.addmm_(grad_gates, present[layer].T)
                 else:
-                    of_h += of_gates @ present[layer].T
-                if shift < len(of_h):
-                    of_past[layer] = seen[:-shift].T @ of_gates[shift:]
+                    grad_h += grad_gates @ present[layer].T
+                if shift < len(grad_h):
+                    grad_past[layer] = seen[:-shift].T @ grad_gates[shift:]
                     if low == wide:
-                        of_h[:-shift].addmm_(of_gates[shift:], past[layer].T)
+                        grad_h[:-shift].addmm_(grad_gates[shift:], past[layer].T)
                     else:
-                        of_h[:-shift] += of_gates[shift:] @ past[layer].T
-        of_entry = of_h.view_as(gradient)
-        return None, None, of_entry, of_added, of_past, of_present, of_residual, of_bias
+                        grad_h[:-shift] += grad_gates[shift:] @ past[layer].T
+        grad_entry = grad_h.view_as(gradient)
+        return None, None, grad_entry, grad_added, grad_past, grad_present, grad_residual, grad_bias

@@ -1,4 +1,4 @@
-"""What a `CausalStack` does between its products, on CPUs: each in one compiled pass over memory."""
+"""Elementwise operations of a `CausalStack` on CPUs, each as one compiled pass over memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.conditioners.wavenet_loops import _narrow, _wide
-from arflows.core.runtime.numba_loops import compiled, exp_minus_twice, in_shares
+from arflows.core.runtime.numba_loops import compiled
+from arflows.core.runtime.numba_math import exp_minus_twice, narrow, wide
+from arflows.core.runtime.threads import in_shares
 
 _GROUPS = 8
-"""A thread takes no fewer groups of steps."""
+"""Smallest number of groups of steps for a thread."""
 
 
 def gate(
@@ -21,20 +22,20 @@ def gate(
     added: Float[Tensor, "groups batch 2*channels"],
     out: Float[Tensor, "rows channels"],
 ) -> None:
-    """Writes 2 tanh(a) σ(2b), where (a, b) are gates + added; rows are steps times the batch, steps before batch."""
+    """Write 2 tanh(a) σ(2b) with (a, b) = gates + added; rows are steps times the batch, steps first."""
     _in_shares(_gate, gates, added, out)
 
 
 def gate_backward(
     gates: Float[Tensor, "rows 2*channels"],
     added: Float[Tensor, "groups batch 2*channels"],
-    of_out: Float[Tensor, "rows channels"],
+    grad_out: Float[Tensor, "rows channels"],
     out: Float[Tensor, "rows channels"],
-    of_gates: Float[Tensor, "rows 2*channels"],
-    of_added: Float[Tensor, "groups batch 2*channels"],
+    grad_gates: Float[Tensor, "rows 2*channels"],
+    grad_added: Float[Tensor, "groups batch 2*channels"],
 ) -> None:
-    """From the gradient of what `gate` wrote: writes that once more, its gates' gradient, and adds to that of added."""
-    _in_shares(_gate_backward, gates, added, of_out, out, of_gates, of_added)
+    """Compute the backward pass of `gate`: write its output and the gradient of its gates, add to that of ``added``."""
+    _in_shares(_gate_backward, gates, added, grad_out, out, grad_gates, grad_added)
 
 
 def _in_shares(loop: Any, *tensors: Tensor) -> None:
@@ -56,15 +57,15 @@ def _gate(share: int, start: int, stop: int, one: Any, gates: Any, added: Any, o
                 row = (group * repeat + step) * batch + example
                 own, more, into = gates[row], added[group, example], out[row]
                 for channel in range(channels):
-                    e = exp_minus_twice(_wide(own[channel]) + _wide(more[channel]))
-                    f = exp_minus_twice(_wide(own[channels + channel]) + _wide(more[channels + channel]))
-                    into[channel] = _narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
+                    e = exp_minus_twice(wide(own[channel]) + wide(more[channel]))
+                    f = exp_minus_twice(wide(own[channels + channel]) + wide(more[channels + channel]))
+                    into[channel] = narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
 
 
 @compiled
 def _gate_backward(
-    share: int, start: int, stop: int, one: Any, gates: Any, added: Any, of_out: Any, out: Any, of_gates: Any,
-    of_added: Any,
+    share: int, start: int, stop: int, one: Any, gates: Any, added: Any, grad_out: Any, out: Any, grad_gates: Any,
+    grad_added: Any,
 ) -> None:  # fmt: skip
     channels, batch = np.uintp(out.shape[1]), added.shape[1]
     repeat = len(gates) // (len(added) * batch)
@@ -72,17 +73,17 @@ def _gate_backward(
         for step in range(repeat):
             for example in range(batch):
                 row = (group * repeat + step) * batch + example
-                own, more, given, again = gates[row], added[group, example], of_out[row], out[row]
-                into, total = of_gates[row], of_added[group, example]
+                own, more, given, again = gates[row], added[group, example], grad_out[row], out[row]
+                into, total = grad_gates[row], grad_added[group, example]
                 for channel in range(channels):
-                    e = exp_minus_twice(_wide(own[channel]) + _wide(more[channel]))
-                    f = exp_minus_twice(_wide(own[channels + channel]) + _wide(more[channels + channel]))
+                    e = exp_minus_twice(wide(own[channel]) + wide(more[channel]))
+                    f = exp_minus_twice(wide(own[channels + channel]) + wide(more[channels + channel]))
                     once = one / ((one + e) * (one + f))
                     tanh, twice = (one - e) * (one + f) * once, (one + one) * (one + e) * once
-                    again[channel] = _narrow(tanh * twice, own[channel])
-                    scaled = _wide(given[channel]) * twice
-                    of_signal, of_gate = scaled * (one - tanh * tanh), scaled * tanh * (one + one - twice)
-                    into[channel] = _narrow(of_signal, own[channel])
-                    into[channels + channel] = _narrow(of_gate, own[channel])
-                    total[channel] += of_signal
-                    total[channels + channel] += of_gate
+                    again[channel] = narrow(tanh * twice, own[channel])
+                    scaled = wide(given[channel]) * twice
+                    grad_signal, grad_gate = scaled * (one - tanh * tanh), scaled * tanh * (one + one - twice)
+                    into[channel] = narrow(grad_signal, own[channel])
+                    into[channels + channel] = narrow(grad_gate, own[channel])
+                    total[channel] += grad_signal
+                    total[channels + channel] += grad_gate

@@ -1,4 +1,4 @@
-"""A plain network that produces the parameters of a coupling on vectors."""
+"""Multilayer perceptron that produces the parameters of a coupling on vectors."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,19 +7,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from arflows.core.conditioners.activations import Activation, activation_function
 from arflows.core.conditioners.autoregressive import check_context
-from arflows.core.conditioners.masked_mlp import ACTIVATIONS, Activation
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron whose last layer starts at zero, so that a coupling starts as the identity.
+    """Multilayer perceptron whose last layer starts at zero, so that a coupling starts as the identity.
 
     Args:
         in_features: size of the input.
         out_features: number of parameters returned.
         hidden_features: widths of the hidden layers.
-        context_features: size of the context, which enters the first layer; 0 for none.
+        context_features: size of the context, which is joined to the input; 0 for none.
         activation: nonlinearity between the layers.
+
+    Raises:
+        ValueError: if there is no such activation.
+
+    >>> MLP(in_features=2, out_features=6, hidden_features=(16, 16))(torch.randn(5, 2)).shape
+    torch.Size([5, 6])
     """
 
     def __init__(
@@ -32,7 +38,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.context_features = context_features
-        self.activate = ACTIVATIONS[activation]
+        self.activate = activation_function(activation)
         widths = [in_features + context_features, *hidden_features, out_features]
         layers = [nn.Linear(*pair) for pair in pairwise(widths)]
         nn.init.zeros_(layers[-1].weight)
@@ -42,7 +48,7 @@ class MLP(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch in_features"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, "batch out_features"]:
-        """Computes the parameters."""
+        """Compute the parameters."""
         if self.context_features:
             check_context(context, self.context_features)
             assert context is not None

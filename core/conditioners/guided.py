@@ -11,11 +11,17 @@ class Guided(AutoregressiveConditioner):
     """θ = θ(x, c) + w · (θ(x, c) − θ(x, ∅)): parameters pushed away from those of the unconditional model.
 
     Ho & Salimans 2022 (arXiv:2207.12598), equation 6; for autoregressive flows Zhai et al. 2024 (arXiv:2412.06329). The
-    result is a map of its own: it makes samples clearer, and its density is not that of the model.
+    guided map gives clearer samples, but its density is not that of the model.
 
     Args:
         conditioner: the conditioner to guide.
-        weight: w; 0 changes nothing.
+        weight: guidance weight w; 0 for no guidance.
+
+    >>> from arflows.core.conditioners import CausalTransformer
+    >>> network = CausalTransformer(sites=3, channels=2, parameter_count=2, width=8, heads=2, context_features=4)
+    >>> guided = Guided(network, weight=0.5)
+    >>> guided(torch.randn(5, 3, 2), torch.randn(5, 8)).shape
+    torch.Size([5, 3, 2, 2])
     """
 
     def __init__(self, conditioner: AutoregressiveConditioner, weight: float) -> None:
@@ -26,24 +32,24 @@ class Guided(AutoregressiveConditioner):
     def forward(
         self, x: Float[Tensor, "batch sites *site"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, "batch sites *site parameters"]:
-        """Computes the parameters of all sites at once.
+        """Compute the parameters of all sites in one pass.
 
         Args:
             x: values of the sites.
-            context: for each example the context c, followed by the one that stands for none.
+            context: for each example the context c, followed by the empty context ∅.
         """
         return self.guided(self.conditioner(torch.cat([x, x]), self._stacked(context)))
 
     def stream(self, like: Tensor, context: Tensor | None = None) -> Stream:
-        """Starts a generation, with and without the context side by side."""
+        """Start a generation, with a doubled batch for both contexts."""
         return _GuidedStream(self, self.conditioner.stream(torch.cat([like, like]), self._stacked(context)))
 
     def examples_at_once(self, like: Tensor) -> int:
-        """Half as many as without guidance."""
+        """Return half the number of the unguided conditioner."""
         return max(1, self.conditioner.examples_at_once(torch.cat([like, like])) // 2)
 
     def guided(self, parameters: Float[Tensor, "both *rest"]) -> Float[Tensor, "batch *rest"]:
-        """Combines the parameters with the context, in the first half of the batch, with those without."""
+        """Combine the parameters for c, in the first half of the batch, with those for ∅ in the second."""
         given, without = parameters.chunk(2)
         return given + self.weight * (given - without)
 

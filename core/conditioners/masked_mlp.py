@@ -1,8 +1,8 @@
-"""MADE: a masked multilayer perceptron whose output for a variable sees only the variables before it."""
+"""Masked multilayer perceptron, MADE: the output for a variable depends only on the variables before it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,45 +10,42 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arflows.core.bijections.base import full_precision
 from arflows.core.bijections.elementwise import Elementwise
-from arflows.core.bijections.linear import full_precision
+from arflows.core.conditioners.activations import Activation, activation_function
 from arflows.core.conditioners.autoregressive import AutoregressiveConditioner, Stream, check_context
 
-Activation = Literal["relu", "tanh", "elu", "silu"]
-
-# All of them in place: a stream works in buffers, and their derivatives need the output alone.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "tanh": torch.tanh_,
-    "elu": F.elu_,
-    "silu": lambda x: F.silu(x, inplace=True),
-}
-
-# Rows of a masked layer that are multiplied together. All of them take the inputs that the last one sees; smaller
-# blocks skip more of the masked part of the matrix, larger ones are faster products. Names and shapes of saved weights
-# depend on it.
+# Number of rows of a masked layer in one matrix product. All rows of a block take the inputs that its last row sees:
+# smaller blocks skip more of the masked part of the matrix, larger ones are faster products. Names and shapes of saved
+# weights depend on it.
 _BLOCK_ROWS = 256
 
-# Sites that a stream computes between two products with all the past. Within a block the past grows a site at a time
-# through small products, which multiply with the zeros of the block's masked half too; a longer block does more of that
-# and is entered less often.
+# Number of sites that a stream computes between two products with all earlier sites. Within a block each site adds
+# small products, which include the zeros of the block's masked half; longer blocks have more of these and are entered
+# less often.
 _STREAM_BLOCK = 32
 
-# The same for the compiled loop, whose own products are slower than those with the past, and how many examples it takes
-# at a time: what it touches stays in the second-level cache.
+# The same for the compiled loop, whose small products are slower, and the number of examples that it computes at a time
+# so that its data stay in the second-level cache.
 _LOOP_BLOCK, _LOOP_BATCH = 16, 256
 
 
 class MaskedLinear(nn.Module):
-    """A linear layer each of whose outputs sees a prefix of its inputs.
+    """Linear layer in which each output depends on a prefix of the inputs.
 
-    Because units are sorted by how far they see, what is not masked is a staircase. It is cut into blocks of rows, and
-    each block holds weights for the inputs that its last row sees and no others: large layers need about half of the
-    arithmetic and of the parameters of a dense layer with a mask.
+    The units are sorted by the length of their prefix, so the unmasked part of the matrix is a staircase. It is cut
+    into blocks of rows, each with weights only for the inputs of its last row. Large layers need about half of the
+    arithmetic and half of the parameters of a dense layer with a mask.
 
     Args:
-        seen: for each output how many of the inputs it sees, never decreasing, (out_features,).
+        seen: number of inputs that each output depends on, never decreasing, (out_features,).
         in_features: number of inputs.
+
+    >>> layer = MaskedLinear(seen=[0, 1, 2], in_features=2)
+    >>> layer.masked_weight().bool()
+    tensor([[False, False],
+            [ True, False],
+            [ True,  True]])
     """
 
     def __init__(self, seen: Sequence[int], in_features: int) -> None:
@@ -59,14 +56,14 @@ class MaskedLinear(nn.Module):
         self.blocks = nn.ModuleList(_Rows(seen[start:stop]) for start, stop in pairwise(edges))
 
     def masked_weight(self) -> Float[Tensor, "out in"]:
-        """The weights as one matrix, zero where an output must not see an input."""
+        """Return the weights as one matrix, with zeros where an output must not depend on an input."""
         rows = self._rows
         if len(rows) == 1 and rows[0].width == self.in_features:
             return rows[0].weight()
         return torch.cat([F.pad(part.weight(), (0, self.in_features - part.width)) for part in rows])
 
     def full_bias(self) -> Float[Tensor, " out"]:
-        """The biases as one vector."""
+        """Return the biases as one vector."""
         return torch.cat([rows.bias for rows in self._rows])
 
     @property
@@ -74,27 +71,29 @@ class MaskedLinear(nn.Module):
         return list(self.blocks)  # type: ignore[arg-type]
 
     def zero_(self) -> None:
-        """Sets all weights and biases to zero."""
+        """Set all weights and biases to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
-        """Multiplies, block by block."""
+        """Apply the layer, block by block."""
         parts = [rows(x) for rows in self._rows]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class _Rows(nn.Module):
-    """Some rows of a `MaskedLinear`: a dense matrix for the inputs that all of them see, a masked one for the steps."""
+    """Block of rows of a `MaskedLinear`: a dense matrix for inputs common to all rows, a masked one for the rest."""
 
     mask: Tensor
 
     def __init__(self, seen: Sequence[int]) -> None:
         super().__init__()
-        # A dense part narrower than the steps is not worth a product of its own.
+        # A narrower dense part does not pay for a product of its own.
         self.shared = seen[0] if seen[0] >= _BLOCK_ROWS else 0
         self.width = seen[-1]
-        bounds = torch.as_tensor(seen).clamp_min(1)[:, None].rsqrt()  # that of nn.Linear, for the inputs a row has
+        bounds = (
+            torch.as_tensor(seen).clamp_min(1)[:, None].rsqrt()
+        )  # as in nn.Linear, for the number of inputs of a row
         self.dense = nn.Parameter(bounds * (2 * torch.rand(len(seen), self.shared) - 1)) if self.shared else None
         self.steps = nn.Parameter(bounds * (2 * torch.rand(len(seen), self.width - self.shared) - 1))
         self.bias = nn.Parameter(bounds[:, 0] * (2 * torch.rand(len(seen)) - 1))
@@ -111,24 +110,31 @@ class _Rows(nn.Module):
 
 
 class MaskedMLP(AutoregressiveConditioner):
-    """Masked autoencoder for distribution estimation: parameters of every variable from the ones before it.
+    """Masked autoencoder for distribution estimation: parameters of each variable from the variables before it.
 
     Germain, Gregor, Murray & Larochelle, "MADE", 2015 (arXiv:1502.03509), equations 12–13. A hidden unit of degree d
-    sees the first d variables, and the parameters of variable i (counted from 0) see the units of degree at most i.
-    Degrees run evenly from 1 (from 0 where there is a context, so that the first variable's parameters depend on it
-    nonlinearly) to ``features`` − 1, and are *sorted*: what a new variable reveals is then a slice of each layer, which
-    a streamed inverse computes once.
+    depends on the first d variables, and the parameters of variable i (counted from 0) on the units of degree at most
+    i. Degrees are evenly spaced from 1 to ``features`` − 1 (from 0 if there is a context, so that the parameters of the
+    first variable are a nonlinear function of it) and *sorted*: a new variable completes a slice of each layer, which a
+    stream computes once.
 
-    Variables come in the order of generation; other orders are the business of `Autoregressive`.
+    Variables are in the order of generation; `Autoregressive` permutes them for other orders.
 
     Args:
         features: number D of variables.
-        parameter_count: parameters P of a variable.
+        parameter_count: number P of parameters of a variable.
         hidden_features: widths of the hidden layers; with ``residual`` the width of a first layer and of each residual
             block (two layers) after it, all equal.
-        context_features: size of the context, which enters the first layer; 0 for none.
-        residual: pre-activation residual blocks, as in Durkan et al. 2019 (arXiv:1906.04032), appendix B.
+        context_features: size of the context, which is added to the first layer; 0 for none.
+        residual: use pre-activation residual blocks, as in Durkan et al. 2019 (arXiv:1906.04032), appendix B.
         activation: nonlinearity between the layers.
+
+    Raises:
+        ValueError: if a size is below 1, the widths of residual blocks differ, or there is no such activation.
+
+    >>> network = MaskedMLP(features=3, parameter_count=2, hidden_features=(16,))
+    >>> network(torch.randn(5, 3)).shape
+    torch.Size([5, 3, 2])
     """
 
     def __init__(
@@ -142,13 +148,12 @@ class MaskedMLP(AutoregressiveConditioner):
     ) -> None:
         if features < 1 or not hidden_features or min(hidden_features) < 1:
             raise ValueError(f"features={features} and hidden_features={hidden_features} must be positive")
-        if activation not in get_args(Activation):
-            raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {activation!r}")
         if residual and len(set(hidden_features)) > 1:
             raise ValueError(f"residual blocks need hidden_features of one width, got {tuple(hidden_features)}")
         super().__init__(parameter_count, context_features)
         self.features = features
         self.activation = activation
+        self.activate = activation_function(activation)
         lowest = 0 if context_features or features == 1 else 1
         widths = [hidden_features[0], *(w for width in hidden_features[1:] for w in [width] * (2 if residual else 1))]
         degrees = [lowest + torch.arange(width) * (features - lowest) // width for width in widths]
@@ -167,13 +172,13 @@ class MaskedMLP(AutoregressiveConditioner):
 
     @property
     def masked_layers(self) -> list[MaskedLinear]:
-        """The layers, from the variables to the parameters."""
+        """Layers from the variables to the parameters."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def forward(
         self, x: Float[Tensor, "batch features"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, "batch features parameters"]:
-        """Computes the parameters of all variables at once."""
+        """Compute the parameters of all variables in one pass."""
         if x.shape[1:] != (self.features,):
             raise ValueError(f"expected examples of {self.features} features, got shape {tuple(x.shape[1:])}")
         check_context(context, self.context_features)
@@ -196,27 +201,26 @@ class MaskedMLP(AutoregressiveConditioner):
     def _activated(self, x: Tensor) -> Tensor:
         if any(self.skips):  # the sum before the activation is needed again
             x = x.clone()
-        return ACTIVATIONS[self.activation](x)
+        return self.activate(x)
 
     def stream(self, like: Tensor, context: Tensor | None = None) -> "MaskedMLPStream":
-        """Starts a generation, a variable at a time."""
+        """Start a generation, one variable at a time."""
         check_context(context, self.context_features)
         return MaskedMLPStream(self, len(like), context)
 
 
 class MaskedMLPStream(Stream):
-    """A MaskedMLP that reveals its units a variable at a time: over all variables, the arithmetic of one pass.
+    """Incremental `MaskedMLP`: each site completes a slice of every layer, in total the arithmetic of one pass.
 
-    Units' sums are buffers (units, batch), sorted by degree: a site reveals a slice of each. Sums are completed in
-    blocks of sites. Entering a block adds all that the past contributes by one product for each layer; within it only
-    the block's own units are left to add. What a step does is little enough that calls count, so slices are taken for
-    a whole block at once.
+    The units' sums are buffers (units, batch) sorted by degree. They are completed in blocks of sites: entering a block
+    adds the contributions of all earlier sites by one product for each layer, and each step adds those of the block's
+    own units. A step is so little work that the overhead of calls counts, so slices are taken for a whole block.
     """
 
     def __init__(self, made: MaskedMLP, batch: int, context: Tensor | None) -> None:
         super().__init__()
         self.made = made
-        self.activate = ACTIVATIONS[made.activation]
+        self.activate = made.activate
         self.weights = [layer.masked_weight() for layer in made.masked_layers]
         self.sums = [layer.full_bias()[:, None].repeat(1, batch) for layer in made.masked_layers]
         if made.from_context is not None:
@@ -233,7 +237,7 @@ class MaskedMLPStream(Stream):
         self.past: tuple[int, int, list[Tensor]] | None = None
 
     def step(self, previous: Float[Tensor, " batch"] | None) -> Float[Tensor, "batch parameters"]:
-        """Takes the value of the site before (None at the first) and returns the parameters of the next."""
+        """Take the value of the previous site (None at the first) and return the parameters of the next one."""
         if previous is not None:
             self.rows[self.position].copy_(previous)
             self.position += 1
@@ -252,7 +256,7 @@ class MaskedMLPStream(Stream):
         return parameters.addmm_(weight, inputs).T
 
     def generate(self, elementwise: Elementwise, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent → data for all sites: on a CPU by a compiled loop, under a map that `elementwise_loops` knows."""
+        """Map latent → data for all sites: on a CPU by a compiled loop, for the maps of `elementwise_loops`."""
         if z.device.type != "cpu" or z.dtype != self.values.dtype or z.dtype not in (torch.float32, torch.float64):
             return super().generate(elementwise, z)
         from arflows.core.bijections.elementwise_loops import settings_of  # a compiler is slow to import
@@ -282,7 +286,7 @@ class MaskedMLPStream(Stream):
         return self.values.T, log_derivative.T
 
     def _add_past(self, start: int, stop: int) -> None:
-        """Adds to the sums of a block of sites all that the sites before it contribute."""
+        """Add the contributions of all earlier sites to the sums of a block of sites."""
         for number, (weight, sums) in enumerate(zip(self.weights, self.sums, strict=True)):
             own, past, _ = self._edges(number, start, stop)
             if start:
@@ -308,7 +312,7 @@ class MaskedMLPStream(Stream):
                     self.block[-1 - site].append(slices)
 
     def _revealed(self, number: int, site: int) -> int:
-        """How many units of a layer (−1 for the variables themselves) are complete when ``site`` comes next."""
+        """Return the number of complete units of a layer (−1 for the variables) when ``site`` comes next."""
         if number < 0:
             return site
         if number == len(self.hidden):
@@ -316,7 +320,7 @@ class MaskedMLPStream(Stream):
         return self.made.revealed[number][site]
 
     def _edges(self, number: int, start: int, stop: int) -> tuple[slice, slice, slice]:
-        """For a block of sites: a layer's own units, and of the layer below those of the past and of the block."""
+        """Return slices for a block of sites: own units of a layer, earlier units and own units of the layer below."""
         past = self._revealed(number - 1, start)
         return (
             slice(self._revealed(number, start), self._revealed(number, stop)),
@@ -328,13 +332,13 @@ class MaskedMLPStream(Stream):
         return self.values if number == 0 else self.hidden[number - 1]
 
     def sweep(self, guess: Float[Tensor, "batch sites"]) -> Float[Tensor, "batch sites parameters"]:
-        """The parameters of the next sites, given a guess at their values; nothing is committed."""
+        """Return the parameters of the next sites for a guess of their values, without advancing the stream."""
         self.computed += guess.shape[1]
         sums, _ = self._block_sums(guess)
         return sums[-1].T.unflatten(1, (-1, self.made.parameter_count))
 
     def commit(self, values: Float[Tensor, "batch sites"]) -> None:
-        """Takes the values of the next sites."""
+        """Take the values of the next sites and advance the stream."""
         self.computed += values.shape[1]
         sums, hidden = self._block_sums(values)
         start, stop = self.position, self.position + values.shape[1]

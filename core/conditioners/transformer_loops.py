@@ -1,9 +1,9 @@
-"""A transformer's generation on CPUs: compiled loops over tokens and layers.
+"""Compiled loops over tokens and layers for transformer generation on CPUs.
 
-A token is so little work that calls cost more than most of what they compute, and PyTorch's matrix products and
-attention are made for many rows and queries. Here a step is one call, as is a generation under a map of
-`elementwise_loops`; products of few rows are numpy's, and attention reads the cache once. Threads share the examples,
-and wait for each other at the end alone.
+A token is so little work that the overhead of calls exceeds most of the computation, and PyTorch's matrix products and
+attention are optimised for many rows and queries. Here a step is one call, and so is a whole generation for a map of
+`elementwise_loops`. Products of few rows are NumPy's, and attention reads the cache once. Threads share the examples
+and synchronise only at the end.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from arflows.core.runtime.numba_math import add_products, exp_minus_twice
 from arflows.core.runtime.threads import in_shares, multiplying
 
 NORM_EPSILON = 1e-5
-"""That of `torch.nn.LayerNorm`."""
+"""Epsilon of `torch.nn.LayerNorm`."""
 LANES = 16
-"""Scores are computed for multiples of so many sites, whatever lies in those to come: the rest of a loop is slow."""
+"""Scores are computed for multiples of this number of sites, because the remainder of a vector loop is slow."""
 LEAST_PRODUCTS = 20_000_000
-"""Multiplications and additions that a thread does at least: some 0.4 ms, a few times what it takes to start one."""
+"""Smallest number of multiply-adds for a thread: about 0.4 ms, a few times the cost of starting it."""
 
 
 class Weights(NamedTuple):
-    """What a step multiplies by and adds; matrices are multiplied from the right, and those of layers stacked.
+    """Weights of a step, those of the layers stacked; matrices multiply from the right.
 
-    The norms of a layer are scale and bias before its attention, then those before its perceptron.
+    The norms of a layer are scale and bias of the norm before its attention, then of the norm before its perceptron.
     """
 
-    enter: Any  # (channels, width)
+    input_proj: Any  # (channels, width)
     positions: Any  # (sites, width)
     shift: Any  # (batch, width)
     norms: Any  # (layers, 4, width)
     project: Any  # (layers, width, 3 · width)
-    merge: Any  # (layers, width, width)
-    expand: Any  # (layers, width, inner)
-    contract: Any  # (layers, inner, width)
+    out_proj: Any  # (layers, width, width)
+    fc1: Any  # (layers, width, inner)
+    fc2: Any  # (layers, inner, width)
     norm: Any  # (2, width)
-    leave: Any  # (width, channels · parameters)
+    output_proj: Any  # (width, channels · parameters)
     bias: Any  # (channels · parameters,)
 
 
 class TokenLoops:
-    """The steps of a generation.
+    """Steps of a generation.
 
-    Keys lie channel by channel, so that the scores of many sites are computed together.
+    Keys are stored channel by channel, so that the scores of many sites are computed together.
 
     Args:
-        weights: Those of `Weights`, in its order, as tensors; of what it stacks, one for each layer.
-        keys: Memory for the keys until `restore` is called; places are a multiple of `LANES`.
-        values: Where values are written.
+        weights: the fields of `Weights` in order, as tensors; a list with one for each layer where they are stacked.
+        keys: memory for the keys until `restore` is called; its last axis is a multiple of `LANES`.
+        values: memory for the values.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TokenLoops:
         keys: Float[Tensor, "layers batch heads head places"],
         values: Float[Tensor, "layers batch heads sites head"],
     ) -> None:
-        # Copied by NumPy: after work PyTorch's threads wait busily for milliseconds, on processors needed here.
+        # Copied by NumPy: PyTorch's threads spin for milliseconds after work, on the processors needed here.
         arrays = (
             each.detach().numpy() if isinstance(each, Tensor) else np.stack([layer.detach().numpy() for layer in each])
             for each in weights
@@ -74,17 +74,17 @@ class TokenLoops:
         self.weights = Weights(*map(np.ascontiguousarray, arrays))
         self.keys = keys
         self.cache = keys.numpy(), values.numpy()
-        matrices = (self.weights.project, self.weights.merge, self.weights.expand, self.weights.contract)
+        matrices = (self.weights.project, self.weights.out_proj, self.weights.fc1, self.weights.fc2)
         self.products = sum(matrix.size for matrix in matrices)
 
     def restore(self, keys: Float[Tensor, "layers batch heads sites head"]) -> None:
-        """Writes the keys of the first sites where others look for them."""
+        """Copy the keys of the first sites to the cache of `TransformerStream`."""
         keys.copy_(self.keys[..., : keys.shape[3]].transpose(-1, -2))
 
     def step(
         self, previous: Float[Tensor, "batch channels"], position: int
     ) -> Float[Tensor, "batch parameters_of_a_token"]:
-        """Takes the value before the token at a position, writes its keys and values, and returns its parameters."""
+        """Return the parameters of the token at ``position``, given the token before it; write its keys and values."""
         parameters = previous.new_empty(len(previous), len(self.weights.bias))
         arrays = (previous.contiguous().numpy(), position, self.weights, *self.cache, parameters.numpy())
         self._in_shares(_step, len(previous), 1, *arrays)
@@ -93,7 +93,16 @@ class TokenLoops:
     def generate(
         self, z: Float[Tensor, "batch sites channels"], code: int, settings: np.ndarray
     ) -> tuple[Float[Tensor, "batch sites channels"], Float[Tensor, "batch sites channels"]]:
-        """Latent → data for all tokens, by the map of `settings_of`; x and the log-derivative of x by z."""
+        """Map latent → data for all tokens.
+
+        Args:
+            z: latents.
+            code: number of the map, from `settings_of`.
+            settings: settings of the map, from `settings_of`.
+
+        Returns:
+            x and the elementwise log-derivative ∂x/∂z.
+        """
         x, log_derivative = (torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(2))
         arrays = (tensor.contiguous().numpy() for tensor in (z, x, log_derivative))
         self._in_shares(_generate, len(z), z.shape[1], *arrays, self.weights, *self.cache, code, settings)
@@ -134,9 +143,9 @@ def _generate(
         _take_token(previous, site, start, weights, keys, values, parameters.reshape((stop - start, channels * count)))
         for example in range(stop - start):
             solved = x[start + example, site]
-            of_map = log_derivative[start + example, site]
+            own_log_derivative = log_derivative[start + example, site]
             invert_elementwise(
-                code, settings, parameters[example].T, z[start + example, site], solved, of_map, 0, channels
+                code, settings, parameters[example].T, z[start + example, site], solved, own_log_derivative, 0, channels
             )
             previous[example] = solved
 
@@ -145,17 +154,18 @@ def _generate(
 def _take_token(
     previous: Any, position: int, start: int, weights: Any, keys: Any, values: Any, parameters: Any
 ) -> None:
-    """Writes the parameters of the token at a position, and its keys and values, as `CausalTransformer` computes them.
+    """Compute `CausalTransformer` for the token at ``position``; write its parameters, keys and values.
 
-    Of the examples from ``start`` on: previous (examples, channels), parameters (examples, channels · parameters).
+    Shapes, for the examples from ``start`` on: previous (examples, channels), parameters (examples, channels ·
+    parameters).
     """
-    layers, width, inner = weights.expand.shape
+    layers, width, inner = weights.fc1.shape
     count = len(previous)
     hidden = np.empty((count, width), previous.dtype)
     normed, seen, update = np.empty_like(hidden), np.empty_like(hidden), np.empty_like(hidden)
     joint = np.empty((count, 3 * width), previous.dtype)
     expanded = np.empty((count, inner), previous.dtype)
-    np.dot(previous, weights.enter, hidden)
+    np.dot(previous, weights.input_proj, hidden)
     for example in range(count):
         hidden[example] += weights.positions[position] + weights.shift[start + example]
     for layer in range(layers):
@@ -163,18 +173,18 @@ def _take_token(
         _normalise(hidden, norms[0], norms[1], normed)
         np.dot(normed, weights.project[layer], joint)
         _attend(start, joint, keys[layer], values[layer], position, seen)
-        np.dot(seen, weights.merge[layer], update)
+        np.dot(seen, weights.out_proj[layer], update)
         hidden += update
         _normalise(hidden, norms[2], norms[3], normed)
-        np.dot(normed, weights.expand[layer], expanded)
+        np.dot(normed, weights.fc1[layer], expanded)
         if hidden.itemsize == 8:
             _gelu_in_float64(expanded)
         else:
             _gelu_in_float32(expanded)
-        np.dot(expanded, weights.contract[layer], update)
+        np.dot(expanded, weights.fc2[layer], update)
         hidden += update
     _normalise(hidden, weights.norm[0], weights.norm[1], normed)
-    np.dot(normed, weights.leave, parameters)
+    np.dot(normed, weights.output_proj, parameters)
     parameters += weights.bias
 
 
@@ -197,7 +207,7 @@ def _normalise(given: Any, scale: Any, bias: Any, out: Any) -> None:
 
 @compiled
 def _attend(start: int, joint: Any, keys: Any, values: Any, position: int, out: Any) -> None:
-    """Writes a token's key and value, and looks up what its query asks for among all up to it."""
+    """Write the key and value of a token, and the attention of its query to all tokens up to it."""
     _, heads, head, _ = keys.shape
     width = heads * head
     one = joint.dtype.type(1)
@@ -242,7 +252,7 @@ def _sum(numbers: Any, count: int) -> Any:
 
 @compiled
 def _gelu_in_float64(hidden: Any) -> None:
-    """Replaces x by x Φ(x)."""
+    """Replace x by x Φ(x)."""
     for example in range(hidden.shape[0]):
         row = hidden[example]
         for channel in range(np.uintp(hidden.shape[1])):
@@ -251,7 +261,7 @@ def _gelu_in_float64(hidden: Any) -> None:
 
 @compiled
 def _gelu_in_float32(hidden: Any) -> None:
-    """The same, many at a time, by Abramowitz and Stegun's formula 7.1.26 for erf, to 1.5e-7."""
+    """Replace x by x Φ(x), with erf by Abramowitz and Stegun's formula 7.1.26, which is exact to 1.5e-7."""
     one, half, root = np.float32(1), np.float32(0.5), np.float32(math.sqrt(0.5))
     first, second, third = np.float32(0.254829592), np.float32(-0.284496736), np.float32(1.421413741)
     fourth, fifth, rate = np.float32(-1.453152027), np.float32(1.061405429), np.float32(0.3275911)

@@ -1,4 +1,4 @@
-"""The layers of a `WaveNet`, and its weights in the form that is computed with."""
+"""Layers of a `WaveNet`, and its weights with constants folded in."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+
+from arflows.core.conditioners.weight_norm import WeightNormConv2d
 
 
 class Layer(nn.Module):
-    """One gated convolution with its residual and skip paths; the last layer has no residual path to feed."""
-
-    convolution: nn.Conv2d
-    mix: nn.Conv2d
+    """Gated convolution with its residual and skip paths; the last layer has no residual path."""
 
     def __init__(
         self, channels: int, kernel: tuple[int, int], dilation: tuple[int, int], causal_width: bool, last: bool
@@ -21,11 +19,11 @@ class Layer(nn.Module):
         super().__init__()
         self.kernel, self.dilation = kernel, dilation
         reach = (kernel[1] - 1) * dilation[1]
-        # Columns that the convolution sees to the left and to the right, and rows above.
+        # Reach of the convolution: columns to the left and to the right, and rows above.
         self.margins = (reach, 0) if causal_width else (reach // 2, reach // 2)
         self.past = (kernel[0] - 1) * dilation[0]
-        self.convolution = weight_norm(nn.Conv2d(channels, 2 * channels, kernel, dilation=dilation))
-        self.mix = weight_norm(nn.Conv2d(channels, channels if last else 2 * channels, 1))
+        self.convolution = WeightNormConv2d(channels, 2 * channels, kernel, dilation=dilation)
+        self.mix = WeightNormConv2d(channels, channels if last else 2 * channels, 1)
 
     def forward(
         self,
@@ -34,7 +32,7 @@ class Layer(nn.Module):
         added: Float[Tensor, "#batch #rows columns 2*channels"],
         past: Float[Tensor, "batch past columns width"] | None,
     ) -> Float[Tensor, "batch rows columns channels"]:
-        """What the gates let through, given the folded kernel."""
+        """Return the output of the gates, given the folded kernel."""
         seen, missing = hidden, self.past
         if past is not None:
             seen, missing = torch.cat([past, hidden], 1), self.past - past.shape[1]
@@ -44,10 +42,10 @@ class Layer(nn.Module):
 
 
 class Folded(NamedTuple):
-    """The weights of a `WaveNet` as they are computed with; see `WaveNet.folded`."""
+    """Weights of a `WaveNet` with constants folded in; see `WaveNet.folded`."""
 
     kernels: list[Float[Tensor, "2*channels width down along"]]
-    enter: Float[Tensor, "2 channels"]
+    input_proj: Float[Tensor, "2 channels"]
     from_context: Float[Tensor, "layers features 2*channels"] | None
     bias: Float[Tensor, "layers 1 2*channels"]
     residuals: list[tuple[Float[Tensor, "channels channels"], Float[Tensor, " channels"]]]

@@ -1,4 +1,4 @@
-"""A WaveNet at work on a generation: row by row with all folded that can be, or by sweeps over blocks of rows."""
+"""Incremental WaveNet: one row per step with folded weights, or Jacobi sweeps over blocks of rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from arflows.core.conditioners.wavenet_loops import PRECISIONS, gated
 from arflows.core.conditioners.wavenet_pass import product_type
 
 TILE_BYTES = 3 << 19
-"""What a step works on at a time on a CPU: little enough to stay in a core's second-level cache."""
+"""Bytes that a step works on at a time on a CPU, so that they stay in a core's second-level cache."""
 GATED = 1 << 10
-"""Columns that a thread gates at least; fewer take less time than it takes to start a thread."""
+"""Smallest number of columns for a thread of the gates; fewer take less time than starting a thread."""
 
 
 class Network(Protocol):
@@ -49,21 +49,19 @@ class Network(Protocol):
 
 
 class WaveNetStream(Stream):
-    """A WaveNet that keeps, of each layer, the rows that its convolution still needs.
+    """Incremental WaveNet that stores, for each layer, the rows that its convolution still needs.
 
-    A step computes one row, with the folded weights of the parallel pass (`WaveNet.folded`). A layer whose convolution
-    reaches p rows back keeps p + 1 of them; the newest takes the place of the oldest, so nothing moves, shapes are
-    static, whatever heights, kernels and dilations.
+    A step computes one row with the folded weights of the parallel pass (`WaveNet.folded`). A layer whose convolution
+    reaches p rows back stores p + 1 rows in a ring buffer, where the newest replaces the oldest, so shapes are static.
 
-    Under autocast the products of a step are taken in the lower precision, and parameters are summed in that of the
-    samples.
+    Under autocast the products of a step are in the lower precision, and parameters are summed in that of the samples.
 
     Args:
         network: the WaveNet.
-        like: a tensor of the shape, type and device of the samples, rows in the order of generation.
-        context: of each column, see `WaveNet`.
-        memory: for a network of causal width, what `WaveNet.memory` made: the columns then go on where those of the
-            last stream with this memory ended, instead of at zeros.
+        like: a tensor of the shape, dtype and device of the samples, rows in the order of generation.
+        context: context of the columns, see `WaveNet`.
+        memory: for a network of causal width, the result of `WaveNet.memory`: the columns then continue those of the
+            previous stream with this memory instead of following zeros.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class WaveNetStream(Stream):
         self.rows: _Rows | None = None
 
     def step(self, previous: Float[Tensor, "batch columns"] | None) -> Float[Tensor, "batch columns 2"]:
-        """Takes the row before (None at the first) and returns the parameters of the next."""
+        """Take the previous row (None at the first) and return the parameters of the next one."""
         if self.rows is None:
             self.rows = _Rows(self.network, self.like, self.context, self.memory)
         if previous is not None:
@@ -90,7 +88,7 @@ class WaveNetStream(Stream):
         return self.rows.compute(self.position, previous)
 
     def sweep(self, guess: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns 2"]:
-        """The parameters of the next rows, given a guess at their values; nothing is committed."""
+        """Return the parameters of the next rows for a guess of their values, without advancing the stream."""
         before = torch.cat([self.last, guess[:, :-1]], 1)
         parameters, entered = self.network.rows_given(before, self.context, self.position, self.past)
         self.computed += guess.shape[1]
@@ -98,9 +96,9 @@ class WaveNetStream(Stream):
         return parameters
 
     def commit(self, values: Float[Tensor, "batch rows columns"]) -> None:
-        """Takes the values of the next rows."""
-        # What the last sweep computed stands where the values are those it was given: the rule, since they are a fixed
-        # point. The last row has not entered yet.
+        """Take the values of the next rows and advance the stream."""
+        # The layer inputs of the last sweep are reused if the values are those it was given, which is the rule for a
+        # fixed point. The last row has not been an input yet.
         if self.swept is None or not torch.equal(self.swept[0][:, :-1], values[:, :-1]):
             self.sweep(values)
         assert self.swept is not None
@@ -114,9 +112,9 @@ class WaveNetStream(Stream):
 
 
 class _Rows:
-    """What steps are computed with: folded weights, the rows that are kept, and the places to compute in.
+    """State of the steps: folded weights, stored rows and work buffers.
 
-    Everything lies as (batch, columns, channels), so that all samples a kernel sees, side by side, make one product.
+    All tensors are (batch, columns, channels), so that the samples under a kernel, side by side, make one product.
     """
 
     def __init__(self, network: Network, like: Tensor, context: Tensor | None, memory: list[Tensor] | None) -> None:
@@ -131,14 +129,14 @@ class _Rows:
         self.kernels = [self._turned(kernel) for kernel in folded.kernels]
         self.residuals = [(weight[None], bias) for weight, bias in folded.residuals]
         self.skips = [weight[None] for weight in folded.skips]
-        self.enter = folded.enter[None]
-        # A context of each sample is projected row by row, one of each column once for all.
+        self.input_proj = folded.input_proj[None]
+        # A context with rows is projected row by row, one without rows once.
         self.features_of_rows = self.features is not None and self.features.ndim == 4
         self.mask = None if inside is None else self.valid.to(low)
-        # A layer with a kernel of k rows dilated by d keeps k · d rows, in d rings of k: the rows that one convolution
-        # sees are one ring, side by side, and where in it the newest lies decides only how the kernel is rotated.
-        # (batch, columns and margins, k · channels); of the first layer's input there are two channels: the sample, and
-        # one that tells it from the zeros beyond a border.
+        # A layer with a kernel of k rows and dilation d stores k · d rows in d rings of k rows. The rows under a kernel
+        # are one ring, side by side, and the position of the newest row in it determines the rotation of the kernel.
+        # Rings are (batch, columns and margins, k · channels). The first layer has two channels: the sample, and a one
+        # that distinguishes it from the zeros beyond a border.
         widths = [2] + [network.channels] * (len(network.stack) - 1)
         self.rings = [
             [
@@ -147,30 +145,31 @@ class _Rows:
             ]
             for layer, width in zip(network.stack, widths, strict=True)
         ]
-        # Of each row modulo k · d.
+        # The view of each row, modulo k · d.
         self.places = [
             [ring[..., turn * width : (turn + 1) * width] for turn in range(layer.kernel[0]) for ring in rings]
             for layer, rings, width in zip(network.stack, self.rings, widths, strict=True)
         ]
-        # Sums of products are rounded once where precision is low; where it is high, joining costs more than it gives.
+        # In low precision, joined inputs of a kernel round the sum of its products once. In high precision it does
+        # not pay.
         self.joins = low in (torch.bfloat16, torch.float16)
         self.in_loops = like.device.type == "cpu" and low in PRECISIONS and not torch.compiler.is_compiling()
         self._lay_out(like, low)
 
     def _turned(self, kernel: Tensor) -> list[Tensor]:
-        """For each turn of the ring a kernel as (columns, rows · channels, gates)."""
+        """Return the kernel for each rotation of the ring, (columns, rows · channels, gates)."""
         turns = range(kernel.shape[2])
         return [kernel.roll(turn + 1, 2).permute(3, 2, 1, 0).flatten(1, 2).contiguous() for turn in turns]
 
     def _added(self, position: int) -> list[list[Tensor]]:
-        """What is added to each layer's gates, of each tile: (batch or 1, columns, 2 · channels)."""
+        """Return terms of context and biases in the gates, by layer and tile: (batch or 1, columns, 2 · channels)."""
         layers = self.network.added(self.folded, self.features, position, self.like)[:, :, 0]
         return [
             [total[b if len(total) > 1 else slice(None), c].contiguous() for b, c in self.tiles] for total in layers
         ]
 
     def _lay_out(self, like: Tensor, low: torch.dtype) -> None:
-        """Cuts batch and columns into tiles, and makes all views that steps need, since making them takes time too."""
+        """Cut batch and columns into tiles and make the views of the steps in advance, because that takes time."""
         network = self.network
         batch, _, columns = like.shape
         channels, (down, along) = network.channels, network.stack[0].kernel
@@ -215,7 +214,7 @@ class _Rows:
                     "skipped": part("skipped", tile, 2),
                 }
             )
-        # Of each layer, ring and tile: what each column of the kernel sees; and the samples' own columns.
+        # For each layer, ring and tile: the inputs of each column of the kernel; and the samples' own columns.
         self.windows = [
             [
                 [
@@ -237,7 +236,7 @@ class _Rows:
         self.mask_tiles = [None if self.mask is None else self.mask[tile] for tile in self.tiles]
 
     def compute(self, position: int, previous: Tensor | None) -> Float[Tensor, "batch columns 2"]:
-        """The parameters of the row at ``position``, given the one before."""
+        """Return the parameters of the row at ``position``, given the row before it."""
         valid = self.valid
         parameters = torch.empty(*valid.shape[:2], 2, dtype=valid.dtype, device=valid.device).copy_(self.folded.left)
         layers = self.network.stack
@@ -283,7 +282,7 @@ class _Rows:
                     hidden = self.own[number][position % kept][tile]
                     following = self.own[number + 1][position % len(self.places[number + 1])][tile]
                     if number == 0:
-                        mixed.baddbmm_(hidden, self.enter.expand(len(gates), -1, -1))
+                        mixed.baddbmm_(hidden, self.input_proj.expand(len(gates), -1, -1))
                         following.copy_(mixed)
                     else:
                         torch.add(hidden, mixed, out=following)
@@ -295,7 +294,7 @@ class _Rows:
         return parameters if self.belongs is None else parameters * self.belongs[:, position]
 
     def _remember(self, number: int, position: int) -> None:
-        """Puts the columns before these to the left of a row that has entered a layer, and keeps its last for later."""
+        """Put the preceding columns of the memory to the left of a row of layer inputs, and store its last columns."""
         left = self.network.stack[number].margins[0]
         if self.memory is None or not left:
             return

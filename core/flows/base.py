@@ -1,4 +1,4 @@
-"""What flows over vectors share."""
+"""Base class of flows over vectors."""
 
 from collections.abc import Sequence
 from math import prod
@@ -9,27 +9,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
-from arflows.core.bijections import (
-    BatchNorm,
-    Bijection,
-    Chain,
-    Standardize,
-)
+from arflows.core.bijections import Bijection, Chain, Standardize
 from arflows.core.flow import BijectiveFlow, evaluating
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.core.runtime.torch_compat import is_transformed
 
 
 class VectorFlow(BijectiveFlow, Pretrained):
-    """A flow over vectors with a standard normal base, optionally conditional.
+    """Flow over vectors with a standard normal base, optionally conditional.
 
-    It begins by standardising examples and context, as `initialize` has set it; without that call, by nothing.
+    It standardises examples and context first, with the means and standard deviations set by `initialize`; before that
+    call with 0 and 1.
 
     Args:
-        bijection: from data to latents, both (batch, features).
+        bijection: map from data to latents, both (batch, features).
         features: size of an example.
-        context: size of what the density is conditioned on; 0 for nothing.
+        context: size of the context that the density is conditioned on; 0 for none.
     """
 
     def __init__(self, bijection: Bijection, features: int, context: int = 0) -> None:
@@ -43,12 +40,12 @@ class VectorFlow(BijectiveFlow, Pretrained):
     def log_prob(
         self, x: Float[Tensor, "*batch features"], context: Float[Tensor, "*#batch context"] | None = None
     ) -> Float[Tensor, "*batch"]:
-        """Log-density in nats.
+        """Return the log-density of each example in nats.
 
         Args:
             x: examples, with one batch dimension or several.
-            context: what they are conditioned on: a row for each, one row for all, or dimensions that broadcast with
-                those of the examples, which may be more. Where both have one batch dimension alone, they agree.
+            context: context: a row for each example, one row for all, or batch dimensions that broadcast with those of
+                ``x``. If both have a single batch dimension, its sizes must agree.
 
         Raises:
             UserError: if x or context do not fit the flow in shape, type or device, or hold NaN or infinite values.
@@ -72,22 +69,27 @@ class VectorFlow(BijectiveFlow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> Float[Tensor, "*count features"]:
-        """Draws examples, in evaluation mode and without gradients.
+        """Draw examples, in evaluation mode and without gradients.
 
         Args:
-            count: how many, as a number or as the shape (n, m, …) of an array of them.
-            context: what to condition on: a row for each example, or one row for all.
-            per_context: draw ``count`` examples for each row of context instead; their dimensions follow those of
+            count: number of examples, or the shape (n, m, …) of an array of examples.
+            context: context: a row for each example, or one row for all.
+            per_context: draw ``count`` examples for each row of context, with the dimensions of the rows after those of
                 ``count``: 7 samples for each of 10 rows have the shape (7, 10, features).
-            temperature: multiplies the standard deviation of the latents.
+            temperature: factor on the standard deviation of the latents.
             generator: source of randomness; a CPU generator gives the same latents on every device.
-            solver: how autoregressive parts are inverted; None for the active solver, `Sequential` by default.
+            solver: solver for autoregressive parts; None for the active solver, `Sequential` by default.
 
         Raises:
             UserError: if the context does not fit, or a number is out of range.
             InversionError: if the solver finds no solution.
         """
-        options = {"per_context": per_context, "temperature": temperature, "generator": generator, "solver": solver}
+        options: dict[str, Any] = {
+            "per_context": per_context,
+            "temperature": temperature,
+            "generator": generator,
+            "solver": solver,
+        }
         return self.rsample_with_log_prob(count, context, **options)[0]
 
     @torch.no_grad()
@@ -101,14 +103,19 @@ class VectorFlow(BijectiveFlow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "*count features"], Float[Tensor, "*count"]]:
-        """Draws examples with their log-densities at temperature 1; arguments are those of `sample`."""
-        options = {"per_context": per_context, "temperature": temperature, "generator": generator, "solver": solver}
+        """Draw examples and return their log-densities at temperature 1; arguments are those of `sample`."""
+        options: dict[str, Any] = {
+            "per_context": per_context,
+            "temperature": temperature,
+            "generator": generator,
+            "solver": solver,
+        }
         return self.rsample_with_log_prob(count, context, **options)
 
     def rsample(
         self, count: int | Sequence[int], context: Float[Tensor, "*rows context"] | None = None, **options: Any
     ) -> Float[Tensor, "*count features"]:
-        """Draws examples of which gradients reach parameters and context; arguments are those of `sample`.
+        """Draw examples with gradients of parameters and context; arguments are those of `sample`.
 
         The examples are a deterministic function of parameters, context and noise (the reparametrisation trick).
         """
@@ -124,7 +131,7 @@ class VectorFlow(BijectiveFlow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "*count features"], Float[Tensor, "*count"]]:
-        """Draws examples with their log-densities, both with gradients; arguments are those of `sample`."""
+        """Draw examples and return their log-densities, both with gradients; arguments are those of `sample`."""
         shape = (count,) if isinstance(count, int) else tuple(count)
         if not shape or min(shape) < 1:
             raise UserError(f"the number of samples must be at least 1, got {count}")
@@ -147,7 +154,7 @@ class VectorFlow(BijectiveFlow, Pretrained):
         return x.unflatten(0, shape), log_prob.unflatten(0, shape)
 
     def _checked(self, context: Tensor | None) -> Tensor | None:
-        """Makes sure that there is a context where the flow needs one, and no other."""
+        """Return a context of two dimensions or more; raise UserError if it is missing, superfluous or unfit."""
         if not self.context_features:
             if context is not None:
                 raise UserError("this flow was built without context: leave it out, or build it with context=…")
@@ -166,20 +173,20 @@ class VectorFlow(BijectiveFlow, Pretrained):
                 f"{name} is {values.dtype} on {values.device}, the flow {self.dtype} on {self.device}: "
                 f"convert one of them, as by {name}.to(…) or flow.to(…)"
             )
-        # Looking at values makes a GPU wait and cannot be compiled; there NaN goes through to the result.
-        if torch.compiler.is_compiling() or values.is_cuda:
+        # Reading values makes a GPU wait and can be neither compiled nor transformed; there NaN passes to the result.
+        if torch.compiler.is_compiling() or values.is_cuda or is_transformed():
             return
-        # A sum is several times faster, and finite where all is well but for numbers near the largest there are.
+        # The sum is several times faster and finite in almost all valid cases; only numbers near the largest overflow.
         if not values.sum().isfinite() and not values.isfinite().all():
             rows = (~values.flatten(0, -2).isfinite().all(1)).nonzero().flatten()
             raise UserError(f"{name} holds NaN or infinite values in {len(rows)} of its rows, the first {int(rows[0])}")
 
 
 def _broadcast(examples: torch.Size, rows: torch.Size) -> torch.Size:
-    """Batch dimensions of examples and context together.
+    """Broadcast the batch dimensions of examples and context.
 
     Raises:
-        UserError: if they do not fit together, or one example would serve for several rows of context unasked.
+        UserError: if they do not broadcast, or one example meets several rows in a single batch dimension.
     """
     if len(examples) == len(rows) == 1 and rows[0] not in (1, examples[0]):
         raise UserError(
@@ -194,7 +201,7 @@ def _broadcast(examples: torch.Size, rows: torch.Size) -> torch.Size:
 
 
 class _StandardizedContext(nn.Module):
-    """What a flow is conditioned on, as its networks see it."""
+    """Standardisation of the context."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -202,18 +209,3 @@ class _StandardizedContext(nn.Module):
 
     def forward(self, context: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
         return self.standardize(context)[0]
-
-
-def check_sizes(features: int, context: int, transforms: int) -> None:
-    """Raises UserError for sizes of which no flow can be built."""
-    if features < 1 or context < 0 or transforms < 1:
-        raise UserError(
-            f"features={features} and transforms={transforms} must be at least 1, context={context} at least 0"
-        )
-
-
-def normalized(layers: list[Bijection], features: int, batch_norm: bool) -> list[Bijection]:
-    """The layers with batch normalisation after each, if wanted."""
-    if not batch_norm:
-        return layers
-    return [part for layer in layers for part in (layer, BatchNorm(features, statistics="batch"))]

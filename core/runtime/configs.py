@@ -1,4 +1,4 @@
-"""What is looked at in a config file before it is believed."""
+"""Checks of a config file before it is parsed."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def check_config(path: Path) -> None:
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for; of one that holds itself, too many."""
+    """Number of values that a node stands for; `MOST_VALUES` + 1 if it contains itself."""
     if id(node) not in known:
         known[id(node)] = MOST_VALUES + 1  # while it is counted
         parts = node.value if isinstance(node, yaml.CollectionNode) else []

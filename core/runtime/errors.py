@@ -43,6 +43,9 @@ def match_names(kind: str, names: Iterable[str], known: Sequence[str], where: ob
 
     Raises:
         UserError: If the model does not know a name; the sentence has the closest one.
+
+    >>> match_names("class", ["dog", "cat"], ["bird", "cat", "dog"], "images")
+    [2, 1]
     """
     names, numbers = list(names), {name: number for number, name in enumerate(known)}
     for name in names:

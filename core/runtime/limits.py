@@ -8,7 +8,6 @@ tensors and computing time are counted: a model may be about as large as the fil
 import inspect
 import math
 import reprlib
-import sys
 import threading
 import time
 import types
@@ -28,12 +27,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.signatures import default_arguments
 
 LARGEST_SIZE = 1_000_000
 """Largest whole number among the arguments of a model."""
 
 SPARE_BYTES = 64 << 20
 """Bytes that tensors may take beyond those of the weights: masks and tables that are not saved."""
+
+LONGEST_SHAPE = 16
+"""Longest list that is taken for a shape, not for data, among the arguments of a tensor function."""
 
 SECONDS, SECONDS_PER_GIGABYTE = 3.0, 30.0
 """Computing time for building a model, and for each gigabyte of its weights more."""
@@ -125,7 +128,7 @@ def _parameters(kind: type) -> dict[str, tuple[Any, Any]]:
                 found.setdefault(parameter.name, (hints.get(parameter.name, Any), inherited))
         if not more:
             break
-    return found
+    return {name: each for name, each in found.items() if name in default_arguments(kind)}
 
 
 def _fits(value: Any, hint: Any, lowest: float) -> bool:
@@ -219,7 +222,7 @@ class _Allowance(TorchFunctionMode):
         self.deadline = time.thread_time() + SECONDS + SECONDS_PER_GIGABYTE * header.bytes / 1e9
         self.thread = threading.get_ident()
         self.bytes = 0
-        self.known: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self.known: set[int] = set()
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -238,15 +241,16 @@ class _Allowance(TorchFunctionMode):
             return
         self._look_at_the_clock()
         self.registrations -= 1
-        if isinstance(value, Tensor) and value not in self.known:
+        if isinstance(value, Tensor) and id(value) not in self.known:
             size = value.numel() * value.element_size()
-            self.known.add(value)
+            self.known.add(id(value))
             self.bytes += size
-            weakref.finalize(value, self._release, size)
+            weakref.finalize(value, self._release, id(value), size)
         if self.bytes > self.most_bytes or self.registrations < 0:
             raise TooLarge
 
-    def _release(self, size: int) -> None:
+    def _release(self, identity: int, size: int) -> None:
+        self.known.discard(identity)
         self.bytes -= size
 
     def _look_at_the_clock(self) -> None:
@@ -258,15 +262,20 @@ def _largest_result(function: Callable[..., Any], args: Any, kwargs: dict[str, A
     """Number of values that the result of a function has at most, by the sizes of what it is given."""
     if function.__name__.endswith("_"):  # in place, or an attribute
         return 0
-    most = 1
-    for value in tree_leaves((args, kwargs)):
-        if isinstance(value, Tensor):
-            most *= max(1, value.numel())
-        elif isinstance(value, int | float) and abs(value) < math.inf:
-            most *= max(1, math.ceil(abs(value)))
-        if most > sys.maxsize:
-            break
+    most = math.prod(_sizes(args)) * math.prod(_sizes(list(kwargs.values())))
     return most**2 if function is torch.eye else most
+
+
+def _sizes(values: Sequence[Any]) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield max(1, value.numel())
+        elif isinstance(value, list | tuple) and len(value) > LONGEST_SHAPE:
+            yield len(value)  # data
+        elif isinstance(value, list | tuple):
+            yield from _sizes(value)
+        elif isinstance(value, int | float) and abs(value) < math.inf:
+            yield max(1, math.ceil(abs(value)))
 
 
 def _measured(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:

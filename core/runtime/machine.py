@@ -40,7 +40,11 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """The widest floating-point type of a device: float64, or float32 on those that lack it, as Apple's mps."""
+    """The widest floating-point type of a device: float64, or float32 on those that lack it, as Apple's mps.
+
+    >>> widest_float(torch.device("mps")), widest_float(torch.device("cpu"))
+    (torch.float32, torch.float64)
+    """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -65,7 +69,7 @@ def software() -> dict[str, Any]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What figures are measured on.
+    """Names of the device and the processor, and the number of threads.
 
     Returns:
         ``{"device", "processor", "threads"}``: for CUDA the GPU's name, else "cpu"; the processor's name; the threads

@@ -26,6 +26,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.limits import Header, TooLarge, check_arguments, limited_to
 from arflows.core.runtime.machine import pick_device
+from arflows.core.runtime.signatures import default_arguments
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -34,11 +35,34 @@ SUMS_FILE = "SHA256SUMS"
 LARGEST_CONFIG = 4 << 20
 """Bytes of `CONFIG_FILE`."""
 
-FORMAT_VERSION = 1
-"""Of `CONFIG_FILE`."""
+FORMAT_VERSION = 2
+"""Version of `CONFIG_FILE`.
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""For an older version, what makes a config of it one of the next; none where nothing is to do."""
+2: new names of weights, see `RENAMED`; splines have a limit of their steepness.
+"""
+
+
+def _without_slope(config: dict[str, Any]) -> dict[str, Any]:
+    """Let splines of version 1 keep their shape, which had no limit of its steepness."""
+    if config["class"] in ("NSF", "NSFC"):
+        config = {**config, "arguments": {"slope": None, **config["arguments"]}}
+    return config
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_slope}
+"""Functions that turn a config of an older version into one of the next; none where nothing changed."""
+
+RENAMED = {
+    "enter": "input_proj",
+    "leave": "output_proj",
+    "merge": "out_proj",
+    "expand": "fc1",
+    "contract": "fc2",
+    "row_leave": "row_output_proj",
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
+"""Old and new names of modules and weights, as whole parts of a dotted name in a state dict."""
 
 
 class Pretrained(nn.Module):
@@ -53,15 +77,26 @@ class Pretrained(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Remembers the arguments of the constructor."""
         instance = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
-        bound.apply_defaults()
-        _, *arguments = bound.arguments.items()
-        instance.__dict__["_arguments"] = dict(arguments)
+        signature = inspect.signature(cls.__init__)
+        _, *given = signature.bind_partial(instance, *args, **kwargs).arguments.items()
+        arguments = dict(default_arguments(cls))  # type: ignore[arg-type]  # mypy takes type[Self] for unhashable
+        for name, value in given:
+            passed_on = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            arguments.update(value if passed_on else {name: value})
+        instance.__dict__["_arguments"] = arguments
         return instance
 
     def config(self) -> dict[str, Any]:
-        """What `from_pretrained` needs to build the module anew, without its weights."""
+        """Return the JSON values from which `from_pretrained` builds the module, without its weights."""
         return {"format_version": FORMAT_VERSION, "class": type(self).__name__, "arguments": self._arguments}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take weights under the names of older versions too, from model folders and from states of training runs."""
+        names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        older = {name for name in names if current_name(name) != name}
+        for name in older and older - self.state_dict(keep_vars=True).keys():
+            state_dict[prefix + current_name(name)] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def checksum(self) -> str:
         """SHA-256 of the config and the weights: the same for all copies of a model, wherever they lie."""
@@ -149,11 +184,24 @@ class Pretrained(nn.Module):
         pending = [cls]
         while pending:
             candidate = pending.pop()
-            known[candidate.__name__] = candidate
+            if not candidate.__name__.startswith("_"):
+                known[candidate.__name__] = candidate
             pending.extend(candidate.__subclasses__())
         if name not in known:
             raise UserError(f"{folder} holds a model of class {name!r}, not {' or '.join(sorted(known))}")
         return known[name]
+
+
+def current_name(name: str) -> str:
+    """Return the name that a weight has now.
+
+    >>> current_name("bijection.conditioner.enter.parametrizations.weight.original0")
+    'bijection.conditioner.input_proj.weight_g'
+    """
+    return _OLD_NAME.sub(lambda match: RENAMED[match[0]], name)
+
+
+_OLD_NAME = re.compile(rf"(?<![^.])({'|'.join(map(re.escape, RENAMED))})(?![^.])")
 
 
 def write_checksums(folder: Path) -> None:
@@ -215,6 +263,27 @@ def model_folder(model: str) -> str:
     """The folder of a model: as given, or ``model`` inside the folder of a training run."""
     inside = Path(model) / "model"
     return str(inside) if (inside / CONFIG_FILE).is_file() else model
+
+
+def training_facts(model: str | Path) -> dict[str, Any] | None:
+    """Read the facts about its training that ``train`` leaves with a model; None if there are none.
+
+    Args:
+        model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = Path(model_folder(str(model))) / FACTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): copy the model folder again.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged: copy the model folder again.")
+    return facts
 
 
 def _local_folder(source: str | Path, revision: str | None) -> Path:

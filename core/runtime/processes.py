@@ -73,7 +73,7 @@ def local_rank() -> int | None:
 
 
 def cores() -> int:
-    """How many processor cores this process may use: those it is bound to, divided among its machine's at the task."""
+    """Number of processor cores for this process: those it is bound to, divided among its machine's at the task."""
     return max(
         1, len(os.sched_getaffinity(0)) // (int(os.environ["LOCAL_WORLD_SIZE"]) if _groups.command.count > 1 else 1)
     )
@@ -167,7 +167,7 @@ def batch_rank() -> Rank:
 
 
 def world_size() -> int:
-    """How many processes share the training batch at hand."""
+    """Number of processes that share the current training batch."""
     return _groups.batch.count
 
 

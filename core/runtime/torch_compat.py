@@ -7,11 +7,23 @@ assumption (``tests/core/runtime/test_torch_compat.py``).
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
-def transforms_active() -> bool:
-    """Return True within a transform of `torch.func`, such as vmap or jvp."""
-    return torch._C._are_functorch_transforms_active()
+def is_transformed() -> bool:
+    """Return True inside a transform of `torch.func` (vmap, grad, jvp, …) and during forward-mode differentiation.
+
+    Code that reads values or leaves PyTorch then has to use plain operations instead. In compiled code it is False: the
+    compiler has traced the transform already.
+
+    >>> torch.func.vmap(lambda x: x + is_transformed())(torch.zeros(2))
+    tensor([1., 1.])
+    >>> is_transformed()
+    False
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def lerp_all_(tensors: list[Tensor], ends: list[Tensor], weight: float) -> None:

@@ -1,4 +1,4 @@
-"""What watches over training: steps that must not count, averaged weights, speed, Ctrl-C."""
+"""Callbacks of training: skipped steps, averaged weights, round-trip errors, speed, Ctrl-C."""
 
 import math
 import os
@@ -85,7 +85,7 @@ class NonFiniteGuard(Callback):
         pl_module.log("train/skipped_steps", float(self.skipped_in_all))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """State from which a resumed run continues."""
         return {"skipped_in_all": self.skipped_in_all}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ class DriftMonitor(Callback):
         self.error = error
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """State from which a resumed run continues."""
         return {"recomputes": self.recomputes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -308,7 +308,7 @@ class Stopwatch(Callback):
         self._last = now
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """State from which a resumed run continues."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ class FlowTraining(LightningModule):
         return self._stopwatch.seconds
 
     def configure_callbacks(self) -> list[Callback]:
-        """What training relies on: the guard first, the interrupt last, after the averages are up to date."""
+        """Callbacks that training relies on: the guard first, the interrupt last, after the averages are up to date."""
         averaging = [ExponentialMovingAverage(self.ema_decay, self._guard)] if self.ema_decay > 0 else []
         return [self._guard, *averaging, self._drift, self._stopwatch, OrderlyInterrupt()]
 
@@ -164,7 +164,7 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))  # type: ignore[arg-type]
+        torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""
@@ -214,8 +214,8 @@ class FlowTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _decays(self, name: str) -> bool:
-        """Whether weight decay applies; torch's weight_norm keeps its scales as ``original0``."""
-        return not self.decay_only_scales or name.endswith("parametrizations.weight.original0")
+        """Whether weight decay applies: with `decay_only_scales` to weight normalisation alone, ours or PyTorch's."""
+        return not self.decay_only_scales or name.endswith((".weight_g", "parametrizations.weight.original0"))
 
     def _learning_rate_factor(self, step: int) -> float:
         if step < self.warmup_steps:

@@ -9,7 +9,7 @@ from arflows.core.conditioners import GatedResidualCNN, ResidualCNN, ShallowCNN
 def network(**options) -> GatedResidualCNN:
     torch.manual_seed(0)
     conditioner = GatedResidualCNN(2, 3, 8, 1, **options).double()
-    torch.nn.init.normal_(conditioner.leave.weight)
+    torch.nn.init.normal_(conditioner.output_proj.weight)
     return conditioner
 
 
@@ -78,15 +78,15 @@ def shallow_loss(network: ShallowCNN, x: torch.Tensor) -> torch.Tensor:
 
 def plain_loss(network: ShallowCNN, x: torch.Tensor) -> torch.Tensor:
     """The same without any rectification in place."""
-    hidden = network.middle(network.enter(x).relu()).relu()
-    return network.leave(hidden).square().sum()
+    hidden = network.middle(network.input_proj(x).relu()).relu()
+    return network.output_proj(hidden).square().sum()
 
 
 @pytest.fixture(scope="module")
 def shallow() -> ShallowCNN:
     torch.manual_seed(0)
     network = ShallowCNN(2, 3, 8).double()
-    torch.nn.init.normal_(network.leave.weight)
+    torch.nn.init.normal_(network.output_proj.weight)
     return network
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from arflows.audio import WaveFlow
 from arflows.vision import MADE, MAF, FlowPlusPlus, Glow, RealNVP, TarFlow
 from tests.core.test_flows import AUTOREGRESSIVE, COUPLINGS, make
 
@@ -84,3 +85,19 @@ def test_flows_of_images(name):
         off = (decoder(z).int() - flow.decode(z).int()).abs()
         assert int(off.max()) <= 1  # where a value lies at the border of two pixel values
         assert float((off > 0).float().mean()) < 0.01
+
+
+def test_flow_of_speech():
+    spec = {"sample_rate": 8000, "n_fft": 64, "hop": 16, "window": 64, "bands": 4, "fmax": 4000}
+    flow = randomised(WaveFlow(spec, height=4, channels=2, layers=2, flows=2))
+    batch = torch.export.Dim("batch", min=2, max=64)
+
+    def given(count):
+        return torch.rand(count, 160) - 0.5, torch.randn(count, 4, 10)
+
+    x, mel = given(3)
+    shapes = {"arguments": ({0: batch},), "options": {"mel": {0: batch}}}
+    density = torch.export.export(flow, (x,), {"mel": mel}, dynamic_shapes=shapes).module()
+    for count in (2, 17):
+        x, mel = given(count)
+        torch.testing.assert_close(density(x, mel=mel), flow(x, mel=mel), atol=1e-3, rtol=1e-5)

@@ -1,11 +1,15 @@
 """The published flows, by name."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
 from arflows.core import flows
+from arflows.core.bijections import BatchNorm
 from arflows.core.inversion import GaussSeidelJacobi, Jacobi, Sequential, use_solver
 from arflows.core.runtime.errors import UserError
 
@@ -152,6 +156,140 @@ def test_a_single_feature(name):
 def test_a_coupling_has_no_half_of_one_feature(name):
     with pytest.raises(UserError, match="features must be at least 2"):
         getattr(flows, name)(1)
+
+
+class LogProb(torch.nn.Module):
+    """A flow whose call is its log-density, for `functional_call`."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x, context=None):
+        return self.flow.log_prob(x, context)
+
+
+@every_flow
+def test_per_sample_gradients(name):
+    module = LogProb(make(name, 3, context=2))
+    parameters = dict(module.named_parameters())
+    x, context = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+
+    def one(parameters, row, own):
+        return functional_call(module, parameters, (row[None], own[None]))[0]
+
+    torch.testing.assert_close(vmap(one, (None, 0, 0))(parameters, x, context), module(x, context))
+    found = vmap(grad(one), (None, 0, 0))(parameters, x, context)
+    for index in range(4):
+        alone = module(x[index : index + 1], context[index : index + 1])
+        expected = torch.autograd.grad(alone.sum(), list(parameters.values()), allow_unused=True)
+        for key, value in zip(parameters, expected, strict=True):
+            value = torch.zeros_like(parameters[key]) if value is None else value
+            torch.testing.assert_close(found[key][index], value, atol=1e-8, rtol=1e-7)
+
+
+@every_flow
+def test_ensembles_by_vmap(name):
+    """One batch under several flows of one shape."""
+    several = [LogProb(make(name, 3, scale=scale)) for scale in (0.1, 0.2, 0.3)]
+    x = torch.randn(4, 3, dtype=torch.float64)
+    parameters, buffers = torch.func.stack_module_state(several)
+    found = vmap(lambda p, b: functional_call(several[0], (p, b), (x,)))(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([flow(x) for flow in several]), atol=1e-9, rtol=1e-9)
+
+
+@every_flow
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_derivatives_by_torch_func(name, direction):
+    flow = make(name, 3)
+    x = torch.randn(3, 3, dtype=torch.float64)
+    call = getattr(flow.bijection, direction)
+    expected = torch.stack([torch.autograd.functional.jacobian(lambda v: call(v[None])[0][0], row) for row in x])
+    found = vmap(jacrev(lambda v: call(v[None])[0][0]))(x)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-8)
+    _, along = jvp(lambda v: call(v[None])[0][0], (x[0],), (x[1],))
+    torch.testing.assert_close(along, expected[0] @ x[1], atol=1e-9, rtol=1e-8)
+
+
+@every_flow
+def test_hessian_of_log_prob(name):
+    flow = make(name, 3)
+    x = torch.randn(3, dtype=torch.float64)
+    found = hessian(lambda v: flow.log_prob(v[None])[0])(x)
+    gradient = jacrev(lambda v: flow.log_prob(v[None])[0])
+    for column, step in enumerate(1e-5 * torch.eye(3, dtype=torch.float64)):
+        difference = (gradient(x + step) - gradient(x - step)) / 2e-5
+        torch.testing.assert_close(found[:, column], difference, atol=1e-5, rtol=1e-5)
+
+
+@every_flow
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
+def test_pickles_and_copies(name, activation):
+    flow = make(name, 3, dtype=torch.float32, activation=activation)
+    x = torch.randn(4, 3)
+    for restored in (pickle.loads(pickle.dumps(flow)), copy.deepcopy(flow)):
+        assert torch.equal(restored.log_prob(x), flow.log_prob(x))
+        assert restored.config() == flow.config()
+
+
+@every_flow
+def test_the_config_holds_every_argument(name):
+    """Defaults too, so that a saved model keeps its settings when a default changes."""
+    arguments = getattr(flows, name)(3, hidden_features=(8,)).config()["arguments"]
+    assert {"features", "context", "hidden_features", "activation"} <= set(arguments)
+    assert arguments["hidden_features"] == (8,)
+    assert (arguments.get("transforms"), "elementwise" in arguments) == (
+        None if name in SINGLE else 4 if name == "IAF" else 5,
+        False,
+    )
+    getattr(flows, name)(**arguments)
+
+
+@every_flow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_are_refused_by_name(name, dtype):
+    flow = getattr(flows, name)(3, hidden_features=(8,))
+    with pytest.raises(UserError, match=f"compute in float32 or float64, not in {dtype}"):
+        flow.to(dtype)
+    assert flow.dtype == torch.float32
+    flow.log_prob(torch.zeros(2, 3))
+
+
+@every_flow
+def test_no_batch_normalisation_unless_asked_for(name):
+    assert not any(isinstance(module, BatchNorm) for module in getattr(flows, name)(3).modules())
+
+
+@pytest.mark.parametrize("name", ["MAF", "MAFMoG", "RealNVP"])
+def test_batch_normalisation_is_moved_by_training_steps_alone(name):
+    flow = make(name, 3, batch_norm=True)
+    x = 5 + torch.randn(20, 3, dtype=torch.float64)
+    expected, state = flow.log_prob(x), copy.deepcopy(flow.state_dict())
+    flow.train()
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(x), expected, atol=0, rtol=0)
+        torch.testing.assert_close(flow.log_prob(x[:1]), expected[:1], atol=1e-9, rtol=0)
+    assert all(torch.equal(value, state[key]) for key, value in flow.state_dict().items())
+    with pytest.raises(UserError, match="cannot train on a batch of one example"):
+        flow.log_prob(x[:1])
+    flow.log_prob(x)
+    assert not all(torch.equal(value, state[key]) for key, value in flow.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["MADE", "MAF", "IAF", "RealNVP"])
+def test_the_bound_of_log_scales_can_be_set(name):
+    """Data on a line need a narrow conditional; the bound says how narrow a layer can make it."""
+
+    def narrowest(**options):
+        flow = make(name, 2, scale=0.0, **options | ({} if name == "MADE" else {"transforms": 1}))
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.fill_(1e4)
+        z = torch.zeros(1, 2, dtype=torch.float64)
+        return torch.autograd.functional.jacobian(lambda v: flow.bijection(v)[0], z)[0, -1, 0, -1].log().abs().item()
+
+    assert narrowest() == pytest.approx(5, abs=0.1)
+    assert narrowest(scale_bound=12.0) == pytest.approx(12, abs=0.5)
 
 
 def test_iaf_is_maf_the_other_way_round():

@@ -161,7 +161,10 @@ def steps_of(monkeypatch, stream):
 
 @pytest.mark.parametrize("elementwise", [Affine, RationalQuadraticSpline, lambda: LogisticMixture(2)])
 def test_half_precision_is_left_to_steps(elementwise, monkeypatch):
-    bijection = layer(4, elementwise=elementwise()).bfloat16()
+    """Streams and maps alone; whole bijections refuse to be converted."""
+    bijection = layer(4, elementwise=elementwise())
+    bijection.conditioner.bfloat16()
+    bijection.elementwise.bfloat16()
     z = torch.randn(3, 4, dtype=torch.bfloat16)
     stream = bijection.conditioner.stream(z)
     steps = steps_of(monkeypatch, stream)
@@ -362,7 +365,8 @@ def test_the_residual_that_is_reported_is_that_of_the_solution(solver, elementwi
         with torch.no_grad():
             actual = relative_residual(bijection(x)[0], z)
         assert actual == pytest.approx(report.residual, rel=0.5, abs=1e-6)
-        assert report.residual <= tolerance
+        assert report.residual <= (max(tolerance, 3.5e-4) if report.fell_back else tolerance)
+        assert report.converged == (not report.fell_back)
 
 
 def test_a_thread_has_the_solver_of_its_context():
@@ -413,7 +417,7 @@ def test_bad_settings_are_refused():
         Autoregressive(Affine(), MaskedMLP(3, 2), torch.tensor([0, 0, 2]))
     with pytest.raises(ValueError, match="tolerance=0"):
         Sequential(tolerance=0)
-    with pytest.raises(ValueError, match="gives 3 parameters an element, Affine takes 2"):
+    with pytest.raises(ValueError, match="computes 3 parameters for each element, Affine takes 2"):
         Autoregressive(Affine(), MaskedMLP(3, 3))
     with pytest.raises(ValueError, match="one width"):
         MaskedMLP(3, 2, (8, 9), residual=True)

@@ -226,7 +226,7 @@ def test_half_precision_keeps_what_it_returns_close():
 
 def published(net, x, context):
     """The network of the WaveFlow paper as it is written down there, for signals that do not end early."""
-    hidden = net.enter(F.pad(x[:, :-1], (0, 0, 1, 0))[:, None])
+    hidden = net.input_proj(F.pad(x[:, :-1], (0, 0, 1, 0))[:, None])
     added = [0] * len(net.stack)
     if net.from_context is not None:
         added = net.from_context(context)[:, :, None].chunk(len(net.stack), 1)
@@ -237,7 +237,7 @@ def published(net, x, context):
         mixed = layer.mix(signal.tanh() * gate.sigmoid())
         skipped = skipped + mixed[:, -net.channels :]
         hidden = (hidden + mixed[:, : net.channels]) * 0.5**0.5
-    return net.leave(skipped * len(net.stack) ** -0.5).movedim(1, -1)
+    return net.output_proj(skipped * len(net.stack) ** -0.5).movedim(1, -1)
 
 
 @every_stack
@@ -338,7 +338,7 @@ def test_every_parameter_gets_a_gradient():
         (lambda: network()(signal()[0]), "context with 3 features a column, got 0"),
         (lambda: network()(signal()[0], torch.zeros(2, 5, 9)), "context with 3 features a column, got 5"),
         (lambda: network().stream(signal()[0]).step(None), "context with 3 features a column, got 0"),
-        (lambda: network().stream(*signal(), memory=[]), "only a network of causal width"),
+        (lambda: network().stream(*signal(), memory=[]), "only a network with causal_width=True"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

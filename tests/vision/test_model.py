@@ -139,7 +139,7 @@ def test_realnvp_is_laid_out_as_in_the_paper():
     assert [coupling.mask.channels for coupling in couplings] == [3] * 3 + [12] * 3 + [6] * 4
     networks = [coupling.conditioner for coupling in couplings]
     assert all(isinstance(network, ResidualCNN) and len(network.blocks) == 8 for network in networks)
-    assert [network.leave.in_channels for network in networks] == [64] * 3 + [128] * 3 + [128] * 4
+    assert [network.output_proj.in_channels for network in networks] == [64] * 3 + [128] * 3 + [128] * 4
     assert len([module for module in model.modules() if isinstance(module, BatchNorm)]) == 10
     assert model.base.shape == (3 * 32 * 32,)
 

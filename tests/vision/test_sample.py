@@ -182,7 +182,7 @@ def test_a_damaged_model_is_one_sentence(run_folder, tmp_path, capsys, damage):
     elif damage == "missing":
         (model / "model.safetensors").unlink()
     elif damage == "newer":
-        config = (model / "config.json").read_text().replace('"format_version": 1', '"format_version": 99')
+        config = (model / "config.json").read_text().replace('"format_version": 2', '"format_version": 99')
         (model / "config.json").write_text(config)
     else:
         model = tmp_path / "elsewhere"

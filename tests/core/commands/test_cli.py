@@ -49,6 +49,7 @@ def spare(monkeypatch):
     monkeypatch.setitem(sys.modules, "spare_domain.draw", verb)
     point = types.SimpleNamespace(name="spare", dist=None, module="spare_domain", load=lambda: domain)
     monkeypatch.setattr(domains, "entry_points", lambda group: [point])
+    monkeypatch.setattr(cli, "recipes_of", lambda package: {})
     return calls
 
 

@@ -134,6 +134,9 @@ def test_edits_of_valid_configs(cases, tmp_path):
 
 def _edit(settings, source):
     """Change, add or remove a value, at any depth."""
+    if not settings:
+        settings["more"] = source.choice(OTHER)
+        return
     key = source.choice(sorted(settings))
     if isinstance(settings[key], dict) and source.random() < 0.8:
         _edit(settings[key], source)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_comes_back_the_same(folder):
     assert torch.equal(model.linear.weight, again.linear.weight)
     assert model.linear.bias is None
     assert json.loads((folder / "config.json").read_text()) == {
-        "format_version": 1,
+        "format_version": 2,
         "class": "Toy",
         "arguments": {"width": 3, "sizes": [4, 5, 6], "bias": False},
     }
@@ -90,7 +91,7 @@ def edit_config(**changes):
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "no arflows config"),
-        (edit_config(format_version=2), "format version 2, this arflows reads up to 1: upgrade"),
+        (edit_config(format_version=99), "format version 99, this arflows reads up to 2: install a newer"),
         (edit_config(**{"class": "Popen"}), "class 'Popen', not OtherToy or Toy"),
         (edit_config(arguments={"depth": 3}), "arguments do not fit Toy"),
         (edit_config(arguments={"width": 4, "sizes": [1, 2, 3], "bias": False}), "does not fit config.json beside it"),
@@ -150,3 +151,60 @@ def test_loading_does_not_unpickle(folder):
         "model.save_pretrained(sys.argv[1]); RealNVP.from_pretrained(sys.argv[1])\n"
     )
     subprocess.run([sys.executable, "-c", code, str(folder / "image")], check=True, cwd=folder)
+
+
+class Block(nn.Module):
+    """A part with weights that have been renamed, and one that has an old name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(2, 3)
+        self.merge = nn.Linear(3, 2)
+
+
+class Renamed(Pretrained):
+    """A model of which a part has the old name of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.input_proj = nn.Linear(2, 2)
+        self.block = Block()
+
+
+def old_names(state):
+    """A state dict as an older version would have saved it."""
+    return {name.replace("input_proj", "enter").replace("fc1", "expand"): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "inside another module"])
+def test_weights_of_older_names_are_loaded(wrapped):
+    saved, model = Renamed(), Renamed()
+    state = old_names(saved.state_dict())
+    assert "block.expand.weight" in state
+    if wrapped:
+        nn.ModuleDict({"flow": model}).load_state_dict({f"flow.{name}": value for name, value in state.items()})
+    else:
+        model.load_state_dict(state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name])
+
+
+def test_names_that_never_were_are_refused():
+    state = Renamed().state_dict()
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        Renamed().load_state_dict(state | {"block.enter.weight": torch.zeros(1)})
+
+
+def test_arguments_that_are_passed_on_are_in_the_config():
+    class Base(Pretrained):
+        def __init__(self, kind: str, width: int, depth: int = 2, bias: bool = True) -> None:
+            super().__init__()
+
+    class Derived(Base):
+        def __init__(self, width: int, scale: float = 1.0, **kwargs: Any) -> None:
+            super().__init__("derived", width, bias=False, **kwargs)
+
+    assert Derived(3).config()["arguments"] == {"width": 3, "scale": 1.0, "depth": 2}
+    assert Derived(3, 2.0, depth=5).config()["arguments"] == {"width": 3, "scale": 2.0, "depth": 5}
+    with pytest.raises(TypeError):
+        Derived(3, bias=True)

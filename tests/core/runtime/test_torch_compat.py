@@ -10,7 +10,7 @@ def test_transforms_are_noticed():
     seen = []
 
     def square(x):
-        seen.append(torch_compat.transforms_active())
+        seen.append(torch_compat.is_transformed())
         return x.square().sum()
 
     x = torch.randn(3, 2)
@@ -19,7 +19,13 @@ def test_transforms_are_noticed():
     torch.func.grad(square)(x)
     torch.func.jvp(square, (x,), (x,))
     assert seen == [False, True, True, True]
-    assert not torch_compat.transforms_active()
+    assert not torch_compat.is_transformed()
+
+
+def test_forward_mode_differentiation_is_noticed():
+    with torch.autograd.forward_ad.dual_level():
+        assert torch_compat.is_transformed()
+    assert not torch_compat.is_transformed()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,5 +1,6 @@
 """States of runs: damaged ones, hostile ones, and which is taken up."""
 
+import copy
 import os
 import pickle
 import signal
@@ -8,7 +9,12 @@ import zipfile
 import pytest
 import torch
 
+from arflows.core.bases import StandardNormal
+from arflows.core.bijections import Affine, Autoregressive
+from arflows.core.conditioners import CausalTransformer
+from arflows.core.flow import BijectiveFlow
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.pretrained import RENAMED, Pretrained
 from arflows.core.training import checkpoints
 from arflows.core.training.checkpoints import (
     CheckpointFiles,
@@ -18,7 +24,7 @@ from arflows.core.training.checkpoints import (
     read_checkpoint,
 )
 from arflows.core.training.module import FlowTraining
-from tests.core.training.training_runs import Data, small_flow, trainer
+from tests.core.training.training_runs import Data, assert_same, small_flow, state, trainer
 from tests.faults.hostile import Harm
 
 
@@ -176,3 +182,43 @@ def test_an_interrupt_while_a_state_is_read_leaves_it_alone(tmp_path, monkeypatc
     signal.signal(signal.SIGINT, handler)  # which Lightning ignores from then on
     assert resumed.global_step == 2
     assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+class Tokens(BijectiveFlow, Pretrained):
+    """A flow with weights that have had other names."""
+
+    def __init__(self) -> None:
+        network = CausalTransformer(3, 2, Affine.parameter_count, 8, layers=1, heads=2)
+        super().__init__(StandardNormal((3, 2)), Autoregressive(Affine(), network))
+
+
+def with_old_names(state):
+    """The state of a run as a version before the renames would have saved it, averages included."""
+    if isinstance(state, dict):
+        new_names = {new: old for old, new in RENAMED.items()}
+
+        def old(name):
+            return ".".join(new_names.get(part, part) for part in name.split(".")) if isinstance(name, str) else name
+
+        return {old(name): with_old_names(value) for name, value in state.items()}
+    return [with_old_names(value) for value in state] if isinstance(state, list) else state
+
+
+def test_a_run_with_older_names_of_weights_goes_on_as_it_would_have(tmp_path):
+    torch.manual_seed(0)
+    data, flow = Data(torch.randn(16, 3, 2)), Tokens()
+
+    def resumed(path):
+        module = FlowTraining(copy.deepcopy(flow), ema_decay=0.9)
+        t = trainer(tmp_path / "again", max_epochs=2)
+        t.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        return state(module, t)
+
+    module = FlowTraining(copy.deepcopy(flow), ema_decay=0.9)
+    trainer(tmp_path / "run").fit(module, datamodule=data)
+    saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    older = with_old_names(saved)
+    assert any("expand" in name for name in older["state_dict"])
+    assert not any("fc1" in name for name in older["state_dict"])
+    torch.save(older, tmp_path / "older.ckpt")
+    assert_same(resumed(tmp_path / "older.ckpt"), resumed(tmp_path / "run" / "last.ckpt"))

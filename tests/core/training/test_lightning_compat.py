@@ -93,7 +93,7 @@ class Named(compat.FixedNameCheckpoint):
 
 def test_a_checkpoint_saves_on_request_and_by_its_own_writer(tmp_path):
     checkpoint = Named(tmp_path, "state", every_n_epochs=100)
-    run(checkpoint)
+    run(checkpoint, folder=tmp_path / "others")
     path = str(tmp_path / "state.ckpt")
     assert checkpoint.written == (path,)
     assert (tmp_path / "state.ckpt.new").is_file()
@@ -106,7 +106,7 @@ def test_an_average_knows_when_it_is_in_place():
     seen = []
 
     class Look(Callback):
-        def on_validation_start(self, trainer, module):
+        def on_validation_batch_start(self, trainer, *_):
             seen.append(average.swapped)
 
     average = ExponentialMovingAverage(0.9, NonFiniteGuard())
