@@ -17,7 +17,7 @@ from arflows.core.likelihood import log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
 from arflows.molecules.graph_flow import GraphFlow
-from arflows.molecules.marginal import packed
+from arflows.molecules.decisions import packed
 from arflows.molecules.representation import graph_of
 
 from .molecules.small_flows import DRUGS
