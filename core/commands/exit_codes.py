@@ -56,9 +56,7 @@ def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
         _end(INTERRUPTED, "interrupted")
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # for Python's own flush at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
             raise SystemExit(BROKEN_PIPE) from None
         code, sentence = explain(error)
         _end(code, f"error: {sentence}")
