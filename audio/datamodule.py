@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class SpeechDataset(StoreDataset):
                 raise ValueError("whole utterances of different lengths do not fit into one batch")
         else:
             frames, firsts = self.frames, (self._chances(epochs, places) * (lengths - self.frames + 1)).astype(np.int64)
-        segments = [(row, first - self.lead, first + frames) for row, first in zip(rows, firsts, strict=True)]
+        segments = [(row, int(first) - self.lead, int(first) + frames) for row, first in zip(rows, firsts, strict=True)]
         x = np.stack([_part(waveforms[row], first * self.hop, last * self.hop, 0) for row, first, last in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
         if self.mels:
@@ -130,7 +131,6 @@ class SpeechDataModule(StoreDataModule):
     once, in part; validation and test batches hold one whole utterance.
 
     Attributes:
-        store: The open store.
         spec: The settings of its waveforms and mel spectrograms.
         speaker_names: Who speaks; empty if that is not known.
         mels: Whether batches bring mel spectrograms; an unconditional model wants none.
@@ -144,9 +144,7 @@ class SpeechDataModule(StoreDataModule):
         store: Path,
         batch_size: int = 8,
         segment: int = 16_128,
-        workers: int = 0,
-        limit: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         """Open the store.
 
@@ -154,14 +152,12 @@ class SpeechDataModule(StoreDataModule):
             store: The file that `arflows audio prepare` wrote.
             batch_size: Segments in a training batch, on each device.
             segment: Samples of a training segment, a multiple of the hop; utterances that are shorter are not used.
-            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            limit: Use at most so many utterances of each split, chosen at random.
-            seed: Decides the order of the utterances, and which are used with a limit.
+            **options: Those of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of speech or of another version, or a setting is out of range.
         """
-        super().__init__(store, "audio", batch_size, 1, workers, limit, seed)
+        super().__init__(store, "audio", batch_size, 1, **options)
         self.spec = MelSpec.from_dict(self.store.spec)
         if segment < 1 or segment % self.spec.hop:
             fitting = max(1, round(segment / self.spec.hop)) * self.spec.hop

@@ -37,7 +37,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     """
     store, run = out / "espeak.h5", out / "run"
     shutil.rmtree(run, ignore_errors=True)
-    prepare("espeak", store, limit=UTTERANCES, seed=seed)
+    prepare("espeak", store, limit=UTTERANCES, seed=seed, overwrite=True)
     words = ["--config", "demo", "--data.store", str(store), "--out", str(run), "--seed", str(seed)]
     train(*words)
     result = evaluate(

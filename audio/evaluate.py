@@ -107,8 +107,8 @@ def evaluate(
     start = time.perf_counter()
     flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
-    facts = Store(store, expect_domain="audio").facts()
-    given = SpeechInput(store, flow, split=split, speakers=names, limit=limit)
+    data = Store(store, expect_domain="audio")
+    given = SpeechInput(data, flow, split=split, speakers=names, limit=limit)
     if perceptual and flow.conditional:
         for package in ("pesq", "pystoi"):
             optional(package)  # or says what is missing, before the work
@@ -153,7 +153,7 @@ def evaluate(
     if ood:
         own = columns["log_prob"] / columns["samples"]
         result["separation"] = {path.name: _separation(flow, path, own, seed) for path in ood}
-    result |= protocol(flow, model, options, facts)
+    result |= protocol(flow, model, options, data.facts())
     for index, (utterance, synthesised) in enumerate(drawn if is_main() else []):
         stem = out.with_suffix("") if index == 0 else out.with_name(f"{out.stem}-{index}")
         _draw(flow, utterance, synthesised, stem)

@@ -1,8 +1,7 @@
-"""What the verbs are given to hear: speech for a trained model, one utterance at a time."""
+"""Input reading for the verbs: speech for a trained model, one utterance at a time."""
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from arflows.audio.datamodule import SpeechDataset
 from arflows.audio.model import SpeechFlow
 from arflows.audio.representation import Condition, MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import model_folder
+from arflows.core.runtime.pretrained import training_facts
 from arflows.data.arrays import read_hdf5, read_npy
 from arflows.data.audio_files import AUDIO_SUFFIXES, SkippedAudio
 from arflows.data.folders import walk
 from arflows.data.read_stats import ReadStats
 from arflows.data.speech_sources import SpeechSource, read_speech
-from arflows.data.store import Store, is_store
+from arflows.data.store import Store, is_store, opened
 
 MEL_SUFFIXES = (".npy", ".h5", ".hdf5", ".pt")
 
@@ -57,7 +56,7 @@ class SpeechInput:
 
     def __init__(
         self,
-        source: Path,
+        source: Path | Store,
         flow: SpeechFlow,
         *,
         split: str = "test",
@@ -68,7 +67,7 @@ class SpeechInput:
         """Finds the utterances and makes sure that they fit the model.
 
         Args:
-            source: Where they are.
+            source: Their path, or an open store.
             flow: The model.
             split: Which part of a store.
             speaker: Who speaks in all of them, by name or number, for a model of several speakers; None where the store
@@ -85,8 +84,9 @@ class SpeechInput:
         self.source = source
         self._store: SpeechDataset | None = None
         self._files = SpeechSource(str(source), [])
-        if is_store(source):
-            store = Store(source, expect_domain="audio")
+        store = opened(source, "audio")
+        source = source.path if isinstance(source, Store) else source
+        if store is not None:
             check_spec(source, MelSpec.from_dict(store.spec), flow.spec)
             named = flow.speakers > 0 and speaker is None
             self._store = SpeechDataset(store, split, speakers=named)
@@ -105,7 +105,7 @@ class SpeechInput:
 
     @property
     def converted(self) -> dict[str, int]:
-        """How many files were converted so far, by the conversion."""
+        """Number of files converted so far, by the conversion."""
         return dict(self._stats.converted)
 
     def summary(self) -> str:
@@ -237,10 +237,7 @@ def check_spec(source: Path, given: MelSpec, wanted: MelSpec) -> None:
 
 def speaker_names(model: str) -> list[str]:
     """The names of the speakers that a model was trained on; empty where they are not known."""
-    facts = Path(model_folder(model)) / "training.json"
-    if not facts.is_file():
-        return []
-    names = json.loads(facts.read_text(encoding="utf-8")).get("data", {}).get("speakers", [])
+    names = (training_facts(model) or {}).get("data", {}).get("speakers", [])
     return [str(name) for name in names]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,6 +51,8 @@ class WaveFlow(SpeechFlow):
         UserError: for a height below 2.
     """
 
+    presets = PRESETS
+
     def __init__(
         self,
         spec: Mapping[str, Any] | None = None,
@@ -82,17 +84,6 @@ class WaveFlow(SpeechFlow):
         self.height = height
         self.causal_width = causal_width
         self.encoder = ConditionEncoder(mel_spec, features, conditional, speakers) if features else None
-
-    @classmethod
-    def from_preset(cls, name: str, **options: Any) -> Self:
-        """An untrained model of a known size, such as "h16_c64"; ``options`` are the other arguments.
-
-        Raises:
-            UserError: for an unknown name.
-        """
-        if name not in PRESETS:
-            raise UserError(f"there is no preset {name!r}: choose {', '.join(PRESETS)}")
-        return cls(**PRESETS[name] | options)
 
     # --------------------------------------------------------------------------------- synthesis and its parts
 

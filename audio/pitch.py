@@ -93,14 +93,14 @@ class PitchTracker:
 
     def track(self, correlation: Float[Tensor, "batch frames lags"], ended: bool) -> Int[Tensor, "batch decided"]:
         """Takes frames and returns the lags decided by now: all that are left where frames have ended."""
-        correlation = correlation.detach().double().cpu().numpy()
-        frames = correlation.shape[1]
+        values = correlation.detach().double().cpu().numpy()
+        frames = values.shape[1]
         first = max(self.seen - LOOK_AHEAD, 0)
         last = self.seen + frames if ended else max(self.seen + frames - LOOK_AHEAD, 0)
-        decided = np.zeros((len(correlation), last - first), np.int64)
-        for example in range(len(correlation)):
+        decided = np.zeros((len(values), last - first), np.int64)
+        for example in range(len(values)):
             _track(
-                correlation[example], self.log_lags, PENALTY, JUMP, self.scores[example], self.origins[example],
+                values[example], self.log_lags, PENALTY, JUMP, self.scores[example], self.origins[example],
                 self.seen, ended, decided[example],
             )  # fmt: skip
         self.seen += frames

@@ -22,6 +22,7 @@ from arflows.audio.predictive_conditions import (
 )
 from arflows.audio.predictive_network import PERIOD_TAPS, RECENT, FrameEncoder, Head, Trunk
 from arflows.audio.predictive_synthesis import SampleBySample, mixed_temperature
+from arflows.audio.presets import PREDICTIVE_PRESETS
 from arflows.audio.representation import Condition, MelSpec, log_mel
 from arflows.audio.speech_flow import SpeechFlow, Temperature, Window, within
 from arflows.core.bijections.elementwise import Elementwise, LocationScale
@@ -69,6 +70,7 @@ class PredictiveFlow(SpeechFlow):
         UserError: for a chunk that does not fit the hop or the shortest pitch period.
     """
 
+    presets = PREDICTIVE_PRESETS
     lead = 2
     surroundings = SURROUNDINGS
     mean_mel: Tensor
@@ -151,7 +153,8 @@ class PredictiveFlow(SpeechFlow):
         if not surrounded and frames > WINDOW and not torch.is_grad_enabled():
             stream = ConditionStream(self, batch, condition.speaker, WINDOW)
             stream.take(mel)
-            return Conditions.joined([part for _, part in stream.ready(ended=True)], self.per_frame)
+            whole = Conditions.joined([part for _, part in stream.ready(ended=True)], self.per_frame)
+            return whole.part(0, frames, self.per_frame)
         if not surrounded:
             mel = F.pad(mel, (SURROUNDINGS, SURROUNDINGS), value=self.spec.silence)
         return conditions_of(self, mel, condition.speaker)

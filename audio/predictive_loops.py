@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from arflows.core.conditioners.wavenet_loops import _wide
 from arflows.core.runtime.numba_loops import compiled
-from arflows.core.runtime.numba_math import add_products, exp_minus_twice
+from arflows.core.runtime.numba_math import add_products, exp_minus_twice, wide
 
 _FEW = 4
 """Fewer rows are multiplied by a matrix one by one."""
@@ -55,9 +54,9 @@ class Memory(NamedTuple):
     @classmethod
     def empty(cls, history: int, layers: int, longest: int, channels: int, dtype: Any) -> Memory:
         """Before the first sample there is silence."""
-        signals = (np.zeros(history, dtype) for _ in range(3))
+        waveform, excitation, levelled = (np.zeros(history, dtype) for _ in range(3))
         states = np.zeros((layers, longest, channels), dtype)
-        return cls(*signals, states, np.zeros((layers, longest, 2 * channels), dtype))
+        return cls(waveform, excitation, levelled, states, np.zeros((layers, longest, 2 * channels), dtype))
 
 
 class Settings(NamedTuple):
@@ -72,6 +71,7 @@ class Settings(NamedTuple):
     lightest: float
     heaviest: float
     skewest: float
+    linear_from: float
     bound: float
 
 
@@ -93,12 +93,12 @@ def _add_matrix(total: Any, inputs: Any, matrix: Any) -> None:
         r0, r1, r2, r3 = matrix[k], matrix[k + 1], matrix[k + 2], matrix[k + 3]
         r4, r5, r6, r7 = matrix[k + 4], matrix[k + 5], matrix[k + 6], matrix[k + 7]
         for j in range(np.uintp(len(total))):
-            total[j] += (v0 * _wide(r0[j]) + v1 * _wide(r1[j]) + v2 * _wide(r2[j]) + v3 * _wide(r3[j])) + (
-                v4 * _wide(r4[j]) + v5 * _wide(r5[j]) + v6 * _wide(r6[j]) + v7 * _wide(r7[j])
+            total[j] += (v0 * wide(r0[j]) + v1 * wide(r1[j]) + v2 * wide(r2[j]) + v3 * wide(r3[j])) + (
+                v4 * wide(r4[j]) + v5 * wide(r5[j]) + v6 * wide(r6[j]) + v7 * wide(r7[j])
             )
     for k in range(whole, len(inputs)):
         for j in range(np.uintp(len(total))):
-            total[j] += inputs[k] * _wide(matrix[k, j])
+            total[j] += inputs[k] * wide(matrix[k, j])
 
 
 @compiled
@@ -154,9 +154,12 @@ def _inverse(parameters: Any, z: Any, settings: Any) -> Any:
     tail = low + (high - low) / (one + math.exp(-parameters[2]))
     skew = parameters[3] * most / (abs(parameters[3]) + most)
     cosh = math.cosh(skew)
-    s = math.sinh(tail * z + skew)
+    argument, limit = tail * z + skew, parameters.dtype.type(settings.linear_from)
+    bent = min(max(argument, -limit), limit)
+    s = math.sinh(bent)
     half = one / (one + one)
-    value = parameters[0] + (s - math.sinh(skew)) / (tail * cosh) * math.exp(log_scale)
+    beyond = (argument - bent) * math.cosh(limit)
+    value = parameters[0] + (s + beyond - math.sinh(skew)) / (tail * cosh) * math.exp(log_scale)
     return value, half * math.log1p(s * s) - math.log(cosh) + log_scale
 
 

@@ -98,7 +98,7 @@ class SampleBySample:
         """Writes some frames' samples, and their log-derivatives."""
         flow, hop = self.flow, self.flow.spec.hop
         added = flow.trunk.stack.added(F.silu(conditions.features).transpose(0, 1)).movedim(2, 0)
-        added = added.contiguous().cpu().numpy()  # (batch, layers, sub-frames, gates)
+        gates = added.contiguous().cpu().numpy()  # (batch, layers, sub-frames, gates)
         coefficients, gain, level = (part.cpu().numpy() for part in conditions.filters)
         lag = conditions.lag.cpu().numpy()
         piece = slice(start * hop, start * hop + gain.shape[1] * flow.subframe)
@@ -106,7 +106,7 @@ class SampleBySample:
             for example, memory in enumerate(self.memories):
                 generate(
                     (self.done + start) * hop, latent[example, piece], coefficients[example], gain[example],
-                    level[example], lag[example], added[example], self.weights, memory, self.settings,
+                    level[example], lag[example], gates[example], self.weights, memory, self.settings,
                     x[example, piece], out[example, piece],
                 )  # fmt: skip
 
@@ -152,5 +152,5 @@ def _settings(flow: PredictiveFlow) -> Settings:
     return Settings(
         flow.chunk, flow.subframe, flow.per_frame, RECENT, PERIOD_TAPS if flow.pitch else 0,
         isinstance(flow.elementwise, JohnsonSU), johnson.LIGHTEST, johnson.HEAVIEST, johnson.MOST_SKEWED,
-        float(flow.elementwise.bound),
+        johnson.LINEAR_FROM, float(flow.elementwise.bound),  # type: ignore[arg-type]
     )  # fmt: skip

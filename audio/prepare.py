@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import refuse_existing
 from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.audio_files import SkippedAudio, from_int16, to_int16
 from arflows.data.read_stats import ReadStats
@@ -37,6 +38,7 @@ def prepare(
     mels: Literal["float16", "float32"] = "float16",
     workers: PositiveInt = 1,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a store of speech that `train`, `score` and `evaluate` read: 16-bit waveforms and their mel spectrograms.
 
@@ -56,7 +58,9 @@ def prepare(
         mels: How mel spectrograms are stored; float16 is within 0.004 of their values.
         workers: Processes that convert; more than one help from some hours of speech on.
         seed: Decides which utterances are set aside or chosen, and how built-in speech sounds.
+        overwrite: Replace the store if it exists already.
     """
+    refuse_existing(out, overwrite)
     speech = _open(source, seed)
     generator = np.random.default_rng(seed)
     fractions = {"val": val_fraction, "test": test_fraction}
@@ -78,6 +82,7 @@ def prepare(
         provenance={
             "source": speech.name,
             **speech.notes,
+            "left out": {reason: len(names) for reason, names in speech.left_out.items()},
             "available": available,
             "options": {"split_by": split_by, "val_fraction": val_fraction, "test_fraction": test_fraction}
             | {"limit": limit, "seed": seed},
@@ -131,7 +136,7 @@ def _speakers(splits: dict[str, list[Utterance]]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Converted:
-    """What a worker gives back."""
+    """Result of a worker."""
 
     waveform: np.ndarray
     mel: np.ndarray
@@ -195,6 +200,8 @@ def _report(
 ) -> None:
     who = f"{len(speakers)} speakers" if speakers else "speakers not known"
     print(f"{out}: {mel.sample_rate:,} Hz, {mel.bands} mel bands, {who}, from {speech.name}")
+    if speech.left_out:
+        print(f"  files left out: {ReadStats(skipped=speech.left_out).summary()}")
     for split, counts in stats.items():
         print(f"  {split:<5} {counts.written:>9,} utterances, {seconds[split] / 60:.1f} min")
         for step, count in sorted(counts.converted.items()):

@@ -1,8 +1,16 @@
-"""Sizes of WaveFlow by name."""
+"""Sizes of models by name."""
 
 from __future__ import annotations
 
 from typing import Any
+
+PREDICTIVE_PRESETS: dict[str, dict[str, Any]] = {
+    "c128": {},
+    # For CPUs that have little time for it.
+    "c64": {"channels": 64, "dilations": (1, 2, 4, 8, 16, 32), "width": 32},
+    "c32": {"channels": 32, "dilations": (1, 2, 4, 8, 16, 32), "width": 32, "order": 32},
+}
+"""Sizes of `PredictiveFlow`, by the channels of its first network."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Ping, Peng, Zhao & Song 2020 (arXiv:1912.01219), table 2.

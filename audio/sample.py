@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arflows.audio.inpainting import inpaint
-from arflows.audio.inputs import Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
+from arflows.audio.inputs import MEL_SUFFIXES, Speech, SpeechInput, mel_files, read_mel, speaker_names, speaker_number
 from arflows.audio.model import SpeechFlow
 from arflows.audio.representation import Condition
 from arflows.audio.speech_flow import Temperature, temperature_pair
@@ -23,7 +23,8 @@ from arflows.core.runtime.noise import torch_generator
 from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
-from arflows.data.audio_files import write_wav
+from arflows.data.audio_files import AUDIO_SUFFIXES, write_wav
+from arflows.data.folders import FileNames
 
 
 def sample(
@@ -171,12 +172,14 @@ def _vocode(
         if gap is None:
             waveforms = synthesise(flow, utterance, count, temperature, generator)
         else:
+            assert not isinstance(temperature, tuple)
             try:
                 waveforms, scores = fill(flow, utterance, gap, count, temperature, generator)
             except UserError as error:
                 return _Made(utterance.name, reason=str(error))
         return _Made(utterance.name, waveforms, scores, time.perf_counter() - start)
 
+    stems = FileNames((*AUDIO_SUFFIXES, *MEL_SUFFIXES))
     rows: list[list[str]] = []
     spoken = busy = 0.0
     for made in distributed_map(source.utterances(), work):
@@ -185,7 +188,7 @@ def _vocode(
             continue
         busy += made.seconds
         spoken += made.waveforms.numel() / rate
-        stem = Path(made.name).with_suffix("").as_posix().replace("/", "_")
+        stem = stems(made.name)
         for index, waveform in enumerate(made.waveforms):
             name = f"{stem}.wav" if count == 1 else f"{stem}-{index}.wav"
             write_wav(folder / name, waveform.numpy(), rate)
@@ -223,7 +226,7 @@ def fill(
     utterance: Speech,
     gap: tuple[float, float],
     count: int,
-    temperature: Temperature,
+    temperature: float,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
     """Ways of filling a gap in a recording, and the log-likelihood of each recording in nats per sample.

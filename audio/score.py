@@ -11,12 +11,14 @@ from arflows.audio.inputs import Speech, SpeechInput, speaker_names
 from arflows.audio.metrics import Mean
 from arflows.audio.model import SpeechFlow
 from arflows.audio.render import likelihood_curve, save_figure
-from arflows.core.likelihood import Estimate, Reference, write_scores
+from arflows.core.commands.scores import write_scores
+from arflows.core.likelihood import Estimate, Reference
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.option_types import PositiveInt
-from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map, is_main
+from arflows.data.folders import FileNames
 
 LISTED = 5
 
@@ -49,9 +51,10 @@ def score(
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
     flow = load_model(SpeechFlow, model, device)
-    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    reference = Reference.load(model)
     given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
+    stems = FileNames()
     utterances, heard = itertools.tee(given.utterances("scoring"))
     likelihoods = distributed_map(utterances, lambda _, utterance: sample_log_likelihoods(flow, utterance))
     for values, utterance in zip(likelihoods, heard, strict=False):
@@ -59,7 +62,7 @@ def score(
         totals.append(float(values.sum()))
         lengths.append(len(values))
         if curves is not None and is_main():
-            _write_curve(curves, utterance, frame_means(values, flow.spec.hop), flow, reference)
+            _write_curve(curves, stems(utterance.name), utterance, frame_means(values, flow.spec.hop), flow, reference)
     if not names:
         raise UserError(f"{speech} holds no utterance that can be scored: {given.summary()}.")
     means = np.array(totals) / np.array(lengths)
@@ -71,9 +74,7 @@ def score(
     write_scores(out, columns, -means, reference)
     mean = Mean.ratio(-np.array(totals), np.array(lengths))
     print(f"{out}: {Estimate(mean.value, mean.standard_error, 'nats/sample', flow.likelihood, mean.count)}")
-    if reference is None:
-        print("the model has no training.json: percentile and typicality are left empty")
-    else:
+    if reference is not None:
         print(f"training utterances: log-likelihood {-reference.mean:.4f} nats/sample")
         order = np.argsort(-reference.typicality(-means[:, None]))[:LISTED]
         print("least typical: " + ", ".join(f"{names[i]} ({means[i]:.3f} nats/sample)" for i in order))
@@ -97,10 +98,9 @@ def frame_means(values: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _write_curve(
-    folder: Path, utterance: Speech, values: np.ndarray, flow: SpeechFlow, reference: Reference | None
+    folder: Path, stem: str, utterance: Speech, values: np.ndarray, flow: SpeechFlow, reference: Reference | None
 ) -> None:
     spec = flow.spec
-    stem = utterance.name.replace("/", "_")
     with replacing(folder / f"{stem}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["frame", "seconds", "log_likelihood"])

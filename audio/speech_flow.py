@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -87,6 +88,8 @@ class SpeechFlow(Flow, Pretrained):
         speakers: number of speakers that are told apart; 0 for none.
     """
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Arguments of known sizes, by their names."""
     bijection: SampleBijection
     height: int = 1
     """Samples of a column, if the waveform is folded to columns; parts of a waveform begin at a column."""
@@ -100,6 +103,17 @@ class SpeechFlow(Flow, Pretrained):
         self.spec = spec
         self.conditional = conditional
         self.speakers = speakers
+
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> Self:
+        """An untrained model of a known size, such as "h16_c64"; ``options`` are the other arguments.
+
+        Raises:
+            UserError: for an unknown name.
+        """
+        if name not in cls.presets:
+            raise UserError(f"there is no preset {name!r}: choose {', '.join(cls.presets)}")
+        return cls(**{**cls.presets[name], **options})
 
     @property
     def frame_step(self) -> int:

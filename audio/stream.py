@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from io import BufferedReader
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ def stream(
     if flow.speakers and speaker is None:
         raise UserError("the model has several speakers: add --speaker.")
     number = None if speaker is None else torch.tensor([speaker_number(flow, speaker, speaker_names(model))])
-    read = mel_frames(sys.stdin.buffer, flow.spec) if given == "mel" else analysed(sys.stdin.buffer, flow.spec)
+    source = cast(BufferedReader, sys.stdin.buffer)
+    read = mel_frames(source, flow.spec) if given == "mel" else analysed(source, flow.spec)
     for waveform in synthesise(flow, read, number, temperature, seed):
         samples = (waveform[0].float().clamp(-1, 1) * 32_767).round().short().cpu().numpy()
         sys.stdout.buffer.write(samples.astype("<i2").tobytes())

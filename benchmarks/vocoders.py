@@ -5,7 +5,7 @@ evaluate` does. All start from the mel spectrogram but WORLD, which analyses the
 aperiodicity.
 
 - Griffin-Lim: amplitudes by non-negative least squares, phases by 60 iterations (librosa's defaults otherwise).
-- WORLD: Harvest, CheapTrick and D4C, then its synthesis (pyworld).
+- WORLD: Harvest, CheapTrick and D4C, then its synthesis (pyworld, which is to be installed for this benchmark alone).
 - linear prediction, noise: the filters of `PredictiveFlow`, excited by white noise at temperature 0.8.
 - linear prediction, pulses and noise: voiced frames get a pulse of the excitation's power each pitch period, by the lag
   that is followed in the mel spectrogram, mixed with noise by the periodicity.
@@ -22,7 +22,7 @@ import librosa
 import numpy as np
 import pyworld
 import torch
-from common import OUT, hardware, table, write
+from common import OUT, table, write
 
 from arflows.audio import MelSpec, PredictiveFlow
 from arflows.audio.datamodule import SpeechDataset
@@ -147,7 +147,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     data = {"source": store.facts()["source"], "split": "test", "sentences": count}
     path = write("vocoders", rows, folder=options.out, data=data)
-    print(table(rows), path, hardware()["processor"])
+    print(table(rows), path, sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ p(x + u) - log q(u | x)] <= log P(x)`` (Theis et al. 2016, arXiv:1511.01844; Ho 
 **lower bound** on the log-probability, hence an upper bound on bits per dimension. `Estimate` names the kind.
 """
 
-import csv
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -20,8 +18,8 @@ from torch import Tensor
 
 from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.files import replacing
 from arflows.core.runtime.noise import fixed_noise, seed_of
+from arflows.core.runtime.pretrained import FACTS_FILE, model_folder, training_facts
 from arflows.core.runtime.processes import distributed_map
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -203,19 +201,26 @@ class Reference:
         return cls(values, float(values.mean()))
 
     @classmethod
-    def load(cls, path: Path) -> "Reference | None":
-        """Read the reference from the ``training.json`` of a model folder; None if there is no such file.
+    def load(cls, model: str | Path) -> "Reference | None":
+        """Read the reference that ``train`` leaves with a model; None if there is none.
+
+        Args:
+            model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
 
         Raises:
-            UserError: If the file cannot be read.
+            UserError: If its file is there but cannot be read.
         """
-        if not path.is_file():
+        facts = training_facts(model)
+        if facts is None:
             return None
         try:
-            scores = json.loads(path.read_text())["train_scores"]
+            scores = facts["train_scores"]
             return cls(np.asarray(scores["sample"], dtype=np.float64), float(scores["mean"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} has no valid training scores ({error}): export the model again") from error
+            raise UserError(
+                f"{Path(model_folder(str(model))) / FACTS_FILE} does not hold the training scores it should "
+                f"({error}): export the model again."
+            ) from error
 
     def as_dict(self) -> dict[str, Any]:
         """Return the reference as plain values, for JSON, rounded to six digits."""
@@ -247,26 +252,3 @@ class Reference:
             Distances in the unit of the scores, shape (...); 0 is perfectly typical.
         """
         return np.abs(scores.mean(-1) - self.mean)
-
-
-def write_scores(
-    out: Path, columns: Mapping[str, Sequence[str]], scores: Float[np.ndarray, " count"], reference: Reference | None
-) -> None:
-    """Write a CSV file of scored examples, with columns for percentile and typicality.
-
-    Args:
-        out: The file; replaced if it exists.
-        columns: Columns by name, such as the names of the examples and their scores.
-        scores: Scores in the unit of the reference.
-        reference: Scores of the training data; without it, percentile and typicality stay empty.
-    """
-    compared = {
-        "percentile": [f"{value:.2f}" for value in reference.percentile(scores)] if reference else [""] * len(scores),
-        "typicality": (
-            [f"{value:.6f}" for value in reference.typicality(scores[:, None])] if reference else [""] * len(scores)
-        ),
-    }
-    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, *compared])
-        writer.writerows(zip(*columns.values(), *compared.values(), strict=True))

@@ -1,1 +1,1 @@
-"""Where examples come from and how they are stored. It knows no model and imports nothing of `arflows.core`."""
+"""Sources of examples, and stores for them; knows no model, and imports only errors and files of `arflows.core`."""

@@ -1,7 +1,7 @@
-"""Arrays out of files that may come from strangers: ``.npy``, ``.npz``, HDF5.
+"""Safe reading of arrays from untrusted ``.npy``, ``.npz`` and HDF5 files.
 
-Nothing in such a file is run, no other file is opened because of it, and no memory is claimed for what it only says
-that it holds: sizes are looked at before anything is read.
+No code in such a file is run, no other file is opened because of it, and no memory is allocated for content that is
+not there: sizes are checked before anything is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from arflows.core.runtime.errors import UserError
 
 LONGEST_HEADER = 10_000
-"""Bytes of an array's description; that of any array of numbers takes some hundred."""
+"""Maximum bytes of an array's header; that of an array of numbers takes about a hundred."""
 
 CHUNK = 1 << 24
 """Bytes read at a time."""
@@ -38,7 +38,7 @@ KNOWN_FILTERS = {
     h5py.h5z.FILTER_SCALEOFFSET,
     h5py.h5z.FILTER_LZF,
 }
-"""What HDF5 brings itself; for any other it would load a plug-in, which is code."""
+"""Filters built into HDF5; any other would make it load a plug-in, which is code."""
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -127,7 +127,7 @@ def check_heaps(path: Path, file: h5py.File) -> None:
 
 
 def _end_of_heap(content: mmap.mmap, start: int) -> int:
-    """Walks through the objects of a heap as HDF5 does."""
+    """Return the end of a heap, found by walking through its objects as HDF5 does."""
     end = start + int.from_bytes(content[start + 8 : start + 16], "little")
     at = start + 16
     while at + 16 <= end <= len(content):
@@ -198,7 +198,7 @@ def _check_memory(path: Path, nbytes: int) -> None:
 
 @contextmanager
 def _sentence(path: Path) -> Iterator[None]:
-    """Turns what the readers of arrays and zip files raise for broken ones into one sentence."""
+    """Convert the exceptions of readers of broken arrays and zip files into a `UserError`."""
     try:
         yield
     except UserError:

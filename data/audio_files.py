@@ -1,4 +1,4 @@
-"""Audio files of any kind, brought to what speech models take: one channel of 16-bit samples at one rate.
+"""Audio files, converted to one channel at one sample rate.
 
 Files are read by libsndfile: WAV, FLAC, Ogg, MP3 and more, at any rate, with any number of channels and bits. Each
 conversion has a name, so that whoever reads many files can count them, and what cannot be used is a `SkippedAudio`
@@ -25,7 +25,18 @@ LOUDEST = 2.0
 OPEN_ENDED = 2**31 - 1
 """A WAV file that was written to a pipe tells this length or more, and ends where it ends."""
 CLIPPED_RUN = 8
-"""So many samples in a row at the largest value are clipping rather than one peak."""
+"""Length of a run of samples at the largest value that counts as clipping."""
+
+
+def is_audio(path: Path) -> bool:
+    """Return True if a file is called like audio, or is audio that libsndfile reads, by its content."""
+    if path.name.lower().endswith(AUDIO_SUFFIXES):
+        return True
+    try:
+        soundfile.info(path)
+    except (soundfile.SoundFileError, TypeError, ValueError, OSError):  # TypeError: raw samples, by their suffix
+        return False
+    return True
 
 
 class SkippedAudio(Exception):
@@ -137,7 +148,7 @@ def write_wav(path: Path, samples: Float32[np.ndarray, " samples"], rate: int) -
 
 
 def _coding(subtype: str) -> str | None:
-    """Say how a sample was held, if not in 16 bits."""
+    """Return the name of a sample format; None for 16 bits."""
     if subtype == "PCM_16":
         return None
     names = {"PCM_S8": "8 bits", "PCM_U8": "8 bits", "PCM_24": "24 bits", "PCM_32": "32 bits", "FLOAT": "floats"}
@@ -146,7 +157,7 @@ def _coding(subtype: str) -> str | None:
 
 
 def _is_clipped(samples: Float32[np.ndarray, " samples"], peak: float) -> bool:
-    """Whether there is a run of samples at the largest value, near full scale."""
+    """Return True if there is a run of samples at the largest value, near full scale."""
     if peak < 0.9:
         return False
     at_peak = np.concatenate([[False], np.abs(samples) >= peak * (1 - 1e-4), [False]])
@@ -155,6 +166,6 @@ def _is_clipped(samples: Float32[np.ndarray, " samples"], peak: float) -> bool:
 
 
 def _cut_short(log: str) -> bool:
-    """Whether libsndfile found less audio in a file than its header says."""
+    """Return True if libsndfile found less audio in a file than its header says."""
     lengths = re.findall(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", log)
     return any(int(held) < int(told) < OPEN_ENDED for told, held in lengths)

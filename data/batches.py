@@ -1,4 +1,4 @@
-"""From a prepared store to batches, whatever the examples are."""
+"""Data sets and data modules that read batches from a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from arflows.data.store import Store
 Batch = dict[str, Tensor]
 
 INITIAL_EXAMPLES = 256
-"""Training examples, at most, by which layers that start from data are set."""
+"""Maximum number of training examples for data-dependent initialisation."""
 
 
 class StoreDataset(Dataset[Batch]):
@@ -40,7 +40,7 @@ class StoreDataset(Dataset[Batch]):
             store: The store.
             split: Which of its splits.
             fields: For each name in a batch the field of the store.
-            limit: Keep at most so many examples, chosen at random.
+            limit: Maximum number of examples, chosen at random.
             seed: Decides which.
 
         Raises:
@@ -87,7 +87,7 @@ class ResumableOrder(DistributedSampler[Batch]):
         dataset: The examples of all processes.
         seed: Decides the order.
         epoch: The first epoch, at which a resumed run goes on.
-        done: Examples of that epoch that this process has had already.
+        done: Number of examples of that epoch that this process has processed already.
         options: Of `DistributedSampler`.
     """
 
@@ -105,7 +105,7 @@ class ResumableOrder(DistributedSampler[Batch]):
 
 
 class BatchesInTurn(Sampler[list[int]]):
-    """Batches of examples in order, of which each of several processes takes every so manieth; none is taken twice.
+    """Batches of examples in order, shared among processes: process r of n takes every n-th, from r on.
 
     All processes get the same number of batches: where the last round has fewer than there are processes, those left
     over get an empty one.
@@ -133,7 +133,7 @@ class BatchesInTurn(Sampler[list[int]]):
 class StoreDataModule(lightning.LightningDataModule, ABC):
     """Batches for training, validation and testing.
 
-    Training batches are shuffled anew each epoch and are all of full size; validation and test batches hold every
+    Training batches are reshuffled each epoch and are all of full size; validation and test batches hold every
     example once, in order. With several processes each trains on its own share of an epoch, and they take validation
     batches in turn, for which the Trainer is told ``use_distributed_sampler=False``.
 
@@ -159,7 +159,7 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
             batch_size: Examples in a training batch, on each device.
             eval_batch_size: Examples in a validation or test batch, on each device.
             workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            limit: Use at most so many examples of each split, chosen at random.
+            limit: Maximum number of examples of each split, chosen at random.
             seed: Decides the order of the examples, and which are used with a limit.
 
         Raises:

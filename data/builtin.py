@@ -1,4 +1,4 @@
-"""Images that come with scikit-learn, for trying things out without a network; they need no files of the user's."""
+"""Image sets built from scikit-learn's data; they need no network and no files."""
 
 from __future__ import annotations
 

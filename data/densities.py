@@ -1,4 +1,4 @@
-"""Densities of the plane that are easy to draw from and hard to fit, by name."""
+"""Two-dimensional toy densities, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files from the internet: whole, with the right checksum, or not at all."""
+"""Downloads, verified by checksum and resumed after interruptions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tqdm import tqdm
 from arflows.core.runtime.errors import UserError
 
 ATTEMPTS = 5
-"""How often a transfer that was cut is taken up again before it is given up."""
+"""Maximum number of attempts for one file; each resumes the interrupted transfer."""
 
 PATIENCE = 30.0
-"""Seconds without a byte after which a transfer counts as cut."""
+"""Seconds without data after which a transfer counts as interrupted."""
 
 CHUNK = 1 << 14
 
@@ -29,7 +29,7 @@ class Remote:
     """A file on a server.
 
     Attributes:
-        url: Where it is.
+        url: Address of the file.
         sha256: Its checksum.
     """
 
@@ -38,7 +38,7 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """What it is called there."""
+        """File name on the server."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -51,10 +51,10 @@ class Resuming:
         self.patience = patience
 
     def __call__(self, url: str, output_file: str | Path, pooch: Any, check_only: bool = False) -> None:
-        """Fetches ``url`` to ``output_file``.
+        """Download ``url`` to ``output_file``.
 
         Raises:
-            OSError: If it cannot be had.
+            OSError: The download failed in every attempt.
         """
         for attempt in range(1, self.attempts + 1):
             try:
@@ -69,9 +69,9 @@ class Resuming:
         os.replace(self.part, output_file)
 
     def _transfer(self, url: str) -> None:
-        """Fetches what is missing of the file."""
+        """Download the missing rest of the file."""
         there = self.part.stat().st_size if self.part.exists() else 0
-        # Not to be packed on the way: the checksum, and the range, are those of the file as it is.
+        # No compression in transit: checksum and range refer to the file as stored.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
         with requests.get(url, headers=headers, stream=True, timeout=self.patience) as answer:
             if answer.status_code == requests.codes.requested_range_not_satisfiable:
@@ -116,7 +116,7 @@ def fetch(files: Sequence[Remote], folder: Path, attempts: int = ATTEMPTS, patie
         Where the files are.
 
     Raises:
-        UserError: A file cannot be had; the sentence says how to get it by hand.
+        UserError: A file cannot be downloaded; the message says how to get it by hand.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -26,7 +26,7 @@ from arflows.data.speech_sources import SpeechSource, Utterance
 VOICES = {"ada": "en-us+f2", "ben": "en-us+m3", "cleo": "en+f4", "dan": "en-gb-x-rp+m7", "eve": "en-029+f1"}
 """eSpeak NG's voice and variant of each speaker."""
 READINGS = 2
-"""So many speakers read each sentence."""
+"""Number of speakers that read each sentence."""
 ROOM = 2e-4
 """Standard deviation of the noise that is added, as any recording has some: a density of exact zeros has no bound."""
 
@@ -125,9 +125,9 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @contextmanager
 def _synthesiser(seed: int) -> Iterator[tuple[ctypes.CDLL, int]]:
-    """The library, loaded anew, and its sample rate.
+    """Load the library, and yield it with its sample rate.
 
-    What it says depends on what it said before, even after it was restarted; only unloading makes it forget.
+    Its output depends on what it spoke before, even after a restart; only unloading resets it.
     """
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
@@ -151,4 +151,4 @@ def _synthesiser(seed: int) -> Iterator[tuple[ctypes.CDLL, int]]:
         yield library, rate
         library.espeak_Terminate()
     finally:
-        (_ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose)(library._handle)
+        getattr(_ctypes, "FreeLibrary" if os.name == "nt" else "dlclose")(library._handle)

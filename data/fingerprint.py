@@ -1,4 +1,4 @@
-"""One short name for a set of settings, so that a model can tell data prepared with other settings from its own."""
+"""Short hashes of settings, by which a model recognises data prepared with other settings."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from arflows.data.arrays import npz_names
 from arflows.data.arrays import read_npz as arrays_of_npz
 from arflows.data.folders import SPLIT_NAMES, printable, walk
 from arflows.data.image_sources import ArrayExamples, Examples, FileExamples, ImageSource
+from arflows.data.images import SkippedImage, open_image
 
 CLASS_LIMIT = 65536
 
@@ -25,7 +26,7 @@ def read_path(path: Path, test: Path | None = None) -> ImageSource:
         test: Where the images of the split ``test`` are, if not inside ``path``.
 
     Raises:
-        UserError: There is nothing usable; the sentence names the path and the mend.
+        UserError: There is nothing usable; the message names the path and the remedy.
     """
     parts = {"train": path}
     if path.is_dir():
@@ -58,8 +59,9 @@ def _read_part(path: Path) -> Examples:
 def read_folder(folder: Path) -> FileExamples:
     """Find every file below a folder; hidden ones are passed over.
 
-    Subfolders are classes if they are so uniformly: there are at least two of them, and no file lies beside them. The
-    class is then the name of the first folder below ``folder``, and classes are numbered in the order of their names.
+    Subfolders are classes if there are at least two of them and no image lies beside them; a file of another kind
+    beside them, such as a README, is left out as one. The class is then the name of the first folder below ``folder``.
+    Classes are numbered in the order of their names, numbers by their value.
 
     Raises:
         UserError: There is no file.
@@ -67,12 +69,30 @@ def read_folder(folder: Path) -> FileExamples:
     paths = sorted(walk(folder))
     if not paths:
         raise UserError(f"{folder} holds no files: give a folder with images in it.")
-    tops = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
-    if len(tops) < 2 or any("/" not in path for path in paths):
+    tops = sorted({path.split("/", 1)[0] for path in paths if "/" in path}, key=class_order)
+    beside = [path for path in paths if "/" not in path]
+    if len(tops) < 2 or any(is_image(folder / path) for path in beside):
         return FileExamples(folder, paths)
+    paths = [path for path in paths if "/" in path]
     number = {top: index for index, top in enumerate(tops)}
     labels = np.array([number[path.split("/", 1)[0]] for path in paths], np.int64)
-    return FileExamples(folder, paths, labels, tuple(map(printable, tops)))
+    strays = tuple(map(printable, beside))
+    return FileExamples(folder, paths, labels, tuple(map(printable, tops)), strays=strays)
+
+
+def class_order(name: str) -> tuple[bool, int, str]:
+    """Return the key by which classes are sorted: numbers by their value, then other names in order."""
+    number = name.isdecimal()
+    return not number, int(name) if number else 0, name
+
+
+def is_image(path: Path) -> bool:
+    """Return True if a file is an image by its header."""
+    try:
+        open_image(path).close()
+    except SkippedImage:
+        return False
+    return True
 
 
 def read_npz(path: Path) -> ArrayExamples:
@@ -144,7 +164,7 @@ def _eight_bits(images: np.ndarray, where: str) -> UInt8[np.ndarray, "examples h
         raise UserError(f"{where}: images of type {images.dtype} cannot be used; save them as uint8.")
     if images.dtype.kind == "f" and (bad := images.size - np.count_nonzero(np.isfinite(images))):
         raise UserError(
-            f"{where}: {bad:,} of {images.size:,} pixels are NaN or infinite; mend or leave out these images."
+            f"{where}: {bad:,} of {images.size:,} pixels are NaN or infinite; correct or leave out these images."
         )
     lowest, highest = images.min(), images.max()
     top = 1 if images.dtype.kind == "f" else 255

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.folders import printable
-from arflows.data.images import GREY_MODES, SkippedImage, convert, open_image
+from arflows.data.images import GREY_MODES, WHITE, SkippedImage, convert, open_image
 from arflows.data.read_stats import ReadStats
 
 BATCH = 256  # images converted and written together
@@ -26,7 +26,7 @@ BATCH = 256  # images converted and written together
 
 @dataclass(frozen=True)
 class Form:
-    """What a split's images are by themselves: the sizes that occur (height, width), and 1 or 3 channels."""
+    """Sizes (height, width) that occur among images, and their number of channels, 1 or 3."""
 
     sizes: frozenset[tuple[int, int]]
     channels: int
@@ -40,7 +40,7 @@ class Examples(Protocol):
 
     Attributes:
         labels: The class number of each image, or None.
-        classes: What the class numbers stand for, or None.
+        classes: Names of the classes by their numbers, or None.
     """
 
     labels: Int64[np.ndarray, " examples"] | None
@@ -50,7 +50,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Say which image this is, in a message."""
+        """Return the name of an image in messages."""
 
     def open(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width channels"]:
         """Return one image; raise `SkippedImage` where it cannot be opened."""
@@ -72,7 +72,7 @@ class ArrayExamples:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Say which image this is."""
+        """Return the name of an image in messages."""
         return f"image {index}"
 
     def open(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
@@ -87,13 +87,23 @@ class ArrayExamples:
 
 @dataclass
 class FileExamples:
-    """Images in files of their own, below one folder."""
+    """Images in files of their own, below one folder.
+
+    Attributes:
+        folder: The folder.
+        paths: Paths of the files below it.
+        labels: The class number of each image, or None.
+        classes: Names of the classes, or None.
+        crop: Part of each image that is taken, or None for all of it.
+        strays: Files beside the class folders that are no images, and are left out.
+    """
 
     folder: Path
     paths: Sequence[str]  # relative to the folder
     labels: Int64[np.ndarray, " examples"] | None = None
     classes: tuple[str, ...] | None = None
     crop: tuple[int, int, int, int] | None = None
+    strays: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -160,8 +170,32 @@ class ImageSource:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """What the class numbers stand for, or None where there are no labels."""
+        """Names of the classes by their numbers; None without labels."""
         return self.splits["train"].classes
+
+    def drop_classes(self, unused: Sequence[int]) -> None:
+        """Remove classes that have no training images, and renumber the others; their names stay.
+
+        Args:
+            unused: Numbers of the classes.
+
+        Raises:
+            UserError: Another split has images of such a class.
+        """
+        classes = self.classes
+        assert classes is not None
+        kept = [number for number in range(len(classes)) if number not in set(unused)]
+        renumbered = np.full(len(classes), -1, np.int64)
+        renumbered[kept] = np.arange(len(kept))
+        for split, examples in self.splits.items():
+            assert examples.labels is not None
+            labels = renumbered[examples.labels]
+            if len(lost := examples.labels[labels < 0]):
+                raise UserError(
+                    f"{self.name}: the split {split!r} has images of the class {classes[lost[0]]!r}, of which no "
+                    "training image is used: give some, or leave out that class."
+                )
+            examples.labels, examples.classes = labels, tuple(classes[number] for number in kept)
 
     def form(self) -> Form:
         """Find out which sizes and channels occur in all splits; for files this reads their headers."""
@@ -169,23 +203,29 @@ class ImageSource:
 
 
 def uniform_batches(
-    examples: Examples, indices: Sequence[int] | np.ndarray, size: int, channels: int, stats: ReadStats
-) -> Iterator[tuple[UInt8[np.ndarray, "batch channels size size"], Int64[np.ndarray, " batch"] | None]]:
+    examples: Examples,
+    indices: Sequence[int] | np.ndarray,
+    size: int | tuple[int, int],
+    channels: int,
+    stats: ReadStats,
+    white: int = WHITE,
+) -> Iterator[tuple[UInt8[np.ndarray, "batch channels height width"], Int64[np.ndarray, " batch"] | None]]:
     """Convert images and yield them in batches, in order, with their labels; count what was converted and skipped.
 
     Args:
         examples: The images.
         indices: Which of them.
-        size: Height and width to convert to (see `arflows.data.images`).
+        size: Height and width to convert to (see `arflows.data.images`), or one number for both.
         channels: 1 or 3.
         stats: Counts; added to.
+        white: Value of white in 16-bit greys.
     """
 
     def load(index: int) -> tuple[np.ndarray, list[str]] | SkippedImage:
         try:
             opened = examples.open(index)
             with opened if isinstance(opened, Image.Image) else nullcontext():
-                return convert(opened, size, channels, examples.crop)
+                return convert(opened, size, channels, examples.crop, white)
         except SkippedImage as reason:
             return reason
 

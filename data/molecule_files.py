@@ -1,27 +1,35 @@
-"""Molecules from files as they are written there: SMILES, tables with a column of SMILES, SD files, ``.gz`` of each.
+"""Text of molecules from files: SMILES, tables with a column of SMILES, SD files, ``.gz`` of each.
 
-Nothing here parses chemistry; an `Entry` is text for those who do. Line ends may be those of Unix or Windows.
+Chemistry is not parsed here: an `Entry` is text. Line ends may be those of Unix or Windows.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from arflows.core.runtime.errors import UserError, did_you_mean
 from arflows.data.archives import open_text
+from arflows.data.csv_tables import LOOKED_AT, find_delimiter
 
 READABLE = "a file of SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf, .sd), also as .gz"
 
 _SMILES, _TABLES, _SD = (
     (".smi", ".smiles", ".ism", ".can", ".txt"),
-    {".csv": ",", ".tsv": "\t"},
+    (".csv", ".tsv"),
     (".sdf", ".sd", ".mol"),
 )
+_LIKE_SMILES = re.compile(
+    r"(?=.*[A-Za-z*\]])(?:\[[^\[\]]+\]|Br|Cl|[BCNOPSFIbcnops*]|[-=#$:/\\.()~]|%\d\d|\d)+(?:\s.*)?", re.DOTALL
+)
+_RECORDS_LOOKED_AT = 100
+"""Records of an SD file in which a field must occur."""
 
 
 NAME = "name"
@@ -50,8 +58,8 @@ class MoleculeFile:
 
     Attributes:
         name: The file, or what else the user called it.
-        form: What an entry's text is.
-        notes: What else is known of its origin.
+        form: Format of the text of an entry.
+        notes: Further facts about the origin.
     """
 
     name: str
@@ -67,7 +75,8 @@ def read_molecules(path: Path, column: str | None = None, values: Sequence[str] 
     """Open a file of molecules.
 
     A file of SMILES has one molecule a line, before the first blank or tab; a first line that says "smiles" is a
-    header. A table has a line of names, or none if its first column is SMILES.
+    header, and names columns if it does not begin with that word. A table has a line of names, or none if its first
+    column is SMILES; its delimiter may be a tab, a semicolon or a comma.
 
     Args:
         path: The file.
@@ -84,12 +93,17 @@ def read_molecules(path: Path, column: str | None = None, values: Sequence[str] 
         raise UserError(f"{path} is no table: leave out the column {column!r}.")
     if values and kind in _SMILES:
         raise UserError(f"{path} has no columns: {', '.join(values)} can be read from a table or an SD file only.")
-    if kind in _SMILES:
+    if kind in _SMILES and (hidden := _hidden_table(path)) is not None:
+        layout = _layout(path, hidden, column, values)
+        source = MoleculeFile(str(path), "smiles", lambda: _table(path, hidden, layout))
+    elif kind in _SMILES:
         source = MoleculeFile(str(path), "smiles", lambda: _smiles(path))
     elif kind in _TABLES:
-        layout = _layout(path, _TABLES[kind], column, values)
-        source = MoleculeFile(str(path), "smiles", lambda: _table(path, _TABLES[kind], layout))
+        delimiter = find_delimiter(_first_lines(path), "\t;,")
+        layout = _layout(path, delimiter, column, values)
+        source = MoleculeFile(str(path), "smiles", lambda: _table(path, delimiter, layout))
     elif kind in _SD:
+        _check_fields(path, values)
         source = MoleculeFile(str(path), "mol block", lambda: _sd(path, values))
     else:
         raise UserError(f"{path} cannot be read as molecules: give {READABLE}.")
@@ -106,6 +120,19 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path} is damaged, or no text ({error}): save or copy it again.") from error
 
 
+def _first_lines(path: Path) -> list[str]:
+    return list(islice(_lines(path), LOOKED_AT))
+
+
+def _hidden_table(path: Path) -> str | None:
+    """Return the delimiter of a file of SMILES that is a table with SMILES in a later column; None if it is none."""
+    lines = _first_lines(path)
+    words = re.split(r"[\s;,]+", lines[0].strip().lower()) if lines else []
+    if not any("smiles" in word for word in words) or "smiles" in words[0]:
+        return None
+    return find_delimiter(lines, "\t;, ")
+
+
 def _smiles(path: Path) -> Iterator[Entry]:
     for number, line in enumerate(_lines(path), start=1):
         words = line.split(maxsplit=1)
@@ -114,7 +141,7 @@ def _smiles(path: Path) -> Iterator[Entry]:
 
 
 class _Layout(NamedTuple):
-    """Which columns of a table to read, and whether its first line names them."""
+    """Columns of a table to read; `named` is true if the first line names them."""
 
     named: bool
     smiles: int
@@ -134,14 +161,21 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 def _layout(path: Path, delimiter: str, column: str | None, values: Sequence[str]) -> _Layout:
     names = next(_rows(path, delimiter), (0, []))[1]
     like = [name for name in names if "smiles" in name.lower()]
-    if column is None and not like and not values:
-        return _Layout(False, 0, ())
+    if column is None and not like:
+        if not names:
+            raise UserError(f"{path} holds no molecules: give {READABLE}.")
+        if not values and _LIKE_SMILES.fullmatch(names[0]):
+            return _Layout(False, 0, ())
+        raise UserError(
+            f"{path} has no column called smiles: say with --column which of {', '.join(names)} holds SMILES."
+        )
     exact = [name for name in like if name.lower() == "smiles"]
     wanted = column or (exact or like or [""])[0]
     for name in (wanted, *values):
         if name not in names:
-            what = f"no column {name!r}" if name else "no column called smiles"
-            raise UserError(f"{path} has {what}.{did_you_mean(name, names)} Its first line has {', '.join(names)}.")
+            raise UserError(
+                f"{path} has no column {name!r}.{did_you_mean(name, names)} Its first line has {', '.join(names)}."
+            )
     return _Layout(True, names.index(wanted), tuple(names.index(name) for name in values))
 
 
@@ -151,7 +185,8 @@ def _table(path: Path, delimiter: str, layout: _Layout) -> Iterator[Entry]:
     for number, row in rows:
         cells = [*row, *[""] * (max(layout.smiles, *layout.values, 0) + 1 - len(row))]
         given = {name: cell for at, (name, cell) in enumerate(zip(names, cells, strict=False)) if at != layout.smiles}
-        yield Entry(number, cells[layout.smiles], tuple(_number(cells[at]) for at in layout.values), given)
+        smiles, *_ = cells[layout.smiles].split(maxsplit=1) or [""]  # without the extensions of CXSMILES
+        yield Entry(number, smiles, tuple(_number(cells[at]) for at in layout.values), given)
 
 
 def _sd(path: Path, values: Sequence[str]) -> Iterator[Entry]:
@@ -166,6 +201,24 @@ def _sd(path: Path, values: Sequence[str]) -> Iterator[Entry]:
             block.append(line)
     if any(line.strip() for line in block):
         yield _record(number + 1, block, values)
+
+
+def _check_fields(path: Path, names: Sequence[str]) -> None:
+    """Raise `UserError` for a field that none of the first records has."""
+    if not names:
+        return
+    found: dict[str, None] = {}
+    ends = 0
+    for line in _lines(path):
+        if line.startswith(">") and "<" in line:
+            found[line[line.index("<") + 1 : line.rindex(">")]] = None
+        ends += line.startswith("$$$$")
+        if ends == _RECORDS_LOOKED_AT:
+            break
+    for name in names:
+        if name not in found:
+            shown = ", ".join(list(found)[:20]) or "none"
+            raise UserError(f"{path} has no field {name!r}.{did_you_mean(name, found)} Its fields are: {shown}.")
 
 
 def _record(number: int, lines: list[str], values: Sequence[str]) -> Entry:

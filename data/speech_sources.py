@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arflows.core.runtime.errors import UserError
-from arflows.data.audio_files import AUDIO_SUFFIXES, Clip, read_audio
+from arflows.data.audio_files import AUDIO_SUFFIXES, Clip, is_audio, read_audio
 from arflows.data.folders import SPLIT_NAMES, printable, walk
 
 LJSPEECH_CLIPS = 13_100
@@ -25,13 +25,13 @@ LJSPEECH_HELD_OUT = 1310
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance(ABC):
-    """What somebody says, heard when it is asked for.
+    """An utterance, read on demand.
 
     Attributes:
-        name: What messages call it, such as its path below the source's folder.
-        text: What is said, where that is known.
-        speaker: Who says it, where that is known.
-        split: Which split the source itself puts it into, if it does.
+        name: Name in messages, such as its path below the source's folder.
+        text: The words, if known.
+        speaker: Name of the speaker, if known.
+        split: Split that the source itself assigns, if any.
     """
 
     name: str
@@ -67,11 +67,13 @@ class SpeechSource:
         name: The name or path a user gave.
         utterances: In the order of the source.
         notes: Facts about the source that belong into the provenance.
+        left_out: Files of the source that are no utterances, by the reason.
     """
 
     name: str
     utterances: Sequence[Utterance]
     notes: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_speech(path: Path) -> SpeechSource:
@@ -85,23 +87,39 @@ def read_speech(path: Path) -> SpeechSource:
         UserError: There is no folder, or no audio in it.
     """
     if path.is_file():
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
+        if not is_audio(path):
             raise UserError(f"{path} is no audio file: give one, a folder of them, or a built-in source.")
         return SpeechSource(str(path), [Recording(name=path.name, file=path)])
     if not path.is_dir():
         raise UserError(f"there is no {path}: give a folder of audio files, or the name of a built-in source.")
     if (path / "metadata.csv").is_file():
         return _with_metadata(path)
-    files = sorted(name for name in walk(path) if name.lower().endswith(AUDIO_SUFFIXES))
+    files, others = _audio_files(path)
     if not files:
         raise UserError(f"{path} holds no audio files: give a folder with {', '.join(AUDIO_SUFFIXES[:3])}, … in it.")
     for layout in (_vctk, _libritts, _plain):
         if (source := layout(path, files)) is not None:
+            used = {u.file for u in source.utterances if isinstance(u, Recording)}
+            unused = [name for name in files if path / name not in used]
+            source.left_out |= {
+                reason: list(map(printable, names))
+                for reason, names in (("no audio", others), (f"not in the layout {source.notes['layout']}", unused))
+                if names
+            }
             return source
     raise AssertionError("any folder is a plain one")
 
 
 # ---------------------------------------------------------------------------------------------------------- layouts
+
+
+def _audio_files(path: Path) -> tuple[list[str], list[str]]:
+    """Return the audio files below a folder, and the other files."""
+    files: list[str] = []
+    others: list[str] = []
+    for name in sorted(walk(path)):
+        (files if is_audio(path / name) else others).append(name)
+    return files, others
 
 
 def _with_metadata(path: Path) -> SpeechSource:
@@ -115,7 +133,14 @@ def _with_metadata(path: Path) -> SpeechSource:
     if rows and [cell.strip().lower() for cell in rows[0][:2]] == ["id", "text"]:
         rows = rows[1:]
     if not rows or any(len(row) < 2 for row in rows):
-        raise UserError(f"{table} must have lines id|text or id|text|split: mend it, or remove it to use all files.")
+        raise UserError(f"{table} must have lines id|text or id|text|split: correct it, or remove it to use all files.")
+    ids = [row[0].strip() for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise UserError(
+            f"{table} has the id {twice!r} in several lines, so a recording could be in training and in test at once: "
+            "give each recording one line."
+        )
     known = {name: split for split, names in SPLIT_NAMES.items() for name in names} | {"dev": "val"}
     splits = [known.get(row[2].strip().lower()) if len(row) > 2 else None for row in rows]
     if any(splits) and not all(splits):
@@ -124,18 +149,27 @@ def _with_metadata(path: Path) -> SpeechSource:
             f"{table} gives {wrong[0]} the split {wrong[2] if len(wrong) > 2 else ''!r}: give every line train, val or "
             "test, or none."
         )
-    files = {Path(name).stem: path / name for name in sorted(walk(path)) if name.lower().endswith(AUDIO_SUFFIXES)}
+    files, others = _audio_files(path)
+    by_id = _by_id(files)
+    file_of = {name: _file_of(table, name, by_id) for name in ids}
     utterances = [
         Recording(
-            name=printable(row[0]),
-            file=files.get(row[0], path / "wavs" / f"{row[0]}.wav"),
+            name=printable(name),
+            file=path / (file_of[name] or f"wavs/{name}.wav"),
             text=row[1] if split else row[-1],
             split=split,
         )
-        for row, split in zip(rows, splits, strict=True)
+        for name, row, split in zip(ids, rows, splits, strict=True)
     ]
-    unlisted = len(set(files) - {row[0] for row in rows})
-    notes: dict[str, Any] = {"layout": "metadata.csv"} | ({"files not in metadata.csv": unlisted} if unlisted else {})
+    listed = Counter(file for file in file_of.values() if file)
+    if listed and (shared_file := listed.most_common(1)[0])[1] > 1:
+        raise UserError(f"{table} names the file {shared_file[0]} by several ids: give each recording one line.")
+    unlisted = sorted(set(files) - set(listed))
+    left_out = {"no audio": [name for name in others if name != table.name], "not in metadata.csv": unlisted}
+    left_out = {reason: list(map(printable, names)) for reason, names in left_out.items() if names}
+    notes: dict[str, Any] = {"layout": "metadata.csv"} | (
+        {"files not in metadata.csv": len(unlisted)} if unlisted else {}
+    )
     if not any(splits) and len(rows) == LJSPEECH_CLIPS and all(re.fullmatch(r"LJ\d{3}-\d{4}", row[0]) for row in rows):
         notes = {"layout": "LJSpeech", "test": f"the first {LJSPEECH_HELD_OUT} clips, as in the literature"}
         order = sorted(utterances, key=lambda utterance: utterance.name)
@@ -143,7 +177,37 @@ def _with_metadata(path: Path) -> SpeechSource:
             dataclasses.replace(utterance, split="test" if index < LJSPEECH_HELD_OUT else "train")
             for index, utterance in enumerate(order)
         ]
-    return SpeechSource(str(path), utterances, notes)
+    return SpeechSource(str(path), utterances, notes, left_out)
+
+
+def _by_id(files: Sequence[str]) -> dict[str, list[str]]:
+    """Return the files that each id may mean: its path, its path below ``wavs``, its name; with suffix or without."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in files:
+        relative = name.removeprefix("wavs/")
+        for spelling in {name, relative, name.rpartition("/")[2]}:
+            found[spelling].append(name)
+            found[spelling.rpartition(".")[0]].append(name)
+    return found
+
+
+def _file_of(table: Path, name: str, by_id: Mapping[str, list[str]]) -> str | None:
+    """Return the file of an id; None if there is none.
+
+    Of several files the one in ``wavs``, or beside the table, is meant.
+
+    Raises:
+        UserError: Several files have this name, none of them there.
+    """
+    found = by_id.get(name, [])
+    near = [file for file in found if file.removeprefix("wavs/").rpartition(".")[0] == name] or found
+    near = [file for file in near if file.startswith("wavs/")] or near
+    if len(set(near)) > 1:
+        raise UserError(
+            f"{table}: the id {name!r} may be {', '.join(sorted(set(near))[:3])}: write the path below the folder as "
+            "the id, or remove the files that are not meant."
+        )
+    return near[0] if near else None
 
 
 def _vctk(path: Path, files: Sequence[str]) -> SpeechSource | None:
@@ -264,7 +328,7 @@ def shared(splits: Mapping[str, Iterable[Utterance]], by: Literal["sentence", "s
 
 
 def sentence(utterance: Utterance) -> str:
-    """What is said, in a form that does not depend on spelling; the name of an utterance whose text is not known."""
+    """Return the words of an utterance in lower case, without punctuation; its name if the text is not known."""
     words = re.findall(r"\w+", (utterance.text or "").casefold())
     return " ".join(words) if words else f"/{utterance.name}"
 

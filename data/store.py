@@ -44,15 +44,15 @@ FORMAT_VERSION = 2
 """2 brought ragged fields; stores without them are written as version 1, which older versions of arflows read too."""
 
 OFFSETS = ".offsets"
-"""What the name of a ragged field is followed by in that of its offsets."""
+"""Suffix of the name of the offsets of a ragged field."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""For an older version, what makes the attributes of its stores those of the next; none where nothing is to do."""
+"""Functions from the attributes of a format version to those of the next; absent where nothing changes."""
 
 
 @dataclass(frozen=True)
 class FieldLayout:
-    """Where one array lies in the file."""
+    """Type, shape and position of one array in the file."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -195,7 +195,7 @@ class Store:
         return field
 
     def facts(self) -> dict[str, Any]:
-        """Which data a result was obtained on: the store, its counts, the fingerprints of its settings and content."""
+        """Return a description of the data for a result: path, counts, fingerprints of settings and content."""
         return {
             "store": str(self.path),
             "domain": self.domain,
@@ -229,6 +229,21 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry the whole array; the process that receives the store maps it anew.
         return self.__dict__ | {"_maps": {}}
+
+
+def opened(source: Path | Store, domain: str) -> Store | None:
+    """Return the store of a domain that is given open or by its path; None if the path is that of something else.
+
+    Args:
+        source: The store, or a path.
+        domain: The domain that it must be of.
+
+    Raises:
+        UserError: If the store is damaged, or of another domain.
+    """
+    if isinstance(source, Store):
+        return source
+    return Store(source, expect_domain=domain) if is_store(source) else None
 
 
 def is_store(path: Path) -> bool:
@@ -265,7 +280,7 @@ def verify(path: Path) -> str | None:
 
 
 def _printable(value: Any) -> Any:
-    """Pass a value through of which all text can be written again, as that of a damaged file may not.
+    """Return a value after checking that all its text can be encoded; that of a damaged file may not.
 
     Raises:
         UnicodeEncodeError: There is other text in it.

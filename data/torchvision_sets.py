@@ -93,7 +93,7 @@ FILES: dict[str, tuple[str, list[Remote]]] = {
         ],
     ),
 }
-"""What is fetched for a set, and the folder below the root where torchvision looks for it. CelebA lies on a drive of
+"""Files of each set, and the folder below the root where torchvision looks for them. CelebA lies on a drive of
 Google's, which answers with a page for people; torchvision itself knows how to get it."""
 
 # How torchvision is asked for each split: by a flag, save where said otherwise.

@@ -1,8 +1,11 @@
 """Autoregressive flows over molecular graphs, with exact likelihoods and valid samples.
 
->>> from arflows.molecules import MoleculeFlow
->>> model = MoleculeFlow.from_pretrained("runs/zinc250k/model")
->>> molecules = model.sample(10_000)
+>>> from arflows.molecules import MoleculeFlow, MoleculeSpec
+>>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=8, order="dfs")
+>>> flow = MoleculeFlow(spec.as_dict(), width=16, layers=1, heads=2)
+>>> molecules = flow.sample(10)
+>>> flow.log_prob(molecules).shape
+torch.Size([10])
 
 The models are imported when they are first used, so that the command line can answer without loading PyTorch.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ class MoleculeDataModule(StoreDataModule):
     `arflows.molecules.decisions.pack` does it; the context is there if ``properties`` names some.
 
     Attributes:
-        store: The open store.
         spec: The settings of its molecules.
         model_spec: The settings in which batches give molecules, which must cover those of the store.
         properties: Names of the properties to condition on.
@@ -38,9 +38,7 @@ class MoleculeDataModule(StoreDataModule):
         store: Path,
         batch_size: int = 256,
         eval_batch_size: int = 1024,
-        workers: int = 0,
-        limit: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         """Open the store.
 
@@ -48,14 +46,12 @@ class MoleculeDataModule(StoreDataModule):
             store: The file that `arflows molecules prepare` wrote.
             batch_size: Molecules in a training batch, on each device.
             eval_batch_size: Molecules in a validation or test batch, on each device.
-            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            limit: The most molecules of each split to use, chosen at random.
-            seed: Decides the order of the molecules, and which are used with a limit.
+            **options: Those of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of molecules or of another version, or a setting is out of range.
         """
-        super().__init__(store, "molecules", batch_size, eval_batch_size, workers, limit, seed)
+        super().__init__(store, "molecules", batch_size, eval_batch_size, **options)
         self.spec = MoleculeSpec.from_dict(self.store.spec)
         self.model_spec = self.spec
         self.properties: list[str] = []
@@ -90,7 +86,7 @@ class MoleculeDataModule(StoreDataModule):
 
 
 class MoleculeDataset(StoreDataset):
-    """The molecules of one split, fetched a batch at a time; see `StoreDataset`."""
+    """The molecules of one split that have all properties asked for, fetched a batch at a time; see `StoreDataset`."""
 
     def __init__(
         self, store: Store, split: str, columns: list[int], limit: int | None, seed: int, spec: MoleculeSpec
@@ -101,6 +97,11 @@ class MoleculeDataset(StoreDataset):
         own = MoleculeSpec.from_dict(store.spec)
         self._numbers = torch.tensor([0, *(spec.atom_types.index(kind) + 1 for kind in own.atom_types)]).byte()
         self._padding = spec.max_atoms - own.max_atoms
+        if columns:  # a molecule may lack a number that the model is to know
+            complete = np.isfinite(store.array(split, "properties")[:, columns]).all(1)
+            rows = np.arange(len(complete)) if self.kept is None else self.kept
+            self.kept = rows[complete[rows]]
+            self.count = len(self.kept)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Fetch a batch: one gather from the memory map for each field."""

@@ -32,7 +32,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     """
     store, run = out / "nci.h5", out / "nci"
     shutil.rmtree(run, ignore_errors=True)
-    prepare("nci", store, max_atoms=MAX_ATOMS, seed=seed, workers=1)
+    prepare("nci", store, max_atoms=MAX_ATOMS, seed=seed, overwrite=True, workers=1)
     words = ["--config", "demo", "--data.store", str(store), "--out", str(run), "--seed", str(seed)]
     train(*words)
     result = evaluate(str(run), store, out / "nci.json", samples=SAMPLES, fcd=False, seed=seed, workers=1)

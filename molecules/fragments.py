@@ -47,6 +47,10 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
     Each ``*`` may be replaced by one bond to a later atom, of the order it is written with; no other bonds are added.
     Without any ``*`` every atom may get bonds, as far as its valence allows.
 
+    >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=8, order="dfs")
+    >>> fragment_of("*=C1CN(*)C1", spec).attachments
+    ((2,), (), (1,), ())
+
     Args:
         smiles: SMILES of the fragment.
         spec: The model's settings.
@@ -60,7 +64,7 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
         raise UserError(f"the fragment {smiles!r} is no SMILES that RDKit can read: check it.")
     ends = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 0]
     if any(atom.GetDegree() != 1 or atom.GetNeighbors()[0].GetAtomicNum() == 0 for atom in ends):
-        raise UserError(f"in the fragment {smiles!r} a * must be bound to exactly one atom: correct it.")
+        raise UserError(f"in the fragment {smiles!r} a * must have exactly one atom beside it: correct it.")
     with BlockLogs():
         Chem.Kekulize(molecule, clearAromaticFlags=True)
     inside = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 0]

@@ -14,6 +14,10 @@ Order = Literal["bfs", "dfs"]
 class Graph(NamedTuple):
     """A molecule's heavy atoms and bonds in an order of generation.
 
+    >>> acetaldehyde = Graph(("C", "C", "O"), ((1, 0, 1), (2, 1, 2)))
+    >>> acetaldehyde.neighbours(), acetaldehyde.valences()
+    ([[1], [0, 2], [1]], [1, 3, 2])
+
     Attributes:
         atoms: Types of the atoms: element and formal charge, such as ``"C"``, ``"N+"``, ``"O-"``.
         bonds: ``(i, j, order)`` with j < i and the order 1, 2 or 3, sorted. Every atom but the first has a bond to an

@@ -96,8 +96,14 @@ class GraphAF(GraphFlow):
     ends when an atom gets no bond, which training never shows, so that the likelihood is of another model than the one
     that is sampled. Nothing is shared between the graphs so far, some 70 for a molecule.
 
-    Differences: the types have charges, as `MoleculeSpec` has them. There is no batch normalisation, through which graphs
-    of a batch would see each other.
+    Differences: the types have charges, as `MoleculeSpec` has them. There is no batch normalisation, through
+    which graphs of a batch would see each other.
+
+    >>> from arflows.molecules.representation import MoleculeSpec
+    >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=6, order="bfs")
+    >>> flow = GraphAF(spec.as_dict(), width=16)
+    >>> flow.log_prob(["CCO", "c1ccncc1"]).shape, flow.likelihood
+    (torch.Size([2]), 'density')
 
     Args:
         spec: Settings of the data, in breadth-first order; training takes them from the store.
@@ -224,7 +230,7 @@ class GraphAF(GraphFlow):
     ) -> tuple[Float[Tensor, "graphs atoms width"], Int64[Tensor, " steps"]]:
         """Embeddings of atoms in the graphs so far, and the graph of each step.
 
-        Most decisions on bonds are to have none, which leaves the graph as it is: two in three of a molecule's steps see
+        Most decisions on bonds are to have none, which leaves the graph as it is: two in three steps of a molecule see
         the graph of the step before, which is embedded once.
         """
         places = torch.arange(int(steps.atom.max()) + 1, device=atoms.device)

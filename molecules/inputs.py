@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -18,8 +18,17 @@ from arflows.core.runtime.files import replacing
 from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
 from arflows.molecules.graph import Graph, Order
 from arflows.molecules.properties import properties_of
-from arflows.molecules.representation import Refused, graph_and_smiles, has_stereochemistry, parse, parse_block
+from arflows.molecules.representation import (
+    Refused,
+    graph_and_smiles,
+    has_stereochemistry,
+    largest_part,
+    parse,
+    parse_block,
+)
 from arflows.molecules.workers import Workers, chunked
+
+Salts = Literal["reject", "keep_largest"]
 
 BUILTIN = {"nci": nci}
 
@@ -88,6 +97,8 @@ def read(
     order: Order,
     max_atoms: int,
     properties: bool = True,
+    salts: Salts = "reject",
+    require_values: bool = True,
     entries: bool = False,
 ) -> Reading:
     """Read all molecules of a file, repeated ones as often as they are there.
@@ -98,12 +109,14 @@ def read(
         order: Order of generation.
         max_atoms: Reject molecules of more heavy atoms.
         properties: Compute `PROPERTIES`, which takes most of the time.
+        salts: Reject molecules of several parts, or keep their largest part.
+        require_values: Reject molecules that lack a number in a column of values.
         entries: Keep the entry of each molecule.
     """
     reading = Reading(source)
     chunks, kept = itertools.tee(chunked(source))
     needed = ([entry._replace(given={}) for entry in chunk] for chunk in chunks)
-    results = workers.map(represent, needed, source.form, order, max_atoms, properties)
+    results = workers.map(represent, needed, source.form, order, max_atoms, properties, salts, require_values)
     with tqdm(desc=f"reading {Path(source.name).name}", unit=" molecules", leave=False, disable=None) as progress:
         for chunk, found in zip(kept, results, strict=False):  # the results end first
             reading.read += len(chunk)
@@ -117,16 +130,34 @@ def read(
 
 
 def represent(
-    entries: Sequence[Entry], form: str, order: Order, max_atoms: int, properties: bool
+    entries: Sequence[Entry],
+    form: str,
+    order: Order,
+    max_atoms: int,
+    properties: bool,
+    salts: Salts = "reject",
+    require_values: bool = True,
 ) -> list[Example | str]:
-    """Return each entry's molecule, or the reason why it has none; runs in a process of its own."""
+    """Return each entry's molecule, or the reason why it has none; runs in a process of its own.
+
+    Args:
+        entries: The entries.
+        form: Form of their text, "smiles" or "mol block".
+        order: Order of the atoms of the graphs.
+        max_atoms: Reject molecules of more heavy atoms.
+        properties: Whether to compute `PROPERTIES`.
+        salts: Reject molecules of several parts, or keep their largest part.
+        require_values: Reject molecules that lack a number in a column of values.
+    """
     found: list[Example | str] = []
     for number, text, values, _ in entries:
         try:
             molecule = parse(text) if form == "smiles" else parse_block(text)
+            if salts == "keep_largest":
+                molecule = largest_part(molecule)
             if molecule.GetNumHeavyAtoms() > max_atoms:
                 raise Refused(f"more than {max_atoms} heavy atoms")
-            if not np.isfinite(values).all():
+            if require_values and not np.isfinite(values).all():
                 raise Refused("no number in a column of values")
             graph, smiles = graph_and_smiles(molecule, order)
             if properties:

@@ -35,8 +35,8 @@ from arflows.molecules.workers import Workers, chunked
 
 UNIQUE_AT = {"unique@1k": 1_000, "unique@10k": 10_000}
 MEASURES = (*PROPERTIES, "SA", "atoms", "rings")
-"""Measures whose distributions are compared: `PROPERTIES`, synthetic accessibility (Ertl and Schuffenhauer 2009), heavy atoms
-and rings (the smallest set of smallest rings)."""
+"""Measures whose distributions are compared: `PROPERTIES`, synthetic accessibility (Ertl and Schuffenhauer 2009), heavy
+atoms and rings (the smallest set of smallest rings)."""
 
 FILTER_ELEMENTS = {"C", "N", "S", "O", "F", "Cl", "Br"}
 LARGEST_RING = 7
@@ -94,7 +94,7 @@ def scaffold_of(molecule: Chem.Mol) -> str | None:
 
 
 def passes(molecule: Chem.Mol) -> bool:
-    """Return True if a molecule has common elements, no charge, no large ring, and none of the PAINS and BRENK alerts."""
+    """Return True if a molecule has common elements, no charge, no large ring and no alert of PAINS or BRENK."""
     if any(atom.GetSymbol() not in FILTER_ELEMENTS or atom.GetFormalCharge() for atom in molecule.GetAtoms()):
         return False
     if any(len(ring) > LARGEST_RING for ring in molecule.GetRingInfo().AtomRings()):

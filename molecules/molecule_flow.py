@@ -40,6 +40,19 @@ class MoleculeFlow(GraphFlow):
     GraphAF (Shi et al. 2020, arXiv:2001.09382) in growing graphs by an autoregressive flow, and GraphDF (Luo et al.
     2021, arXiv:2102.01189) in that decisions stay discrete.
 
+    >>> from arflows.molecules.representation import graph_of
+    >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=8, order="dfs")
+    >>> flow = MoleculeFlow(spec.as_dict(), width=16, layers=1, heads=2)
+    >>> flow.log_prob(["CCO", "c1ccncc1"]).shape
+    torch.Size([2])
+    >>> all(molecule.valid_raw for molecule in flow.sample(4, fragment="*c1ccncc1"))
+    True
+    >>> flow.decode(flow.encode(["CCO"])) == [graph_of("CCO", "dfs")]
+    True
+    >>> exact, error = flow.order_marginal(["CCO"])
+    >>> bool(exact > flow.log_prob(["CCO"])), error.item()
+    (True, 0.0)
+
     Args:
         spec: Settings of the data, `MoleculeSpec.as_dict`; training takes them from the store.
         width: Size of the transformer's hidden features.
@@ -113,9 +126,9 @@ class MoleculeFlow(GraphFlow):
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Log-probability of each molecule, summed over all orders in which the flow can generate it.
 
-        The orders are found by a search that the model guides, see `arflows.molecules.marginal.order_marginal`. The sum is
-        exact for molecules of up to 7 atoms and for those of at most ``orders`` orders; otherwise its exponential is an
-        unbiased estimate of the probability.
+        The orders are found by a search that the model guides, see `arflows.molecules.marginal.order_marginal`. The sum
+        is exact for molecules of up to 7 atoms and for those of at most ``orders`` orders; otherwise its exponential is
+        an unbiased estimate of the probability.
 
         Of an aromatic molecule it is that of its canonical Kekulé form; its other forms are graphs of their own.
 
@@ -278,8 +291,8 @@ class MoleculeFlow(GraphFlow):
     ) -> list[Graph]:
         """Interpolate between two molecules, both included, by the flow with masks.
 
-        Latents are interpolated linearly as quantiles of the normal distribution. A decision that only one end has keeps
-        the latent of that end.
+        Latents are interpolated linearly as quantiles of the normal distribution. A decision that only one end has
+        keeps the latent of that end.
 
         Args:
             start: A molecule.

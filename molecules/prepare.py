@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from arflows.core.runtime.errors import UserError
+from arflows.core.runtime.files import refuse_existing
 from arflows.core.runtime.option_types import Fraction, PositiveInt
 from arflows.data.molecule_files import read_molecules
 from arflows.data.store_writer import StoreWriter
 from arflows.molecules.graph import Order
-from arflows.molecules.inputs import Example, Reading, keep, open_molecules, read, write_rejects
+from arflows.molecules.inputs import Example, Reading, Salts, keep, open_molecules, read, write_rejects
 from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers, chunked
@@ -26,7 +27,8 @@ def prepare(
     out: Path,
     test: Path | None = None,
     column: str | None = None,
-    values: list[str] | None = None,
+    values: list[str] | str | None = None,
+    salts: Salts = "reject",
     order: Order = "dfs",
     max_atoms: PositiveInt = 100,
     val_fraction: Fraction = 0.05,
@@ -34,6 +36,7 @@ def prepare(
     limit: PositiveInt | None = None,
     workers: PositiveInt | None = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a store of molecules that `train`, `score` and `evaluate` read.
 
@@ -47,7 +50,10 @@ def prepare(
         out: The store to write, such as zinc250k.h5; beside it zinc250k.rejects.csv.
         test: Another such file with the test molecules; without it test_fraction of the source.
         column: The column of a table that holds SMILES; without it the one whose name contains "smiles".
-        values: Columns of a table, or fields of an SD file, with numbers to keep as further properties.
+        values: Columns of a table, or fields of an SD file, with numbers to keep as further properties. A molecule that
+            lacks one is kept; a model that is conditional on it is trained without that molecule.
+        salts: What to do with molecules of several parts: reject them, or keep the part with the most heavy atoms
+            (keep_largest).
         order: In which atoms are generated: breadth first (bfs) or depth first (dfs).
         max_atoms: Leave out molecules of more heavy atoms.
         val_fraction: The part of the source set aside for validation.
@@ -55,10 +61,12 @@ def prepare(
         limit: Use at most so many molecules of the source, chosen at random.
         workers: Processes; one for each core if not given.
         seed: Decides which molecules are set aside or chosen.
+        overwrite: Replace the store if it exists already.
     """
+    refuse_existing(out, overwrite)
     _check(max_atoms, val_fraction, test_fraction if test is None else 0)
     start = time.perf_counter()
-    values = values or []
+    values = [values] if isinstance(values, str) else values or []
     names = [*PROPERTIES, *values]
     if len(set(names)) < len(names):
         raise UserError(f"values is {', '.join(values)}: name each column once, and none {', '.join(PROPERTIES)}.")
@@ -68,7 +76,7 @@ def prepare(
     seen: dict[str, str] = {}
     with Workers(workers) as pool:
         for name, each in files.items():  # those for testing first, so that training goes without them
-            readings[name] = read(each, pool, order, max_atoms)
+            readings[name] = read(each, pool, order, max_atoms, salts=salts, require_values=False)
             keep(readings[name], _repeated(readings[name].molecules, seen, name))
     splits = _divided(readings, val_fraction, test_fraction, limit, np.random.default_rng(seed))
     spec = MoleculeSpec.measure((m.graph for split in ("train", "val") for m in splits.get(split, [])), order)
@@ -94,14 +102,17 @@ def prepare(
             **file.notes,
             "available": {"train" if name == "training" else name: each.read for name, each in readings.items()},
             "files": counts,
-            "options": options | {"test": None if test is None else test.name, "max_atoms": max_atoms},
+            "options": options | {"test": None if test is None else test.name, "max_atoms": max_atoms, "salts": salts},
         },
     ) as writer:
         for split, molecules in splits.items():
             _write(writer, split, molecules, spec)
     rejects = out.with_suffix(".rejects.csv")
     write_rejects(rejects, readings.values())
-    _report(out, rejects, spec, splits, counts, time.perf_counter() - start)
+    used = [np.array(molecule.values) for molecules in splits.values() for molecule in molecules]
+    lacking = (~np.isfinite(np.stack(used))).sum(0)
+    missing = {name: int(number) for name, number in zip(names, lacking, strict=True) if number}
+    _report(out, rejects, spec, splits, counts, missing, time.perf_counter() - start)
 
 
 def _check(max_atoms: int, val: float, test: float) -> None:
@@ -165,6 +176,7 @@ def _report(
     spec: MoleculeSpec,
     splits: dict[str, list[Example]],
     counts: dict[str, dict[str, object]],
+    missing: dict[str, int],
     seconds: float,
 ) -> None:
     total = sum(int(count["read"]) for count in counts.values())  # type: ignore[call-overload]
@@ -179,4 +191,6 @@ def _report(
         )
         for reason, number in count["rejected"].items():  # type: ignore[attr-defined]
             print(f"        {number:>9,} rejected: {reason}")
+    for name, number in missing.items():
+        print(f"  {number:,} molecules have no number {name}")
     print(f"  every rejected molecule with its reason: {rejects}")

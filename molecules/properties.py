@@ -15,6 +15,10 @@ PROPERTIES = {
 
 
 def properties_of(molecule: Chem.Mol) -> tuple[float, ...]:
-    """Compute `PROPERTIES` of a sanitised molecule; the other three are parts of QED."""
+    """Compute `PROPERTIES` of a sanitised molecule; the other three are parts of QED.
+
+    >>> [f"{value:.2f}" for value in properties_of(Chem.MolFromSmiles("c1ccccc1O"))]
+    ['1.39', '0.51', '20.23', '94.11']
+    """
     parts = QED.properties(molecule)
     return parts.ALOGP, QED.qed(molecule, qedProperties=parts), parts.PSA, parts.MW

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import UInt8
 from rdkit import Chem
+from rdkit.Chem.rdMolDescriptors import CalcExactMolWt
 from rdkit.rdBase import BlockLogs
 
 from arflows.core.runtime.errors import UserError
@@ -51,6 +52,12 @@ class Refused(ValueError):
 @dataclass(frozen=True)
 class MoleculeSpec(Spec):
     """The settings that data and model must share; all but the order are measured on the training data.
+
+    >>> spec = MoleculeSpec.measure([graph_of(smiles, "dfs") for smiles in ("CCO", "c1ccncc1")], "dfs")
+    >>> spec.atom_types, spec.valences, spec.max_atoms, spec.max_back_bonds
+    (('C', 'N', 'O'), (3, 3, 1), 6, 2)
+    >>> spec.objection(graph_of("CCBr", "dfs"))
+    'the atom type Br does not occur in the training data'
 
     Attributes:
         atom_types: Element and formal charge, such as ``("C", "O", "N", "N+", "O-")``, the most frequent first.
@@ -222,11 +229,19 @@ def _sane(molecule: Chem.Mol | None, form: str, mapped: bool = True) -> Chem.Mol
         if failed != Chem.SanitizeFlags.SANITIZE_NONE:
             raise Refused("an aromatic system that cannot be kekulised")
         if molecule.GetNumHeavyAtoms() < molecule.GetNumAtoms():
-            molecule = Chem.RemoveHs(molecule)
+            parameters = Chem.RemoveHsParameters()
+            parameters.removeDefiningBondStereo = True  # type: ignore[assignment]  # the H of an imine marks E or Z
+            molecule = Chem.RemoveHs(molecule, parameters)
     if mapped:
         for atom in molecule.GetAtoms():
             atom.SetAtomMapNum(0)
     return molecule
+
+
+def largest_part(molecule: Chem.Mol) -> Chem.Mol:
+    """Return the part of a salt or mixture with the most heavy atoms, of equal ones the heaviest."""
+    parts = Chem.GetMolFrags(molecule, asMols=True)
+    return max(parts, key=lambda part: (part.GetNumHeavyAtoms(), CalcExactMolWt(part)))
 
 
 def flat_smiles(molecule: Chem.Mol) -> str:
@@ -256,6 +271,9 @@ def graph_of(molecule: Chem.Mol | str, order: Order = "bfs") -> Graph:
 
     Canonical SMILES are depth first: their atoms, in the order in which they are written, are the canonical order
     ``dfs``. ``bfs`` begins with their first atom and goes to its neighbours in their order.
+
+    >>> graph_of("OC=C")
+    Graph(atoms=('C', 'C', 'O'), bonds=((1, 0, 2), (2, 1, 1)))
 
     Args:
         molecule: A sanitised molecule, or SMILES.
@@ -304,6 +322,8 @@ def _refuse_unusual(molecule: Chem.Mol) -> None:
     """Raise for what the representation has no place for."""
     if not molecule.GetNumAtoms():
         raise Refused("no atoms")
+    if len(Chem.GetMolFrags(molecule)) > 1:
+        raise Refused("several parts: a salt or mixture")
     for atom in molecule.GetAtoms():
         if atom.GetIsotope():
             raise Refused("an isotope")
@@ -315,8 +335,6 @@ def _refuse_unusual(molecule: Chem.Mol) -> None:
     for bond in molecule.GetBonds():
         if (kind := bond.GetBondType()) not in _REPRESENTED:
             raise Refused(f"a {kind.name.lower()} bond")
-    if len(Chem.GetMolFrags(molecule)) > 1:
-        raise Refused("several parts: a salt or mixture")
 
 
 def _settled(molecule: Chem.Mol) -> str:

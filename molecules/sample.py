@@ -276,7 +276,10 @@ class Part:
 
 
 def read_targets(words: str | None) -> Targets:
-    """Reads wanted properties, such as ``logP=2..3,QED=0.9``.
+    """Read wanted properties.
+
+    >>> read_targets("logP=2..3,QED=0.9")
+    {'logP': (2.0, 3.0), 'QED': 0.9}
 
     Raises:
         UserError: They are written otherwise.

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from arflows.core.likelihood import Batch, Estimate, Reference, log_probs, write_scores
+from arflows.core.commands.scores import write_scores
+from arflows.core.likelihood import Batch, Estimate, Reference, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import seed_of
 from arflows.core.runtime.option_types import NonNegativeInt, PositiveInt
-from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
 from arflows.data.molecule_files import MoleculeFile
 from arflows.molecules.decisions import packed
@@ -76,7 +77,7 @@ def score(
     flow = load_model(GraphFlow, model, device)
     if orders and not isinstance(flow, MoleculeFlow):
         raise UserError(f"{type(flow).__name__} has no probabilities to sum over orders: leave out --orders.")
-    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    reference = Reference.load(model)
     source = open_molecules(molecules, column, values or [])
     with Workers(workers) as pool:
         given = covered(source, flow, pool, properties=bool(flow.properties))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.tabular.representation import TableSpec
@@ -18,7 +19,6 @@ class TableDataModule(StoreDataModule):
     store has some and ``conditional`` is set.
 
     Attributes:
-        store: The open store.
         spec: The widths of its rows.
         conditional: Whether the context is given.
     """
@@ -28,9 +28,7 @@ class TableDataModule(StoreDataModule):
         store: Path,
         batch_size: int = 256,
         eval_batch_size: int = 4096,
-        workers: int = 0,
-        limit: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         """Open the store.
 
@@ -38,14 +36,12 @@ class TableDataModule(StoreDataModule):
             store: The file that `arflows tabular prepare` wrote.
             batch_size: Rows in a training batch, on each device.
             eval_batch_size: Rows in a validation or test batch, on each device.
-            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
-            limit: Use at most so many rows of each split, chosen at random.
-            seed: Decides the order of the rows, and which are used with a limit.
+            **options: Those of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of rows or of another version, or a setting is out of range.
         """
-        super().__init__(store, "tabular", batch_size, eval_batch_size, workers, limit, seed)
+        super().__init__(store, "tabular", batch_size, eval_batch_size, **options)
         self.spec = TableSpec.from_dict(self.store.spec)
         self.conditional = self.spec.context > 0
 

@@ -38,7 +38,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         print(f"{name}: {description}", flush=True)
         store, run = out / f"{name}.h5", out / name
         shutil.rmtree(run, ignore_errors=True)
-        prepare(name, store, seed=seed)
+        prepare(name, store, seed=seed, overwrite=True)
         words = ["--config", "demo_plane", "--data.store", str(store), "--out", str(run), "--seed", str(seed)]
         train(*words)
         flow = load_model(VectorFlow, str(run), "cpu")

@@ -13,7 +13,8 @@ from arflows.core.likelihood import Estimate, log_probs
 from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
-from arflows.tabular.inputs import Columns, Rows
+from arflows.tabular.columns import Columns
+from arflows.tabular.inputs import Rows
 
 ROUND_TRIP_ROWS = 1000
 
@@ -48,8 +49,8 @@ def evaluate(
     options = {"model": model, "store": str(store), "split": split, "solver": solver, "batch_size": batch_size}
     start = time.perf_counter()
     flow = load_model(VectorFlow, model, device)
-    facts = Store(store, expect_domain="tabular").facts()
-    given = Rows.read(store, split, flow, Columns.of(model, flow))
+    data = Store(store, expect_domain="tabular")
+    given = Rows.read(data, split, flow, Columns.of(model, flow))
     place = flow.device
 
     log_prob = log_probs(flow, given.batches(batch_size, progress=f"evaluating on {split}"))
@@ -77,7 +78,7 @@ def evaluate(
             "batch_size": batch_size,
             "solver": solver,
         },
-        **protocol(flow, model, options, facts),
+        **protocol(flow, model, options, data.facts()),
         "seconds": round(time.perf_counter() - start, 1),
     }
     error_bar = f"± {loss.standard_error:.4f} (s.e.; two are {2 * loss.standard_error:.4f})"

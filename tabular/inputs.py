@@ -1,6 +1,5 @@
 """Rows that the verbs read for a trained model."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,39 +14,10 @@ from tqdm import tqdm
 from arflows.core.flows import VectorFlow
 from arflows.core.likelihood import Batch
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import model_folder
-from arflows.data.store import Store, is_store
-from arflows.data.tables import WHOLE, Table, default_names, read_table
+from arflows.data.store import Store, opened
+from arflows.data.tables import WHOLE, default_names, find_columns, read_table
+from arflows.tabular.columns import Columns, to_float32
 from arflows.tabular.representation import TableSpec
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of a model's columns: those of its training data, else x0, x1 and so on.
-
-    Attributes:
-        features: Names of the data's columns.
-        context: Names of the columns conditioned on.
-    """
-
-    features: tuple[str, ...]
-    context: tuple[str, ...]
-
-    @classmethod
-    def of(cls, model: str, flow: VectorFlow) -> Self:
-        """Reads them from the ``training.json`` that `train` leaves with a model, if there is one."""
-        facts = Path(model_folder(model)) / "training.json"
-        known = json.loads(facts.read_text(encoding="utf-8"))["data"].get("columns", {}) if facts.is_file() else {}
-        names = default_names(flow.dims + flow.context_features)
-        return cls(
-            tuple(known.get("x", names[: flow.dims])),
-            tuple(known.get("context", names[flow.dims :])) if flow.context_features else (),
-        )
-
-    @property
-    def names(self) -> list[str]:
-        """All of them, those conditioned on last."""
-        return [*self.features, *self.context]
 
 
 @dataclass(frozen=True)
@@ -58,14 +28,14 @@ class Rows:
     context: Float[Tensor, "rows context"] | None
 
     @classmethod
-    def read(cls, source: Path, split: str, flow: VectorFlow, columns: Columns) -> Self:
+    def read(cls, source: Path | Store, split: str, flow: VectorFlow, columns: Columns) -> Self:
         """Reads the rows of a split of a store, or of a table.
 
         The columns of a table are found by their names where it has some, else by their order. A table that is not
         divided into splits is taken whole.
 
         Args:
-            source: The file.
+            source: The path of the file, or an open store.
             split: Which part of a store, or of a table in splits.
             flow: The model that the rows must fit.
             columns: What its columns are called.
@@ -73,22 +43,27 @@ class Rows:
         Raises:
             UserError: The rows do not fit, or the file is damaged or no table of numbers.
         """
-        if is_store(source):
-            store = Store(source, expect_domain="tabular")
+        store = opened(source, "tabular")
+        source = source.path if isinstance(source, Store) else source
+        if store is not None:
             spec = TableSpec.from_dict(store.spec)
             given = TableSpec(spec.features, spec.context if flow.context_features else 0)
             if differences := TableSpec(flow.dims, flow.context_features).differences(given):
                 raise UserError(f"{source} does not fit the model, model ≠ store: {', '.join(differences)}.")
-            store.fields(split)  # or says which splits there are
-            x = torch.from_numpy(np.array(store.array(split, "x")))
-            conditioned = flow.context_features > 0
-            return cls(x, torch.from_numpy(np.array(store.array(split, "context"))) if conditioned else None)
-        table = read_table(source)
-        split = WHOLE if WHOLE in table.splits else split
-        if split not in table.splits:
-            raise UserError(f"{source} has no split {split!r}: it has {', '.join(table.splits)}.")
-        values = torch.from_numpy(table.splits[split][:, _places(table, columns.names)])
-        x, context = values.split([flow.dims, flow.context_features], 1)
+            store.fields(split)  # raises an error that names the splits
+            parts = {"x": flow.dims} | ({"context": flow.context_features} if flow.context_features else {})
+            stored = store.provenance.get("offsets", {})
+            shifts = [value for name, width in parts.items() for value in stored.get(name, [0.0] * width)]
+            values = np.concatenate([store.array(split, name) for name in parts], 1)
+            if shifts != list(columns.offsets):
+                values = to_float32(str(source), values + np.array(shifts, np.float64), columns.names, columns.offsets)
+        else:
+            table = read_table(source, pick=lambda found, named: _places(source, found, named, columns.names))
+            split = WHOLE if WHOLE in table.splits else split
+            if split not in table.splits:
+                raise UserError(f"{source} has no split {split!r}: it has {', '.join(table.splits)}.")
+            values = to_float32(str(source), table.splits[split], columns.names, columns.offsets)
+        x, context = torch.from_numpy(values).split([flow.dims, flow.context_features], 1)
         return cls(x, context if flow.context_features else None)
 
     def __len__(self) -> int:
@@ -112,18 +87,25 @@ class Rows:
                 bar.update(len(batch["x"]))
 
 
-def _places(table: Table, names: Sequence[str]) -> list[int]:
-    """Places of a model's columns in a table."""
-    numbered = default_names(len(table.columns))
-    if table.named and set(names) <= set(table.columns):
-        return table.find(names)
+def _places(source: Path, found: Sequence[str], named: bool, names: Sequence[str]) -> list[int]:
+    """Return the indices of a model's columns in a table.
+
+    Args:
+        source: The table.
+        found: Names of its columns.
+        named: True if the table itself names them.
+        names: Names of the model's columns.
+    """
+    numbered = default_names(len(found))
+    if named and set(names) <= set(found):
+        return find_columns(str(source), found, names)
     if set(names) == set(numbered):  # the model knows its columns by their places alone
         return [numbered.index(name) for name in names]
-    if table.named:
-        return table.find(names)  # says which is missing
+    if named:
+        return find_columns(str(source), found, names)  # raises an error that names the missing one
     if len(names) == len(numbered):
         return list(range(len(names)))
     raise UserError(
-        f"{table.name} has {len(numbered)} columns, the model takes {len(names)} ({', '.join(names)}): give these "
-        "alone, in this order, or a .csv file that names its columns."
+        f"{source} has {len(numbered)} columns, the model takes {len(names)} ({', '.join(names)}): give these alone, "
+        "in this order, or a .csv file that names its columns."
     )

@@ -1,4 +1,4 @@
-"""Pictures of densities of the plane and of points drawn from them."""
+"""Plots of two-dimensional densities and of points."""
 
 from collections.abc import Sequence
 

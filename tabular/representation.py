@@ -1,4 +1,4 @@
-"""Examples as vectors of numbers, with or without a vector that they are conditioned on."""
+"""Settings of tables that data and model share."""
 
 from __future__ import annotations
 

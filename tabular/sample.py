@@ -18,7 +18,7 @@ from arflows.core.runtime.noise import PerExample
 from arflows.core.runtime.option_types import NonNegativeFloat, PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import distributed_map
-from arflows.tabular.inputs import Columns
+from arflows.tabular.columns import Columns
 from arflows.tabular.render import density_figure, density_map, extent_of
 
 SHOWN = 5000
@@ -67,15 +67,22 @@ def sample(
                 f"--context has {len(context)} numbers, the model is conditioned on {', '.join(columns.context)}: give "
                 f"{flow.context_features}."
             )
+        if context is not None and flow.context_features:
+            context = [value - offset for value, offset in zip(context, columns.offsets[flow.dims :], strict=True)]
         arrays = draw(flow, count, temperature, context, seed, solver, batch_size)
-        saved: dict[str, Any] = {**arrays, "seed": seed, "temperature": temperature}
+        shifted = _with_offsets(columns, arrays)
+        saved: dict[str, Any] = {**shifted, "seed": seed, "temperature": temperature}
         np.savez_compressed(folder / "samples.npz", **saved)
-        _write_csv(folder / "samples.csv", columns, arrays)
+        _write_csv(folder / "samples.csv", columns, shifted)
         if flow.dims == 2:
             extent = extent_of(arrays["x"])
             row = torch.from_numpy(arrays["context"][:1]).to(flow.device, flow.dtype) if "context" in arrays else None
             points = [("samples", arrays["x"][:SHOWN])]
-            density_figure(density_map(flow, extent, row), points, extent, columns.features).savefig(
+            labels = [
+                f"{name} − {offset:.12g}" if offset else name
+                for name, offset in zip(columns.features, columns.offsets[:2], strict=True)
+            ]
+            density_figure(density_map(flow, extent, row), points, extent, labels).savefig(
                 folder / "density.png", dpi=150
             )
     print(f"samples at temperature {temperature:g}: {arrays['log_density'].mean():.3f} nats on average; seed {seed}")
@@ -128,9 +135,20 @@ def draw(
     return arrays if row is None else {**arrays, "context": row.cpu().expand(count, -1).numpy()}
 
 
+def _with_offsets(columns: Columns, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add the columns' offsets, in float64; arrays without stay as they are."""
+    if not any(columns.offsets):
+        return arrays
+    width = len(columns.features)
+    parts = {"x": columns.offsets[:width], "context": columns.offsets[width:]}
+    return arrays | {name: arrays[name] + np.array(parts[name]) for name in parts if name in arrays}
+
+
 def _write_csv(path: Path, columns: Columns, arrays: dict[str, np.ndarray]) -> None:
     values = np.column_stack([arrays[name] for name in ("x", "context", "log_density") if name in arrays])
+    # Nine digits tell any two float32 apart; an offset may stand before them.
+    formats = ["{:.17g}" if offset else "{:.9g}" for offset in (*columns.offsets, 0.0)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*columns.names, "log_density"])
-        writer.writerows([f"{value:.9g}" for value in row] for row in values)  # nine digits tell any two float32 apart
+        writer.writerows([form.format(value) for form, value in zip(formats, row, strict=True)] for row in values)

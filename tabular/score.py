@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from arflows.core.commands.scores import write_scores
 from arflows.core.flows import VectorFlow
-from arflows.core.likelihood import Estimate, Reference, log_probs, write_scores
+from arflows.core.likelihood import Estimate, Reference, log_probs
 from arflows.core.runtime.option_types import PositiveInt
-from arflows.core.runtime.pretrained import load_model, model_folder
-from arflows.tabular.inputs import Columns, Rows
+from arflows.core.runtime.pretrained import load_model
+from arflows.tabular.columns import Columns
+from arflows.tabular.inputs import Rows
 
 LISTED = 5
 
@@ -38,7 +40,7 @@ def score(
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
     flow = load_model(VectorFlow, model, device)
-    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    reference = Reference.load(model)
     given = Rows.read(rows, split, flow, Columns.of(model, flow))
     log_density = log_probs(flow, given.batches(batch_size, progress="scoring")).numpy()
     columns = {
@@ -47,9 +49,7 @@ def score(
     }
     write_scores(out, columns, -log_density, reference)
     print(f"{out}: {Estimate.of(torch.from_numpy(log_density), None, flow.likelihood)}")
-    if reference is None:
-        print("the model has no training.json: percentile and typicality are left empty")
-    else:
+    if reference is not None:
         print(f"training rows: log-likelihood {-reference.mean:.4f} nats")
     order = np.argsort(log_density, kind="stable")[:LISTED]
     print("least likely: " + ", ".join(f"row {i} ({log_density[i]:.3f})" for i in order))

@@ -39,7 +39,7 @@ class TableExperiment(Experiment):
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(TableFlowTraining, TableDataModule, words, "tabular")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words; a flow that is given without features takes features and context from the store."""
         given = parse_unchecked(parser, args)
         arguments = getattr(given.model.get("flow"), "init_args", {})
@@ -70,9 +70,12 @@ class TableExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few rows for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Facts about the training data: the store, the limit of examples, and the names of the columns."""
+        """Facts about the training data: the store, the limit of examples, the columns' names and offsets."""
         store = self.datamodule.store
-        return {**store.facts(), "columns": store.provenance["columns"], "limit": self.datamodule.limit}
+        columns: dict[str, Any] = {
+            name: store.provenance[name] for name in ("columns", "offsets") if name in store.provenance
+        }
+        return {**store.facts(), **columns, "limit": self.datamodule.limit}
 
 
 def _check_columns(start: Start, data: TableDataModule) -> None:
@@ -82,12 +85,20 @@ def _check_columns(start: Start, data: TableDataModule) -> None:
         UserError: If they are not.
     """
     own = data.store.provenance["columns"]
+    shifts = data.store.provenance.get("offsets", {})
     for kind in ("x", "context") if data.conditional else ("x",):
         known = start.data.get("columns", {}).get(kind)
         if known is not None and known != own[kind]:
             raise UserError(
                 f"{data.store.path} has the columns {', '.join(own[kind])}, {start.name} knows {', '.join(known)}: "
                 "prepare a store with these columns in this order."
+            )
+        width = len(own[kind])
+        known_shifts = start.data.get("offsets", {}).get(kind, [0.0] * width)
+        if list(shifts.get(kind, [0.0] * width)) != list(known_shifts):
+            raise UserError(
+                f"{data.store.path} holds its columns minus {shifts.get(kind, [0.0] * width)}, {start.name} knows them "
+                f"minus {known_shifts}: prepare the rows from the table that {start.name} was trained on."
             )
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from arflows.audio.model import WaveFlow
+from arflows.audio.model import PredictiveFlow, WaveFlow
 from arflows.core.flows import VectorFlow
 from arflows.molecules.model import MoleculeFlow
 from arflows.vision import ImageFlow
@@ -15,6 +15,7 @@ KINDS = {
     "molecules": MoleculeFlow,
     "nsf": VectorFlow,
     "nsfc": VectorFlow,
+    "predictive": PredictiveFlow,
     "realnvp": ImageFlow,
     "tarflow": ImageFlow,
     "waveflow": WaveFlow,
@@ -22,13 +23,16 @@ KINDS = {
 
 
 @torch.no_grad()
-def measure(flow: VectorFlow | ImageFlow | WaveFlow | MoleculeFlow) -> Tensor:
+def measure(flow: VectorFlow | ImageFlow | WaveFlow | PredictiveFlow | MoleculeFlow) -> Tensor:
     """Latents of two fixed images, log-densities of fixed vectors, samples or molecules; flattened."""
     if isinstance(flow, ImageFlow):
         images = (torch.arange(32).reshape(2, 1, 4, 4) * 37 % 256).to(torch.uint8)
         return flow.encode(images, torch.tensor([0, 1]) if flow.classes else None).flatten()
     if isinstance(flow, WaveFlow):
         waveform, mel = torch.linspace(-0.5, 0.5, 40).reshape(2, 20), torch.linspace(-3, 1, 16).reshape(2, 4, 2)
+        return flow.log_prob_per_sample(waveform, mel=mel, speaker=torch.tensor([0, 1])).flatten()
+    if isinstance(flow, PredictiveFlow):
+        waveform, mel = torch.linspace(-0.5, 0.5, 160).sin().reshape(2, 80), torch.linspace(-6, 1, 60).reshape(2, 10, 3)
         return flow.log_prob_per_sample(waveform, mel=mel, speaker=torch.tensor([0, 1])).flatten()
     if isinstance(flow, MoleculeFlow):
         return flow.log_prob(["CO", "CCO", "C"])

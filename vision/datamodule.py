@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,6 @@ class ImageDataModule(StoreDataModule):
     A batch is ``{"x": uint8 (batch, channels, height, width), "context": int64 labels (batch,)}``.
 
     Attributes:
-        store: The open store.
         spec: The kind of images it holds.
         classes: The names of its classes; empty if it has no labels.
         labels: Whether batches bring the labels that the store has; a model without classes wants none.
@@ -119,10 +119,8 @@ class ImageDataModule(StoreDataModule):
         store: Path,
         batch_size: int = 64,
         eval_batch_size: int = 256,
-        workers: int = 0,
         flip: bool = False,
-        limit: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         """Open the store.
 
@@ -130,15 +128,13 @@ class ImageDataModule(StoreDataModule):
             store: The file that `arflows vision prepare` wrote.
             batch_size: Images in a training batch, on each device.
             eval_batch_size: Images in a validation or test batch, on each device.
-            workers: Processes that fetch batches ahead; a store in local memory or on a fast disk needs none.
             flip: Mirror training images left to right with probability 1/2.
-            limit: Use at most so many images of each split, chosen at random.
-            seed: Decides the order of the images, and which are used with a limit.
+            **options: Those of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of images or of another version, or a setting is out of range.
         """
-        super().__init__(store, "vision", batch_size, eval_batch_size, workers, limit, seed)
+        super().__init__(store, "vision", batch_size, eval_batch_size, **options)
         self.spec = ImageSpec.from_dict(self.store.spec)
         self.classes: list[str] = self.store.categories.get("labels", [])
         self.labels = True

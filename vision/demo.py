@@ -42,7 +42,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         print(f"{name}: {description}", flush=True)
         run = out / name
         shutil.rmtree(run, ignore_errors=True)
-        prepare(name, out / f"{name}.h5", seed=seed)
+        prepare(name, out / f"{name}.h5", seed=seed, overwrite=True)
         words = ["--config", f"demo_{name}", "--data.store", str(out / f"{name}.h5"), "--out", str(run)]
         train(*words, "--seed", str(seed))
         results[name] = evaluate(str(run), out / f"{name}.h5", out / f"{name}.json", seed=seed)

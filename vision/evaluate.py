@@ -20,6 +20,7 @@ from arflows.data.store import Store
 from arflows.vision.inputs import ImageInput
 from arflows.vision.metrics import first_logit, frechet_distance, inception, logit_space_figure
 from arflows.vision.model import ImageFlow
+from arflows.vision.sample import draw_classes
 
 ROUND_TRIP_IMAGES = 256
 
@@ -73,16 +74,18 @@ def evaluate(
     }
     start = time.perf_counter()
     flow = load_model(ImageFlow, model, device)
-    facts = Store(store, expect_domain="vision").facts()
-    given = ImageInput(store, flow, split=split)
-    device = flow.device
+    data = Store(store, expect_domain="vision")
+    given = ImageInput(data, flow, split=split)
+    model_device = flow.device
     network = inception() if fid else None  # or says what is missing, before hours of work
 
     batches = given.batches(batch_size, progress=f"evaluating on {split}")
     log_prob = log_probs(flow, batches, draws=draws, seed=seed)
     figure = Estimate.of(log_prob, flow.dims, flow.likelihood, dequantization(flow, draws))
     error = max(
-        flow.round_trip_error(batch["x"].to(device), batch["context"].to(device) if "context" in batch else None).max()
+        flow.round_trip_error(
+            batch["x"].to(model_device), batch["context"].to(model_device) if "context" in batch else None
+        ).max()
         for batch in given.batches(batch_size, limit=ROUND_TRIP_IMAGES)
     )
     result: dict[str, Any] = {
@@ -93,15 +96,15 @@ def evaluate(
             "images": min(given.count, ROUND_TRIP_IMAGES),
         },
         "samples_per_second": {
-            "value": per_second(lambda: flow.sample(batch_size), batch_size, device),
+            "value": per_second(lambda: flow.sample(batch_size), batch_size, model_device),
             "batch_size": batch_size,
         },
-        **protocol(flow, model, options, facts),
+        **protocol(flow, model, options, data.facts()),
     }
     rows = {"bits/dim": str(figure)}
     logit = first_logit(flow)
     if logit is not None:
-        with fixed_noise(seed, device):
+        with fixed_noise(seed, model_device):
             density = logit_space_figure(flow, logit, log_prob, given.batches(batch_size))
         result["logit_space_nats"] = density.as_dict()
         rows["in logits"] = f"{density}, α = {logit.alpha:g}"
@@ -114,8 +117,8 @@ def evaluate(
             "value": frechet_distance(
                 network,
                 (batch["x"] for batch in given.batches(batch_size, progress=f"features of {split}")),
-                _samples(flow, fid, batch_size, seed),
-                device,
+                _samples(flow, fid, batch_size, seed, draw_classes(model, flow, fid, seed) if flow.classes else None),
+                model_device,
             ),
             "samples": fid,
             "temperature": 1.0,
@@ -130,10 +133,12 @@ def evaluate(
 
 
 def _samples(
-    flow: ImageFlow, count: int, batch_size: int, seed: int
+    flow: ImageFlow, count: int, batch_size: int, seed: int, labels: Tensor | None
 ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
     def draw(index: int, start: int) -> Tensor:
-        return flow.sample(min(batch_size, count - start), generator=PerExample(seed, start)).cpu()
+        size = min(batch_size, count - start)
+        chosen = None if labels is None else labels[start : start + size]
+        return flow.sample(size, chosen, generator=PerExample(seed, start)).cpu()
 
     with tqdm(total=count, desc="features of samples", unit=" images", disable=None) as bar:
         for images in distributed_map(range(0, count, batch_size), draw):

@@ -17,7 +17,7 @@ from arflows.data.image_sources import ArrayExamples, FileExamples, uniform_batc
 from arflows.data.images import SkippedImage, open_image
 from arflows.data.images import convert as convert_image
 from arflows.data.read_stats import ReadStats
-from arflows.data.store import Store, is_store
+from arflows.data.store import Store, opened
 from arflows.vision.datamodule import ImageDataset, class_numbers
 from arflows.vision.model import ImageFlow
 from arflows.vision.representation import ImageSpec
@@ -35,17 +35,24 @@ class ImageInput:
     """
 
     def __init__(
-        self, source: Path, flow: ImageFlow, *, split: str = "test", label: str | None = None, convert: bool = False
+        self,
+        source: Path | Store,
+        flow: ImageFlow,
+        *,
+        split: str = "test",
+        label: str | None = None,
+        convert: bool = False,
     ) -> None:
         """Finds the images and makes sure that they fit the model.
 
         Args:
-            source: Where the images are.
+            source: The path of the images, or an open store.
             flow: The model; one conditional on classes needs labels: a store's, an .npz file's, or subfolders.
             split: Which part of a store.
             label: The name of the class of all images, instead.
             convert: Crop and reduce image files to the model's size, and turn colour into grey or grey into colour, as
                 `arflows vision prepare` does, instead of refusing files of another kind.
+            classes: Names of the model's classes, by which those of the images are matched; empty if not known.
 
         Raises:
             UserError: There are no images, they do not fit the model, or a file is damaged.
@@ -56,12 +63,13 @@ class ImageInput:
         self._stats = ReadStats()
         self.names: list[str] = []
         self._source: ImageDataset | ArrayExamples | FileExamples
-        if is_store(source):
-            store = Store(source, expect_domain="vision")
+        store = opened(source, "vision")
+        source = source.path if isinstance(source, Store) else source
+        if store is not None:
             _check_fit(source, ImageSpec.from_dict(store.spec), flow.spec)
             self._source = ImageDataset(store, split, labels=flow.classes > 0 and label is None)
             labels = np.asarray(store.array(split, "labels")) if self._source.labels else None
-            names = store.categories.get("labels")
+            names: Sequence[str] | None = store.categories.get("labels")
         else:
             self._source = _read_examples(source)
             if not convert:
@@ -114,7 +122,9 @@ class ImageInput:
             yield self._labelled(self._source.__getitems__(chosen.tolist()))
             return
         spec = self._flow.spec
-        for images, labels in uniform_batches(self._source, chosen, spec.height, spec.channels, self._stats):
+        for images, labels in uniform_batches(
+            self._source, chosen, (spec.height, spec.width), spec.channels, self._stats
+        ):
             left_out = {name for names in self.skipped.values() for name in names}
             kept = [index for index in chosen if self._source.name(index) not in left_out]
             in_files = isinstance(self._source, FileExamples)
@@ -165,13 +175,9 @@ def read_image(path: Path, spec: ImageSpec) -> UInt8[Tensor, "channels height wi
     """
     if not path.is_file():
         raise UserError(f"there is no image file {path}: check the path.")
-    if spec.height != spec.width:
-        raise UserError(
-            f"{path}: a model of {spec.height}×{spec.width} images, which are no squares, reads stores alone."
-        )
     try:
         with open_image(path) as image:
-            pixels, _ = convert_image(image, spec.height, spec.channels)
+            pixels, _ = convert_image(image, (spec.height, spec.width), spec.channels)
     except SkippedImage as reason:
         raise UserError(f"{path} cannot be used ({reason}): give another image.") from reason
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

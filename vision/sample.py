@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,7 +15,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import new_folder
 from arflows.core.runtime.noise import PerExample, fixed_noise, seed_of, torch_generator
 from arflows.core.runtime.option_types import NonNegativeFloat, PositiveInt
-from arflows.core.runtime.pretrained import load_model
+from arflows.core.runtime.pretrained import load_model, training_facts
 from arflows.core.runtime.processes import distributed_map
 from arflows.vision.inputs import ImageInput, read_image
 from arflows.vision.model import ImageFlow, TarFlow
@@ -55,7 +55,8 @@ def sample(
         out: Folder to write; it must not hold anything yet.
         count: How many images; of an interpolation both ends count; of images to reconstruct, how many at most.
         temperature: Multiplies the standard deviation of the latents; below 1 for images nearer to the mode.
-        label: The name of the class, for a class-conditional model; without it, samples are of all classes.
+        label: The name of the class, for a class-conditional model; without it, samples are of all classes, in the
+            proportions of the training data.
         seed: Seed of the latents.
         interpolate_from: First image of an interpolation.
         interpolate_to: Last image of an interpolation.
@@ -86,14 +87,42 @@ def sample(
             save_png(grid(images, min(count, 10), flow.spec.bits), folder / "grid.png")
             _save_images(folder, images, flow.spec.bits)
         elif reconstruct is not None:
-            _reconstruct(flow, reconstruct, folder, count, label, batch_size)
+            given = ImageInput(reconstruct, flow, label=label, convert=True)
+            _reconstruct(flow, given, reconstruct, folder, count, batch_size)
         else:
-            _draw(flow, folder, count, temperature, number, seed, batch_size, **options)
+            labels = draw_classes(model, flow, count, seed) if number is None and flow.classes else number
+            _draw(flow, folder, count, temperature, labels, seed, batch_size, **options)
     print(f"{out}: {sum(1 for _ in (out / 'images').iterdir())} images; see {out / 'grid.png'}.")
 
 
+def draw_classes(model: str, flow: ImageFlow, count: int, seed: int) -> Int64[Tensor, " count"] | None:
+    """Draw class numbers in the proportions of the training data.
+
+    Args:
+        model: Folder of the model or its run, whose ``training.json`` has the number of images of each class.
+        flow: The model.
+        count: Number of classes to draw.
+        seed: Seed of the draw.
+
+    Returns:
+        The numbers; None where the proportions are not known.
+    """
+    counts = (training_facts(model) or {"data": {}})["data"].get("class_counts")
+    if not counts:
+        return None
+    weights = [counts.get(name, 0) for name in flow.class_names or counts]
+    generator = torch_generator(seed, "labels")
+    return torch.multinomial(torch.tensor(weights, dtype=torch.float64), count, True, generator=generator)
+
+
 def draw(
-    flow: ImageFlow, count: int, temperature: float, label: int | None, seed: int, batch_size: int, **options: Any
+    flow: ImageFlow,
+    count: int,
+    temperature: float,
+    label: Tensor | int | None,
+    seed: int,
+    batch_size: int,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """Samples images a batch at a time, with a progress bar.
 
@@ -101,7 +130,7 @@ def draw(
         flow: The flow.
         count: How many.
         temperature: Multiplies the standard deviation of the latents.
-        label: The class; None for all classes.
+        label: The class, or that of each image; None for all classes evenly.
         seed: Seed of classes, latents, and the dequantisation noise of the log-probabilities.
         batch_size: Images at a time.
         **options: More arguments of the flow's own ``sample_with_log_prob``.
@@ -187,7 +216,7 @@ def _draw(
     folder: Path,
     count: int,
     temperature: float,
-    label: int | None,
+    label: Tensor | int | None,
     seed: int,
     batch_size: int,
     **options: Any,
@@ -200,10 +229,9 @@ def _draw(
     print(f"samples at temperature {temperature:g}, seed {seed}: {figure}")
 
 
-def _reconstruct(flow: ImageFlow, source: Path, folder: Path, count: int, label: str | None, batch_size: int) -> None:
+def _reconstruct(flow: ImageFlow, given: ImageInput, source: Path, folder: Path, count: int, batch_size: int) -> None:
     device = flow.device
     originals, decoded, errors = [], [], []
-    given = ImageInput(source, flow, label=label, convert=True)
     for batch in given.batches(batch_size, limit=count):
         x = batch["x"].to(device)
         context = batch["context"].to(device) if "context" in batch else None

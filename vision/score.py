@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, log_probs, write_scores
+from arflows.core.commands.scores import write_scores
+from arflows.core.likelihood import Estimate, Reference, bits_per_dim, dequantization, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.option_types import PositiveInt
-from arflows.core.runtime.pretrained import load_model, model_folder
+from arflows.core.runtime.pretrained import load_model
 from arflows.vision.inputs import ImageInput
 from arflows.vision.model import ImageFlow
 
@@ -48,7 +49,7 @@ def score(
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
     """
     flow = load_model(ImageFlow, model, device)
-    reference = Reference.load(Path(model_folder(model)) / "training.json")
+    reference = Reference.load(model)
     given = ImageInput(images, flow, split=split, label=label, convert=convert)
     log_prob = log_probs(flow, given.batches(batch_size, progress="scoring"), draws=draws, seed=seed)
     if not given.names:
@@ -70,7 +71,6 @@ def score(
 def _summarize(out: Path, names: list[str], bits: np.ndarray, reference: Reference | None, figure: Estimate) -> None:
     print(f"{out}: {figure}")
     if reference is None:
-        print("the model has no training.json: percentile and typicality are left empty")
         return
     typicality = reference.typicality(bits[:, None])
     print(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -107,8 +108,13 @@ class ImageExperiment(Experiment):
         data.train_dataloader()  # refuses a store that has too few images for a batch
 
     def data_facts(self) -> dict[str, Any]:
-        """Facts about the training data: the store, and the limit of examples."""
-        return {**self.datamodule.store.facts(), "limit": self.datamodule.limit}
+        """Facts about the training data: the store, the limit of examples, and the number of images of each class."""
+        data = self.datamodule
+        facts = {**data.store.facts(), "limit": data.limit}
+        if data.labels and data.classes:
+            counts = np.bincount(data.store.array("train", "labels"), minlength=len(data.classes))
+            facts |= {"class_counts": dict(zip(data.classes, counts.tolist(), strict=True))}
+        return facts
 
 
 def train(*words: str) -> None:

@@ -146,7 +146,7 @@ class _ImplicitInverse(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         twice = torch.is_grad_enabled()
 
-        def alias(tensor: Tensor | None, wanted: bool) -> Tensor | None:
+        def alias(tensor: Any, wanted: bool) -> Any:
             """A name for an input of f at which gradients end here, but not those of a second derivative."""
             if tensor is None or not wanted:
                 return None if tensor is None else tensor.detach()
@@ -156,11 +156,10 @@ class _ImplicitInverse(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(ctx.device, ctx.autocast_dtype, ctx.autocast, cache_enabled=False):
             x, *inputs = ctx.saved_tensors
             at = alias(x, True)
-            context, *parameters = map(alias, inputs, wanted)
+            context, *parameters = inputs = list(map(alias, inputs, wanted))
             mapped, log_derivative = torch.func.functional_call(
                 ctx.transform, dict(zip(ctx.names, parameters, strict=True)), (at, context)
             )
-        assert at is not None
         diagonal = log_derivative.detach().exp()
         v = _solve_triangular(
             lambda vector: torch.autograd.grad(mapped, at, vector, retain_graph=True)[0], gradient.detach(), diagonal
@@ -169,7 +168,7 @@ class _ImplicitInverse(torch.autograd.Function):
             leaf = v.detach().requires_grad_()
             (product,) = torch.autograd.grad(mapped, at, leaf, create_graph=True)
             v = _ImplicitAdjoint.apply(gradient - product, v, product, leaf, diagonal)
-        followed = [tensor for tensor, want in zip([context, *parameters], wanted, strict=True) if want]
+        followed = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
         found = iter(
             torch.autograd.grad(mapped, followed, -v, create_graph=twice, allow_unused=True) if followed else ()
         )

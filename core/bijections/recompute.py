@@ -87,10 +87,11 @@ class _ByInverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        z, context = ctx.saved_tensors
         with torch.autocast(ctx.device, ctx.autocast_dtype, ctx.autocast, cache_enabled=False):
             if torch.is_grad_enabled():
-                return None, *_differentiable_gradients(ctx.parts, *ctx.saved_tensors, gradients, ctx.parameters)
-            return None, *_gradients(ctx.parts, *ctx.saved_tensors, gradients, ctx.parameters, ctx.needs_input_grad[2])
+                return None, *_differentiable_gradients(ctx.parts, z, context, gradients, ctx.parameters)
+            return None, *_gradients(ctx.parts, z, context, gradients, ctx.parameters, ctx.needs_input_grad[2])
 
 
 class _Parts(nn.Module):
@@ -141,7 +142,7 @@ def _differentiable_gradients(
 ) -> tuple[Tensor | None, ...]:
     """`_gradients` as a differentiable function of all its arguments; keeps the activations of all bijections."""
     module = _Parts(parts)
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     given = () if context is None else (context,)
 
     def forward(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +152,7 @@ def _differentiable_gradients(
     x = z
     for part in reversed(parts):
         x, _ = part.inverse(x, context)
-    _, vjp = torch.func.vjp(forward, x, *given, *parameters)
+    vjp = torch.func.vjp(forward, x, *given, *parameters)[1]
     grad_x, *others = vjp(gradients)
     return grad_x, *(others if given else [None, *others])
 

@@ -12,7 +12,7 @@ import yaml
 from arflows.core.flow import Flow
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.machine import hardware, software
-from arflows.core.runtime.pretrained import model_folder
+from arflows.core.runtime.pretrained import model_folder, training_facts
 
 
 def per_second(work: Callable[[], object], examples: int, device: torch.device, seconds: float = 1.0) -> float:
@@ -77,10 +77,9 @@ def write_result(out: Path, result: Mapping[str, Any], rows: Mapping[str, str]) 
 
 def _training(folder: Path) -> dict[str, Any] | None:
     """How the model came about, and every option of its run; None of a model that was not trained by ``train``."""
-    facts, run = folder / "training.json", folder.parent / "config.yaml"
-    if not facts.is_file():
+    training, run = training_facts(folder), folder.parent / "config.yaml"
+    if training is None:
         return None
     kept = ("val", "epochs", "steps", "skipped_steps", "seconds", "seed", "software", "hardware")
-    training = json.loads(facts.read_text(encoding="utf-8"))
     config = yaml.safe_load(run.read_text(encoding="utf-8")) if run.is_file() else None
     return {**{name: training[name] for name in kept}, "config": config}

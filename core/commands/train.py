@@ -26,7 +26,7 @@ def run_experiment(experiment: type[Experiment], words: Sequence[str]) -> None:
     """
     _quiet_lightning()
     try:
-        experiment(resolve_configs(words, experiment.__module__.rpartition(".")[0])).fit()  # type: ignore[call-arg]
+        experiment(resolve_configs(words, experiment.__module__.rpartition(".")[0])).fit()  # type: ignore[call-arg,arg-type]
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
 

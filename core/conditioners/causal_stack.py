@@ -82,7 +82,7 @@ class CausalStack(nn.Module):
         entry = entry.to(torch.promote_types(entry.dtype, torch.float32))  # states are sums of many small terms
         weights = (self.past, self.present, self.residual, self.residual_bias)
         if fits(entry, low):
-            return _Stack.apply(self.dilations, low, entry, added, *weights)  # type: ignore[no-any-return]
+            return _Stack.apply(self.dilations, low, entry, added, *weights)
         return _plain(self.dilations, entry, added, *weights)
 
 
@@ -140,7 +140,7 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         if torch.is_grad_enabled():  # for second derivatives
-            _, vjp = torch.func.vjp(partial(_plain, ctx.dilations), *inputs)
+            vjp = torch.func.vjp(partial(_plain, ctx.dilations), *inputs)[1]
             return None, None, *vjp(gradient)
         added, past, present, residual = (part.to(ctx.low) for part in inputs[1:5])
         batch, low, channels = added.shape[2], ctx.low, residual.shape[1]

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.conditioners.wavenet_loops import _narrow, _wide
 from arflows.core.runtime.numba_loops import compiled
-from arflows.core.runtime.numba_math import exp_minus_twice
+from arflows.core.runtime.numba_math import exp_minus_twice, narrow, wide
 from arflows.core.runtime.threads import in_shares
 
 _GROUPS = 8
@@ -58,9 +57,9 @@ def _gate(share: int, start: int, stop: int, one: Any, gates: Any, added: Any, o
                 row = (group * repeat + step) * batch + example
                 own, more, into = gates[row], added[group, example], out[row]
                 for channel in range(channels):
-                    e = exp_minus_twice(_wide(own[channel]) + _wide(more[channel]))
-                    f = exp_minus_twice(_wide(own[channels + channel]) + _wide(more[channels + channel]))
-                    into[channel] = _narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
+                    e = exp_minus_twice(wide(own[channel]) + wide(more[channel]))
+                    f = exp_minus_twice(wide(own[channels + channel]) + wide(more[channels + channel]))
+                    into[channel] = narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
 
 
 @compiled
@@ -77,14 +76,14 @@ def _gate_backward(
                 own, more, given, again = gates[row], added[group, example], grad_out[row], out[row]
                 into, total = grad_gates[row], grad_added[group, example]
                 for channel in range(channels):
-                    e = exp_minus_twice(_wide(own[channel]) + _wide(more[channel]))
-                    f = exp_minus_twice(_wide(own[channels + channel]) + _wide(more[channels + channel]))
+                    e = exp_minus_twice(wide(own[channel]) + wide(more[channel]))
+                    f = exp_minus_twice(wide(own[channels + channel]) + wide(more[channels + channel]))
                     once = one / ((one + e) * (one + f))
                     tanh, twice = (one - e) * (one + f) * once, (one + one) * (one + e) * once
-                    again[channel] = _narrow(tanh * twice, own[channel])
-                    scaled = _wide(given[channel]) * twice
+                    again[channel] = narrow(tanh * twice, own[channel])
+                    scaled = wide(given[channel]) * twice
                     grad_signal, grad_gate = scaled * (one - tanh * tanh), scaled * tanh * (one + one - twice)
-                    into[channel] = _narrow(grad_signal, own[channel])
-                    into[channels + channel] = _narrow(grad_gate, own[channel])
+                    into[channel] = narrow(grad_signal, own[channel])
+                    into[channels + channel] = narrow(grad_gate, own[channel])
                     total[channel] += grad_signal
                     total[channels + channel] += grad_gate

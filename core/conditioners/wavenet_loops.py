@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
-from arflows.core.runtime.numba_loops import OPTIONS, compiled
-from arflows.core.runtime.numba_math import exp_minus_twice
+from arflows.core.runtime.numba_loops import compiled
+from arflows.core.runtime.numba_math import exp_minus_twice, narrow, wide
 from arflows.core.runtime.threads import in_shares
 
 PRECISIONS = (torch.bfloat16, torch.float32, torch.float64)
@@ -120,10 +118,10 @@ def _gate(share: int, start: int, stop: int, one: Any, gates: Any, added: Any, o
                 own = gates[example, row, column]
                 more = added[example if each_example else 0, row if each_row else 0, column]
                 for channel in range(channels):
-                    signal = _wide(own[channel]) + _wide(more[channel])
-                    gate = _wide(own[channels + channel]) + _wide(more[channels + channel])
+                    signal = wide(own[channel]) + wide(more[channel])
+                    gate = wide(own[channels + channel]) + wide(more[channels + channel])
                     e, f = exp_minus_twice(signal), exp_minus_twice(gate)
-                    into[channel] = _narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
+                    into[channel] = narrow((one + one) * (one - e) / ((one + e) * (one + f)), own[channel])
 
 
 @compiled
@@ -143,18 +141,18 @@ def _gate_backward(
                 into, total = grad_gates[example, row, column], grad_added[of_example, of_row, column]
                 x, y = grad_summed[example, row, column, 0], grad_summed[example, row, column, 1]
                 for channel in range(channels):
-                    signal = _wide(own[channel]) + _wide(more[channel])
-                    gate = _wide(own[channels + channel]) + _wide(more[channels + channel])
+                    signal = wide(own[channel]) + wide(more[channel])
+                    gate = wide(own[channels + channel]) + wide(more[channels + channel])
                     e, f = exp_minus_twice(signal), exp_minus_twice(gate)
                     once = one / ((one + e) * (one + f))
                     tanh, twice = (one - e) * (one + f) * once, (one + one) * (one + e) * once
-                    out[channel] = _narrow(tanh * twice, own[channel])
+                    out[channel] = narrow(tanh * twice, own[channel])
                     grad_first[channel] += x * tanh * twice
                     grad_second[channel] += y * tanh * twice
-                    scaled = (_wide(given[channel]) + x * first[channel] + y * second[channel]) * twice
+                    scaled = (wide(given[channel]) + x * first[channel] + y * second[channel]) * twice
                     grad_signal, grad_gate = scaled * (one - tanh * tanh), scaled * tanh * (one + one - twice)
-                    into[channel] = _narrow(grad_signal, own[channel])
-                    into[channels + channel] = _narrow(grad_gate, own[channel])
+                    into[channel] = narrow(grad_signal, own[channel])
+                    into[channels + channel] = narrow(grad_gate, own[channel])
                     total[channel] += grad_signal
                     total[channels + channel] += grad_gate
 
@@ -168,10 +166,10 @@ def _carry(share: int, start: int, stop: int, one: Any, mixed: Any, seen: Any, b
         for row in range(rows):
             for column in range(start, stop):
                 own, more = seen[example, above + row, left + column], mixed[example, row, column]
-                into, mask = out[example, above_out + row, left_out + column], _wide(valid[example, 0, column, 0])
+                into, mask = out[example, above_out + row, left_out + column], wide(valid[example, 0, column, 0])
                 for channel in range(np.uintp(channels)):
-                    total = _wide(own[channel]) + _wide(more[channel]) + bias[channel]
-                    into[channel] = _narrow(total * mask, own[channel])
+                    total = wide(own[channel]) + wide(more[channel]) + bias[channel]
+                    into[channel] = narrow(total * mask, own[channel])
 
 
 @compiled
@@ -185,46 +183,8 @@ def _carry_backward(
         for row in range(rows):
             for column in range(start, stop):
                 into, more = grad_hidden[example, row, column], grad_seen[example, above + row, left + column]
-                mask = _wide(valid[example, 0, column, 0])
+                mask = wide(valid[example, 0, column, 0])
                 for channel in range(np.uintp(channels)):
-                    value = (_wide(into[channel]) + _wide(more[channel])) * mask
-                    into[channel] = _narrow(value, more[channel])
+                    value = (wide(into[channel]) + wide(more[channel])) * mask
+                    into[channel] = narrow(value, more[channel])
                     whole[channel] += value
-
-
-# --------------------------------------------------------------------------------------------------------- numbers
-# bfloat16 are the upper halves of float32; numba, which does not know them, gets their bits. Python never calls the
-# first two functions: for each type numba takes what is overloaded further down.
-
-
-def _wide(number: Any) -> Any:
-    """In the type that is computed in."""
-    raise TypeError("a number of a compiled loop")
-
-
-def _narrow(number: Any, like: Any) -> Any:
-    """Rounded to the type of another, to the nearest, of two to the even one."""
-    raise TypeError("a number of a compiled loop")
-
-
-@overload(_wide, jit_options=OPTIONS)  # type: ignore[arg-type]
-def _wide_of(number: Any) -> Any:
-    def of_bfloat16(number: Any) -> Any:
-        return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
-
-    def of_wide(number: Any) -> Any:
-        return number
-
-    return of_bfloat16 if number is types.uint16 else of_wide
-
-
-@overload(_narrow, jit_options=OPTIONS)  # type: ignore[arg-type]
-def _narrow_to(number: Any, like: Any) -> Any:
-    def to_bfloat16(number: Any, like: Any) -> Any:
-        bits = np.float32(number).view(np.uint32)
-        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-    def to_wide(number: Any, like: Any) -> Any:
-        return number
-
-    return to_bfloat16 if like is types.uint16 else to_wide

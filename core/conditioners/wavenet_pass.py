@@ -113,7 +113,7 @@ class _Pass(torch.autograd.Function):
         weights, kept = rest[: ctx.count], rest[ctx.count :]
         gradients: Sequence[Tensor]
         if torch.is_grad_enabled():  # to be differentiated again
-            _, vjp = torch.func.vjp(partial(_plain, ctx.numbers, valid), entry, added, *weights)
+            vjp = torch.func.vjp(partial(_plain, ctx.numbers, valid), entry, added, *weights)[1]
             gradients = vjp(gradient)
         else:
             gradients = _backward(gradient, ctx.numbers, entry, added, valid, weights, kept)

@@ -28,7 +28,7 @@ class _WeightNorm(nn.Module):
         return self.weight_v * (self.weight_g / _norms(self.weight_v))
 
 
-class WeightNormConv1d(_WeightNorm, nn.Conv1d):
+class WeightNormConv1d(_WeightNorm, nn.Conv1d):  # type: ignore[override]
     """Weight-normalised `torch.nn.Conv1d`, with the same arguments.
 
     >>> convolution = WeightNormConv1d(2, 4, kernel_size=3)
@@ -37,7 +37,7 @@ class WeightNormConv1d(_WeightNorm, nn.Conv1d):
     """
 
 
-class WeightNormConv2d(_WeightNorm, nn.Conv2d):
+class WeightNormConv2d(_WeightNorm, nn.Conv2d):  # type: ignore[override]
     """Weight-normalised `torch.nn.Conv2d`, with the same arguments.
 
     >>> convolution = WeightNormConv2d(2, 4, kernel_size=3)

@@ -84,7 +84,12 @@ class VectorFlow(BijectiveFlow, Pretrained):
             UserError: if the context does not fit, or a number is out of range.
             InversionError: if the solver finds no solution.
         """
-        options = {"per_context": per_context, "temperature": temperature, "generator": generator, "solver": solver}
+        options: dict[str, Any] = {
+            "per_context": per_context,
+            "temperature": temperature,
+            "generator": generator,
+            "solver": solver,
+        }
         return self.rsample_with_log_prob(count, context, **options)[0]
 
     @torch.no_grad()
@@ -99,7 +104,12 @@ class VectorFlow(BijectiveFlow, Pretrained):
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "*count features"], Float[Tensor, "*count"]]:
         """Draw examples and return their log-densities at temperature 1; arguments are those of `sample`."""
-        options = {"per_context": per_context, "temperature": temperature, "generator": generator, "solver": solver}
+        options: dict[str, Any] = {
+            "per_context": per_context,
+            "temperature": temperature,
+            "generator": generator,
+            "solver": solver,
+        }
         return self.rsample_with_log_prob(count, context, **options)
 
     def rsample(

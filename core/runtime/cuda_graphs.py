@@ -111,7 +111,7 @@ def _entry(value: Any) -> object:
 def _same(before: object, now: object) -> bool:
     """True if two entries are equal: plain values by comparison, all other objects by identity."""
     if isinstance(before, (list, tuple)):
-        return type(before) is type(now) and len(before) == len(now) and all(map(_same, before, now))  # type: ignore[arg-type]
+        return type(before) is type(now) and len(before) == len(now) and all(map(_same, before, now))
     if isinstance(before, _PLAIN):
         return type(before) is type(now) and before == now
     return before is now

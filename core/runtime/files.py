@@ -51,6 +51,20 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Refuse to replace a file, before any work, unless that is asked for.
+
+    Args:
+        out: The file to write.
+        overwrite: Replace it if it exists.
+
+    Raises:
+        UserError: If it exists and is not to be replaced.
+    """
+    if is_main() and out.exists() and not overwrite:
+        raise UserError(f"{out} exists already: choose another --out, or replace it by --overwrite.")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yields a folder under a temporary name, which becomes ``out`` if all goes well and vanishes if not.

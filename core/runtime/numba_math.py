@@ -59,3 +59,39 @@ def _exp_minus_twice_of(number: Any) -> Any:
         return series * scale.view(np.float32)
 
     return in_float64 if number is types.float64 else in_float32
+
+
+# bfloat16 are the upper halves of float32; numba, which does not know them, gets their bits, as uint16.
+
+
+def wide(number: Any) -> Any:
+    """Convert a number to the type that is computed in, in compiled functions."""
+    raise TypeError("wide is for compiled loops only")
+
+
+def narrow(number: Any, like: Any) -> Any:
+    """Round to the type of another number, ties to even, in compiled functions."""
+    raise TypeError("narrow is for compiled loops only")
+
+
+@overload(wide, jit_options=OPTIONS)  # type: ignore[arg-type]
+def _wide_of(number: Any) -> Any:
+    def of_bfloat16(number: Any) -> Any:
+        return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+
+    def of_wide(number: Any) -> Any:
+        return number
+
+    return of_bfloat16 if number is types.uint16 else of_wide
+
+
+@overload(narrow, jit_options=OPTIONS)  # type: ignore[arg-type]
+def _narrow_to(number: Any, like: Any) -> Any:
+    def to_bfloat16(number: Any, like: Any) -> Any:
+        bits = np.float32(number).view(np.uint32)
+        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+    def to_wide(number: Any, like: Any) -> Any:
+        return number
+
+    return to_bfloat16 if like is types.uint16 else to_wide

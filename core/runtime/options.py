@@ -122,8 +122,8 @@ def _option_error(message: str, prog: str, options: list[str], renamed: Mapping[
             r"Not of type (\w+): (?:(.*) does not conform to .*|.*: '?(.*?)'?|(.*) not an? .*)", problem
         ):
             kind, *values = ranged.groups()
-            value = next(value for value in values if value is not None)
-            return f"--{option} takes {RANGES.get(kind, kind)}, not {value!r}."
+            shown = next(each for each in values if each is not None)
+            return f"--{option} takes {RANGES.get(kind, kind)}, not {shown!r}."
         message = f"--{option}: {problem}"
     return " ".join(message.split()).rstrip(".") + f". {more}"
 

@@ -79,7 +79,7 @@ class Pretrained(nn.Module):
         instance = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
         _, *given = signature.bind_partial(instance, *args, **kwargs).arguments.items()
-        arguments = dict(default_arguments(cls))
+        arguments = dict(default_arguments(cls))  # type: ignore[arg-type]  # mypy takes type[Self] for unhashable
         for name, value in given:
             passed_on = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             arguments.update(value if passed_on else {name: value})
@@ -263,6 +263,27 @@ def model_folder(model: str) -> str:
     """The folder of a model: as given, or ``model`` inside the folder of a training run."""
     inside = Path(model) / "model"
     return str(inside) if (inside / CONFIG_FILE).is_file() else model
+
+
+def training_facts(model: str | Path) -> dict[str, Any] | None:
+    """Read the facts about its training that ``train`` leaves with a model; None if there are none.
+
+    Args:
+        model: A model folder, the folder of a training run, or a name on the Hugging Face Hub.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = Path(model_folder(str(model))) / FACTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): copy the model folder again.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged: copy the model folder again.")
+    return facts
 
 
 def _local_folder(source: str | Path, revision: str | None) -> Path:

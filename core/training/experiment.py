@@ -38,7 +38,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.machine import hardware, software
 from arflows.core.runtime.noise import fixed_noise
-from arflows.core.runtime.pretrained import FACTS_FILE, write_checksums
+from arflows.core.runtime.pretrained import FACTS_FILE, training_facts, write_checksums
 from arflows.core.runtime.processes import destroy_process_group_on_exit
 from arflows.core.training.checkpoints import (
     LAST,
@@ -230,7 +230,7 @@ class Experiment(SeededCLI):
                 f"or --config {saved}, or another --out."
             )
         if finished and self.config.trainer.max_epochs is not None and self.config.trainer.max_steps == -1:
-            epochs = json.loads((self.model_folder / FACTS_FILE).read_text())["epochs"]
+            epochs = (training_facts(self.model_folder) or {})["epochs"]
             if 0 <= self.config.trainer.max_epochs <= epochs:
                 raise UserError(
                     f"{self.out} is finished after {epochs} epochs: to train on, raise --trainer.max_epochs above that."

@@ -58,7 +58,7 @@ def epoch_goes_on(trainer: Trainer) -> Iterator[None]:
 
     By then Lightning has counted the epoch as processed, also where the Trainer's limit of steps ends it early.
     """
-    progress = trainer.fit_loop.epoch_progress
+    progress: Any = trainer.fit_loop.epoch_progress  # its counters are of a type that the annotation does not tell
     progress.total.processed -= 1
     progress.current.processed -= 1
     try:

@@ -164,7 +164,7 @@ class FlowTraining(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random generators where they are to be at this step."""
         assert self._noise_seed is not None
-        torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))  # type: ignore[arg-type]
+        torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch; if it is not finite, neither is its gradient, on any process: see `NonFiniteGuard`."""

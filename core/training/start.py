@@ -1,14 +1,12 @@
 """Training that starts from a trained model: ``train --from MODEL``."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.pretrained import FACTS_FILE, Pretrained, model_folder
+from arflows.core.runtime.pretrained import Pretrained, model_folder, training_facts
 
 OPTION = "--from"
 
@@ -41,12 +39,7 @@ class Start:
         assert issubclass(kind, Pretrained)
         folder = model_folder(name)
         flow = kind.from_pretrained(folder)
-        facts = Path(folder) / FACTS_FILE
-        try:
-            data = json.loads(facts.read_text(encoding="utf-8"))["data"] if facts.is_file() else {}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{facts} is damaged: copy the model folder again.") from error
-        return cls(name, flow, data)
+        return cls(name, flow, (training_facts(folder) or {}).get("data", {}))
 
     @property
     def options(self) -> dict[str, Any]:

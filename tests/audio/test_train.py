@@ -28,7 +28,7 @@ def test_what_a_run_leaves(run_folder):
     assert facts["val"]["kind"] == "density"
     assert facts["val"]["count"] == 24
     assert facts["data"]["speakers"] == ["ada", "ben", "cleo", "dan", "eve"]
-    reference = Reference.load(run_folder / "model" / "training.json")
+    reference = Reference.load(run_folder)
     assert len(reference.scores) == 24
     assert abs(reference.mean - facts["val"]["value"]) < 1
     flow = WaveFlow.from_pretrained(run_folder / "model")

@@ -99,10 +99,10 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
         read_molecules(tmp_path)
 
 
-def test_text_of_another_encoding_is_damage(tmp_path):
+def test_what_is_no_text_is_refused(tmp_path):
     path = tmp_path / "a.smi"
-    path.write_bytes(b"\xff\xfe\x00C")
-    with pytest.raises(UserError, match="damaged"):
+    path.write_bytes(b"\x80\x00\x00C\x01\x00\x00")
+    with pytest.raises(UserError, match="is not a text file"):
         read_molecules(path)
 
 
@@ -122,7 +122,7 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, line):
         for _ in range(2000):
             file.write(line)
     assert (tmp_path / name).stat().st_size < 1 << 16
-    with pytest.raises(UserError, match="unfolds to more than 100 times its size") as error:
+    with pytest.raises(UserError, match="unpacks to more than 100 times its size") as error:
         list(read_molecules(tmp_path / name))
     assert str(tmp_path / name) in str(error.value)
 
@@ -133,3 +133,33 @@ def test_a_truncated_gzip_is_one_sentence(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(text.encode())[:-20])
     with pytest.raises(UserError, match=r"gz is damaged"):
         list(read_molecules(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", '"ChEMBL ID";"Name";"Smiles"\n"C1";"X";"CCO"\n"C2";"";"CCN"\n', ["CCO", "CCN"]),
+        ("a.csv", "smiles\tid\nCCO\t1\nCCN\t2\n", ["CCO", "CCN"]),
+        ("a.csv", 'smiles,id\n"CCO |$a;;$|",1\nCCN,2\n', ["CCO", "CCN"]),
+        ("a.txt", "id\tsmiles\n1\tCCO\n2\tCCN\n", ["CCO", "CCN"]),
+    ],
+)
+def test_tables_with_any_delimiter(tmp_path, name, text, expected):
+    assert [entry.text for entry in read_molecules(written(tmp_path, name, text))] == expected
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig"])
+def test_names_in_any_encoding(tmp_path, encoding):
+    (tmp_path / "a.smi").write_bytes("CCO µ\nCCN\n".encode(encoding))
+    assert [entry.text for entry in read_molecules(tmp_path / "a.smi")] == ["CCO", "CCN"]
+
+
+def test_a_table_without_smiles_asks_for_the_column(tmp_path):
+    with pytest.raises(UserError, match=r"say with --column which of price, area holds SMILES"):
+        read_molecules(written(tmp_path, "a.csv", "price,area\n1,2\n"))
+
+
+def test_a_misspelt_field_of_an_sd_file(tmp_path):
+    path = written(tmp_path, "a.sdf", BLOCK + ">  <logP>\n1.5\n\n$$$$\n")
+    with pytest.raises(UserError, match=r"no field 'logp'\. Did you mean logP\? Its fields are: logP"):
+        read_molecules(path, values=["logp"])

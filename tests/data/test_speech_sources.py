@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from arflows.core.runtime.errors import UserError
+from arflows.data.audio_files import write_wav
 from arflows.data.espeak import SpokenUtterance, espeak, speak
 from arflows.data.sentences import SENTENCES
 from arflows.data.speech_sources import (
@@ -216,3 +217,44 @@ class TestEspeak:
         assert clip.remarks == ("resampled from 22,050 Hz",)
         quiet = np.lib.stride_tricks.sliding_window_view(clip.samples, 400)[::400].std(1)
         assert quiet.min() > 5e-5  # never digital silence
+
+
+def metadata(tmp_path, lines, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_wav(tmp_path / name, np.zeros(100, np.float32), 22_050)
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("id_", ["u.1", "u.1.wav", "wavs/u.1.wav"])
+def test_an_id_is_the_whole_name_of_its_file(tmp_path, id_):
+    folder = metadata(tmp_path, [f"{id_}|text"], ["wavs/u.0.wav", "wavs/u.1.wav", "wavs_old/u.1.wav"])
+    source = read_speech(folder)
+    assert [utterance.file for utterance in source.utterances] == [folder / "wavs/u.1.wav"]
+    assert source.notes["files not in metadata.csv"] == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "sentence"),
+    [
+        (["u|a", "v|b", "u|c"], ["wavs/u.wav", "wavs/v.wav"], "the id 'u' in several lines"),
+        (["u|a", "u.wav|b"], ["wavs/u.wav"], "names the file wavs/u.wav by several ids"),
+        (["u|a"], ["one/u.wav", "two/u.wav"], "the id 'u' may be one/u.wav, two/u.wav: write the path"),
+        (["u|a"], ["wavs/u.wav", "wavs/u.flac"], "the id 'u' may be wavs/u.flac, wavs/u.wav"),
+    ],
+)
+def test_ids_that_are_not_unique_are_refused(tmp_path, lines, files, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_speech(metadata(tmp_path, lines, files))
+
+
+def test_audio_is_known_by_its_content_and_other_files_are_counted(tmp_path):
+    soundfile.write(tmp_path / "a.ogg", np.zeros(9600), 48_000, format="OGG", subtype="OPUS")
+    (tmp_path / "a.ogg").rename(tmp_path / "a.webm")
+    soundfile.write(tmp_path / "b.sph", np.zeros(1600), 16_000, format="NIST", subtype="PCM_16")
+    (tmp_path / "notes.txt").write_text("no audio")
+    (tmp_path / "data.raw").write_bytes(bytes(100))
+    source = read_speech(tmp_path)
+    assert [utterance.name for utterance in source.utterances] == ["a.webm", "b.sph"]
+    assert source.left_out == {"no audio": ["data.raw", "notes.txt"]}

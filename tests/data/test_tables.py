@@ -1,8 +1,11 @@
 import h5py
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from arflows.core.runtime.errors import UserError
+from arflows.data.csv_tables import CsvFormat
 from arflows.data.store_writer import write_store
 from arflows.data.tables import WHOLE, Table, read_table
 
@@ -22,7 +25,7 @@ def test_files_with_splits(tmp_path, names, suffix):
     table = read_table(path)
     assert table.columns == ("x0", "x1", "x2")
     assert {split: len(rows) for split, rows in table.splits.items()} == {"train": 10, "val": 20, "test": 30}
-    np.testing.assert_array_equal(table.splits["test"], ROWS[:30].astype(np.float32))
+    np.testing.assert_array_equal(table.splits["test"], ROWS[:30])
     assert table.divided(0) is table
 
 
@@ -33,7 +36,7 @@ def test_csv_with_names_and_without(tmp_path):
     assert plain.columns == ("x0", "x1", "x2")
     assert named.columns == ("a", "b", "c")
     for table in (plain, named):
-        np.testing.assert_allclose(table.splits[WHOLE], ROWS, rtol=1e-6)
+        np.testing.assert_allclose(table.splits[WHOLE], ROWS, rtol=1e-15)
     assert named.find(["c", "a"]) == [2, 0]
 
 
@@ -79,13 +82,13 @@ def cut(tmp_path):
     [
         (lambda p: p / "missing.csv", "does not exist: give a .csv"),
         (lambda p: p, "is a folder"),
-        (lambda p: text(p, "hello", "x.txt"), "cannot be read as a table"),
-        (lambda p: text(p, ""), "give at least one of both"),
+        (lambda p: text(p, "hello", "x.doc"), "cannot be read as a table"),
+        (lambda p: text(p, ""), "has no rows: give at least one"),
         (lambda p: text(p, "a,b\n"), "give at least one of both"),
-        (lambda p: text(p, "a,b\n1,2\n3,x\n"), "could not convert string 'x' to float64 at row 1, column 2"),
-        (lambda p: text(p, "1,2\n3\n"), "number of columns changed from 2 to 1"),
+        (lambda p: text(p, "a,b\n1,2\n3,x\n"), "column 'b', but 'x' in line 3: leave the column out with --drop b"),
+        (lambda p: text(p, "1,2\n3\n"), "line 2: the number of cells changed from 2 to 1"),
         (lambda p: text(p, "a,a\n1,2\n"), "two columns of .* have the same name"),
-        (lambda p: text(p, "1,2\n3,nan\n"), "in 1 of 2 rows, the first in row 1, column 1"),
+        (lambda p: text(p, "1,2\n3,nan\n"), "in 1 of 2 rows, the first in line 2, column 'x1'"),
         (lambda p: whole(p, np.array([[1.0, 1e300]])), "too large values in 1 of 1 rows"),
         (lambda p: whole(p, ROWS[0]), "has the shape 3: give two axes"),
         (lambda p: whole(p, np.array([["a"]])), "holds <U1, not numbers"),
@@ -93,7 +96,7 @@ def cut(tmp_path):
         (lambda p: arrays(p, x=ROWS), r"no array train \(it has x\): name its arrays"),
         (lambda p: arrays(p, train=ROWS, test=ROWS[:, :2]), r"number of columns \(train 3, test 2\)"),
         (lambda p: arrays(p, train=ROWS, val=ROWS[:0]), "val in .* has 0 rows"),
-        (lambda p: arrays(p, train=ROWS, val=np.full((4, 3), np.inf)), "val in .* holds NaN, infinite"),
+        (lambda p: arrays(p, train=ROWS, val=np.full((4, 3), np.inf)), "val in .* has missing .NaN., infinite"),
         (store, "is a store already"),
         (cut, "is damaged"),
     ],
@@ -116,3 +119,63 @@ def test_columns_that_are_not_there():
 def test_too_few_rows_to_divide():
     with pytest.raises(UserError, match="has 3 rows, too few"):
         Table.of("x.csv", {WHOLE: ROWS[:3]}).divided(0)
+
+
+NUMBERS = "0.5,1.5,3\n2.5,3.5,4\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "first"),
+    [
+        ("a;b\n1,5;2\n2,5;3\n", ("a", "b"), [1.5, 2]),
+        ("a\tb\r\n1\t2.5\r\n3\t4\r\n", ("a", "b"), [1, 2.5]),
+        ("1.0 2.0\n3.0  4.5\n", ("x0", "x1"), [1, 2]),
+        ("# t,a\n1,2\n3,4.5\n", ("t", "a"), [1, 2]),
+        ("0,1,2\n" + NUMBERS, ("0", "1", "2"), [0.5, 1.5, 3]),
+        (",a,b\n0,1,2.5\n1,2,3\n", ("a", "b"), [1, 2.5]),
+        ('"a","b"\n"1",1.5,2\n"2",2.5,3\n', ("a", "b"), [1.5, 2]),
+        ('a,"b ""x"", y"\n1,"2.5"\n\n3,4\n', ("a", 'b "x", y'), [1, 2.5]),
+        ("day,v\n2020-01-01,1.5\n2020-01-02 12:00:00,2.5\n", ("day", "v"), [18262, 1.5]),
+        ("a,b,\n1,2,\n3,4.5,\n", ("a", "b"), [1, 2]),
+        ("+1.5,2\n3,4\n", ("x0", "x1"), [1.5, 2]),
+    ],
+)
+def test_the_format_of_a_csv_file_is_found_out(tmp_path, content, columns, first):
+    (tmp_path / "x.csv").write_bytes(content.encode())
+    table = read_table(tmp_path / "x.csv")
+    assert table.columns == columns
+    assert table.splits[WHOLE][0].tolist() == first
+    assert len(table.splits[WHOLE]) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le"])
+def test_names_in_any_encoding(tmp_path, encoding):
+    (tmp_path / "x.csv").write_bytes("Größe,b\n1,2\n3,4.5\n".encode(encoding))
+    assert read_table(tmp_path / "x.csv").columns == ("Größe", "b")
+
+
+@pytest.mark.parametrize("spelling", ["", "NA", "NaN", "null", "?", "n/a"])
+@pytest.mark.parametrize("header", ["", "a,b,c\n"])
+def test_a_missing_number_is_named_by_line_and_column(tmp_path, spelling, header):
+    (tmp_path / "x.csv").write_text(f"{header}1.0,{spelling},3\n{NUMBERS}")
+    line, column = (2, "b") if header else (1, "x1")
+    with pytest.raises(UserError, match=f"1 of 3 rows, the first in line {line}, column '{column}' .*--drop {column}"):
+        read_table(tmp_path / "x.csv")
+
+
+def test_a_line_of_numbers_that_may_be_names_is_asked_about(tmp_path):
+    (tmp_path / "x.csv").write_text("0,1,2\n3,4,5\n5,6,8\n")
+    with pytest.raises(UserError, match="say --header true or --header false"):
+        read_table(tmp_path / "x.csv")
+    assert len(read_table(tmp_path / "x.csv", CsvFormat(header=False)).splits[WHOLE]) == 3
+    assert read_table(tmp_path / "x.csv", CsvFormat(header=True)).columns == ("0", "1", "2")
+
+
+def test_parquet(tmp_path):
+    columns = {"a": [1, 2], "b": [1.5, 2.5], "c": ["x", "y"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"no number in its column 'c', but values of type string.*--drop c"):
+        read_table(tmp_path / "x.parquet")
+    table = read_table(tmp_path / "x.parquet", pick=lambda names, named: [1, 0])
+    assert table.columns == ("b", "a")
+    assert table.splits[WHOLE].tolist() == [[1.5, 1], [2.5, 2]]

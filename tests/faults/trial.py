@@ -51,7 +51,7 @@ class Trial:
         return Command([str(word) for word in words], self.folder / f"log{self.number}.txt", before)
 
     def prepare(self, out: Path, **options: Callable[[], None]) -> Command:
-        return self.command(self.small.domain, "prepare", *self.small.prepare, "--out", out, **options)
+        return self.command(self.small.domain, "prepare", *self.small.prepare, "--out", out, "--overwrite", **options)
 
     def train(self, out: Path, *more: str, config: Path | None = None, **options: Callable[[], None]) -> Command:
         words = ["--config", config or self.small.recipe, "--data.store", self.store, "--out", out, "--save_every", "2"]

@@ -113,7 +113,7 @@ def test_fcd_without_its_package_is_one_sentence(run, store, tmp_path, ends, mon
     words = ["--model", run, "--store", store, "--out", tmp_path / "r.json"]
     code, message, _ = ends(command(evaluate), *words)
     assert code == 2
-    assert "pip install arflows[metrics]" in message
+    assert "pip install fcd" in message
 
 
 def test_a_conditional_model_is_held_to_what_it_is_asked(recipe, store, tmp_path, ends):

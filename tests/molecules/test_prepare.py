@@ -7,6 +7,7 @@ from rdkit import Chem
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
+from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.prepare import prepare
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.representation import MoleculeSpec, canonical_smiles, decode, flat_smiles, mol_of
@@ -55,7 +56,7 @@ def test_the_same_seed_divides_alike(smi, tmp_path):
 def test_bad_lines_are_listed_by_reason_and_the_rest_goes_on(smi, tmp_path, capfd, end, header):
     bad = {
         "C1CC": "not SMILES that RDKit can parse",
-        "[Na+].[Cl-]": "the element Na has no fixed valence",
+        "[Na+].[Cl-]": "several parts: a salt or mixture",
         "CC.O": "several parts: a salt or mixture",
         "C[Sn]C": "the element Sn has no fixed valence",
         "C[CH2]": "a radical",
@@ -106,15 +107,21 @@ def test_test_molecules_are_not_trained_on(smi, tmp_path):
     ]
 
 
-def test_properties_and_columns_are_kept(tmp_path):
+def test_properties_and_columns_are_kept(tmp_path, capsys):
     path, out = tmp_path / "table.csv", tmp_path / "out.h5"
     path.write_text("id,mol_smiles,activity\n1,CCO,5\n2,CCN,-0.5\n3,CCF,\n")
     prepare(str(path), out, values=["activity"], val_fraction=0, test_fraction=0, workers=1)
     store = Store(out)
     assert store.categories["properties"] == [*PROPERTIES, "activity"]
-    expected = [[*properties_of(Chem.MolFromSmiles(s)), v] for s, v in (("CCO", 5), ("CCN", -0.5))]
+    expected = [[*properties_of(Chem.MolFromSmiles(s)), v] for s, v in (("CCO", 5), ("CCN", -0.5), ("CCF", np.nan))]
     np.testing.assert_allclose(store.array("train", "properties"), expected, rtol=1e-6)
-    assert rejects(out) == [("4", "CCF", "no number in a column of values")]
+    assert rejects(out) == []
+    assert "1 molecules have no number activity" in capsys.readouterr().out
+    data = MoleculeDataModule(out, batch_size=1)
+    assert len(data.dataset("train")) == 3
+    data.properties = ["activity"]  # only a model that is conditional on the value goes without the molecule
+    assert [data.dataset("train")[index]["context"].item() for index in range(2)] == [5, -0.5]
+    assert len(data.dataset("train")) == 2
 
 
 def test_sd_files_are_read(tmp_path):
@@ -182,3 +189,9 @@ def test_limit_chooses_at_random(smi, tmp_path):
     store = Store(out)
     assert sum(store.splits.values()) == 10
     assert any(len(smiles) > 10 for split in store.splits for smiles in smiles_in(store, split))
+
+
+def test_the_largest_part_of_a_salt_is_kept_on_request(smi, tmp_path):
+    lines = ["[Na+].CCC(=O)[O-]", "[Cl-].[H+].CCN", "CC.O", *CHAINS]
+    prepare(str(smi(lines)), tmp_path / "s.h5", salts="keep_largest", val_fraction=0, test_fraction=0, workers=1)
+    assert {"CCC(=O)[O-]", "CCN"} <= set(smiles_in(Store(tmp_path / "s.h5"), "train"))

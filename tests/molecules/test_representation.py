@@ -144,7 +144,9 @@ def test_stereochemistry_and_maps_are_dropped():
         ("", "no atoms"),
         ("C(C)(C)(C)(C)C", "more bonds than its valence"),
         ("c1cccc1", "cannot be kekulised"),
-        ("[Na+].[Cl-]", "element Na"),
+        ("[Na+].[Cl-]", "several parts: a salt"),
+        ("[Cl-].[H+].CCN", "several parts: a salt"),
+        ("[Na]C", "element Na"),
         ("CC.O", "several parts"),
         ("C[Hg]C", "element Hg"),
         ("C[CH2]", "a radical"),
@@ -243,3 +245,8 @@ def test_real_sets_come_back(data_folder, name):
         except Refused as refused:
             reasons[str(refused)] += 1
     assert reasons.total() <= 0.001 * len(entries), reasons
+
+
+@pytest.mark.parametrize(("smiles", "flat"), [("[H]/N=C(\\C)N", "CC(=N)N"), ("[H]/N=C(/c1ccccc1)N", "N=C(N)c1ccccc1")])
+def test_a_hydrogen_that_only_marks_the_geometry_of_an_imine_is_dropped(smiles, flat):
+    assert graph_and_smiles(smiles)[1] == flat

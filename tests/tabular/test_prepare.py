@@ -22,7 +22,13 @@ def test_densities_of_the_plane(name, tmp_path, ends):
     store.verify()
     assert store.spec == {"features": 2, "context": 0}
     assert store.splits == {"train": 400, "val": 50, "test": 50}
-    assert store.provenance["options"] == {"context": None, "size": 500, "seed": 3}
+    assert store.provenance["options"] == {
+        "context": None,
+        "columns": None,
+        "drop": None,
+        "size": 500,
+        "seed": 3,
+    }
     assert "2 columns" in printed
     drawn = np.concatenate([store.array(split, "x") for split in store.splits])
     expected = DENSITIES[name].draw(500, np.random.default_rng(3)).astype(np.float32)
@@ -73,9 +79,17 @@ def saved(array):
         (lambda p: "two_moons", ["--size", 5], "size is 5"),
         (lambda p: "two_moons", ["--context", "[x0, x1]"], "no column left beside the context"),
         (lambda p: "two_moons", ["--context", "x7"], "has no column 'x7'"),
-        (saved(np.c_[ROWS, np.full(60, 0.1)]), [], "one value alone, to the precision of float32, .* of x4"),
-        (saved(ROWS + np.array([0, 0, 0, 1e12])), [], "of x3: it has no density"),
-        (saved(np.where(ROWS > 2, np.nan, ROWS)), [], "NaN, infinite or too large values"),
+        (saved(np.c_[ROWS, np.full(60, 0.1)]), [], "one value alone .* of x4: .* --drop x4"),
+        (saved(np.c_[ROWS, 2 - 3 * ROWS[:, 1].astype(float)]), [], "column 'x4' of .* repeats column 'x1'.* --drop x4"),
+        (
+            saved(np.r_[ROWS[:, :1].astype(float), ROWS[:, :1].astype(float) + 1e12]),
+            [],
+            r"the \d+ distinct values of column 'x0' become \d+ in float32",
+        ),
+        (saved(ROWS), ["--drop", "x7"], "has no column 'x7'"),
+        (saved(ROWS), ["--drop", "x1", "--context", "x1"], "'x1' is in --drop and in --columns or --context"),
+        (saved(ROWS), ["--delimiter", ";"], "is no CSV file: leave out --delimiter"),
+        (saved(np.where(ROWS > 2, np.nan, ROWS)), [], r"missing \(NaN\), infinite or too large values"),
         (saved(ROWS[:4]), [], "too few for three splits"),
         (saved(ROWS[0]), [], "give two axes"),
         (lambda p: p, [], "is a folder"),
@@ -94,3 +108,32 @@ def test_a_constant_context_is_allowed(tmp_path):
     np.save(tmp_path / "x.npy", np.c_[ROWS, np.ones(60)])
     prepare(str(tmp_path / "x.npy"), tmp_path / "out.h5", context=["x4"])
     assert Store(tmp_path / "out.h5").spec == {"features": 4, "context": 1}
+
+
+def test_times_in_seconds_keep_their_fractions(tmp_path, ends):
+    generator = np.random.default_rng(0)
+    times = 1.7e9 + generator.uniform(0, 3600, 4000)
+    np.savetxt(tmp_path / "t.csv", np.c_[times, generator.normal(size=4000)], "%.3f", ",", header="t,a", comments="")
+    code, _, printed = ends(command(preparing), "--source", tmp_path / "t.csv", "--out", tmp_path / "t.h5")
+    assert code == 0
+    assert "'t' is stored minus 1700002000" in printed
+    store = Store(tmp_path / "t.h5")
+    stored = np.concatenate([store.array(split, "x")[:, 0] for split in store.splits]).astype(float)
+    restored = np.sort(stored + store.provenance["offsets"]["x"][0])
+    np.testing.assert_allclose(restored, np.sort(np.round(times, 3)), rtol=0, atol=1e-4)
+    assert len(np.unique(stored)) == len(np.unique(np.round(times, 3)))
+
+
+def test_columns_are_chosen_and_printed(tmp_path, ends):
+    path = tmp_path / "s.csv"
+    path.write_text(
+        "name;a;b;n;y\n"
+        + "".join(f"r{i};{i / 7:.3f};{(i * i) % 11 / 3:.3f};{i};{i % 5}\n" for i in range(40)).replace(".", ",")
+    )
+    words = ["--source", path, "--out", tmp_path / "s.h5", "--drop", "name", "--context", "y"]
+    code, _, printed = ends(command(preparing), *words)
+    assert code == 0
+    assert "columns: a, b, n\n  context: y" in printed
+    assert "warning: 'n' holds whole numbers only" in printed
+    assert ends(command(preparing), *words[:4], "--columns", "a,b")[0] == 0
+    assert Store(tmp_path / "s.h5").provenance["columns"] == {"x": ["a", "b"]}

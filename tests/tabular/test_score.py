@@ -21,13 +21,13 @@ def test_every_row_of_a_split_is_scored(moons_run, moons, tmp_path, ends):
     out = tmp_path / "scores.csv"
     code, _, printed = ends(command(scoring), "--model", moons_run, "--rows", moons, "--out", out, "--batch_size", 30)
     assert code == 0
-    assert "100 rows" in printed
+    assert "over 100 examples" in printed
     flow = VectorFlow.from_pretrained(moons_run / "model")
     with torch.no_grad():
         expected = flow.log_prob(torch.from_numpy(np.array(Store(moons).array("test", "x"))))
     np.testing.assert_allclose(column(out, "log_density"), expected, atol=1e-4)
     np.testing.assert_array_equal(column(out, "row"), np.arange(100))
-    reference = Reference.load(moons_run / "model/training.json")
+    reference = Reference.load(moons_run)
     np.testing.assert_allclose(column(out, "percentile"), reference.percentile(-expected.numpy()), atol=0.5)
 
 
@@ -91,9 +91,9 @@ def broken_store(tmp_path):
     ("make", "sentence"),
     [
         (npy(np.zeros((4, 3))), "has 3 columns, the model takes 2 (x0, x1)"),
-        (npy(np.full((4, 2), np.nan)), "NaN, infinite"),
+        (npy(np.full((4, 2), np.nan)), "missing (NaN), infinite"),
         (lambda p: p / "missing.csv", "does not exist"),
-        (broken_store, "not an arflows store"),
+        (broken_store, "has no array train"),
     ],
 )
 def test_rows_that_do_not_fit_are_one_sentence(make, sentence, moons_run, tmp_path, ends):

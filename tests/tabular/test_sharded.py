@@ -24,7 +24,7 @@ import sys, torch
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from torch.distributed import fsdp
-from arflows.tabular import train
+from arflows.core.commands.cli import main
 
 def wrapped(self, model):
     return fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
@@ -36,7 +36,7 @@ fsdp.FullStateDictConfig = here(fsdp.FullStateDictConfig)
 fsdp.api.FullOptimStateDictConfig = here(fsdp.api.FullOptimStateDictConfig)
 _AcceleratorConnector._check_strategy_and_fallback = lambda self: None
 FSDPStrategy._setup_model = wrapped
-train.train(*sys.argv[1:])
+main(["tabular", "train", *sys.argv[1:]])
 """
 
 

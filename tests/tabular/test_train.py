@@ -33,7 +33,7 @@ def test_a_run_leaves_model_checkpoints_logs_and_its_options(moons_run, moons):
     assert facts["val"]["kind"] == "density"
     assert facts["data"]["store"] == str(moons)
     assert facts["data"]["columns"] == {"x": ["x0", "x1"]}
-    assert len(Reference.load(moons_run / "model/training.json").scores) == 800
+    assert len(Reference.load(moons_run).scores) == 800
 
 
 def test_the_model_takes_rows_in_their_own_units(houses_run, houses):

@@ -207,11 +207,18 @@ class TestBadInput:
         (tmp_path / "mixed").mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / "mixed" / "a.png")
         Image.new("RGB", (9, 12)).save(tmp_path / "mixed" / "b.png")
-        self.refused(out, "8×8 to 12×9, not squares of one size: add --image_size", tmp_path / "mixed")
+        self.refused(out, "8×8 to 12×9, not of one size: add --image_size", tmp_path / "mixed")
 
-    def test_not_square(self, tmp_path, out):
-        np.savez(tmp_path / "a.npz", images=np.zeros((5, 8, 10), np.uint8))
-        self.refused(out, "8×10, not squares", tmp_path / "a.npz")
+    def test_a_class_without_training_images(self, npz, tmp_path, out):
+        np.savez(tmp_path / "train.npz", images=PIXELS, labels=np.arange(40) % 3)
+        np.savez(tmp_path / "test.npz", images=PIXELS, labels=np.arange(40) % 2)
+        prepare(str(tmp_path / "train.npz"), out, test=tmp_path / "test.npz")
+        with pytest.raises(UserError, match="has the class '3', which the split 'train' has not"):
+            prepare(str(tmp_path / "train.npz"), out, test=npz)
+
+    @pytest.mark.parametrize("size", ["0", "8,0", "8,9,10", "wide"])
+    def test_sizes_that_are_none(self, npz, out, size):
+        self.refused(out, f"image_size is {size}: give", npz, image_size=size)
 
     @pytest.mark.parametrize("pixels", [np.nan, np.inf, -1.0, 300.0])
     def test_pixels_out_of_range(self, tmp_path, out, pixels):
@@ -245,3 +252,45 @@ class TestBadInput:
         with pytest.raises(UserError, match="none of the images"):
             prepare(str(npz), out, image_size=16)
         assert out.read_bytes() == before
+
+
+def test_images_that_are_no_squares(tmp_path, out):
+    np.savez(tmp_path / "a.npz", images=np.arange(5 * 8 * 10, dtype=np.uint8).reshape(5, 8, 10))
+    prepare(str(tmp_path / "a.npz"), out, val_fraction=0)
+    assert Store(out).spec == {"height": 8, "width": 10, "channels": 1, "bits": 8}
+    (tmp_path / "files").mkdir()
+    Image.fromarray(PIXELS.reshape(64, 120)[:40, :120]).save(tmp_path / "files" / "wide.png")
+    prepare(str(tmp_path / "files"), out, image_size="12,20", val_fraction=0)
+    assert Store(out).spec == {"height": 12, "width": 20, "channels": 1, "bits": 8}
+    assert Store(out).provenance["splits"]["train"]["converted"] == {"cropped to its central part": 1, "reduced": 1}
+
+
+def test_twelve_bits_in_files_of_sixteen(tmp_path, out):
+    (tmp_path / "files").mkdir()
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "files" / "white.png")
+    Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(tmp_path / "files" / "grey.png")
+    prepare(str(tmp_path / "files"), out, white=4095, val_fraction=0)
+    assert sorted(Store(out).array("train", "images")[:, 0, 0, 0]) == [128, 255]
+
+
+def test_a_stray_file_keeps_the_labels_and_numbers_sort_by_value(tmp_path, out, capsys):
+    for index, name in enumerate(("10", "9", "b")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for copy in range(index + 2):
+            Image.fromarray(PIXELS[index]).save(tmp_path / "images" / name / f"{copy}.png")
+    (tmp_path / "images" / "README.txt").write_text("no image")
+    prepare(str(tmp_path / "images"), out, val_fraction=0)
+    store = Store(out)
+    assert store.categories == {"labels": ["9", "10", "b"]}
+    assert np.bincount(store.array("train", "labels")).tolist() == [3, 2, 4]
+    assert store.provenance["splits"]["train"]["skipped"] == {"not an image": ["README.txt"]}
+    assert "class 9: train 3\n  class 10: train 2" in capsys.readouterr().out
+
+
+def test_labels_from_one_keep_their_names(tmp_path, out, capsys):
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=1 + np.arange(40) % 2)
+    prepare(str(tmp_path / "a.npz"), out)
+    store = Store(out)
+    assert store.categories == {"labels": ["1", "2"]}
+    assert set(store.array("train", "labels")) == {0, 1}
+    assert "left out, as they have no training images: the classes 0" in capsys.readouterr().out

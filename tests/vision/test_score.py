@@ -65,7 +65,7 @@ def test_percentile_and_typicality_compare_with_the_training_images(run_folder, 
     out = tmp_path / "scores.csv"
     assert scores(capsys, "--model", run_folder, "--images", digits, "--out", out, "--split", "train")[0] == 0
     bits = column(out, "bits_per_dim")
-    reference = Reference.load(run_folder / "model/training.json")
+    reference = Reference.load(run_folder)
     np.testing.assert_allclose(column(out, "percentile"), reference.percentile(bits), atol=1.5)
     np.testing.assert_allclose(column(out, "typicality"), np.abs(bits - reference.mean), atol=1e-5)
     assert column(out, "percentile").mean() == pytest.approx(50, abs=3)  # being the training images themselves
@@ -155,7 +155,7 @@ def test_labels_beyond_the_classes_are_refused(conditional, test_images, tmp_pat
         capsys, "--model", conditional, "--images", tmp_path / "many.npz", "--out", tmp_path / "s.csv"
     )
     assert code == 2
-    assert "labels up to 12" in message
+    assert "has 13 classes, the model 10 whose names are not known" in message
 
 
 def save_other_size(tmp_path):

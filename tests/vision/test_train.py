@@ -94,7 +94,7 @@ def test_training_facts_tell_how_the_model_came_about(run_folder, digits):
     assert facts["data"]["counts"]["train"] == 160
     assert {"arflows", "torch", "commit"} <= facts["software"].keys()
     assert facts["hardware"]["device"] == "cpu"
-    reference = Reference.load(run_folder / "model/training.json")
+    reference = Reference.load(run_folder)
     assert len(reference.scores) == 160
     assert reference.mean == pytest.approx(facts["val"]["value"], abs=0.5)
 

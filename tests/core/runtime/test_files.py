@@ -3,7 +3,7 @@ import os
 import pytest
 
 from arflows.core.runtime.errors import UserError
-from arflows.core.runtime.files import new_folder, replacing
+from arflows.core.runtime.files import new_folder, refuse_existing, replacing
 
 
 def test_file_is_replaced_when_the_block_succeeds(tmp_path):
@@ -62,3 +62,12 @@ def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
     with new_folder(tmp_path / "samples-0.8") as folder:
         (folder / "a").touch()
     assert (tmp_path / "samples-0.8/a").exists()
+
+
+def test_a_file_is_replaced_only_on_request(tmp_path):
+    path = tmp_path / "s.h5"
+    refuse_existing(path, overwrite=False)
+    path.touch()
+    refuse_existing(path, overwrite=True)
+    with pytest.raises(UserError, match=r"s\.h5 exists already: .* by --overwrite"):
+        refuse_existing(path, overwrite=False)
