@@ -104,7 +104,7 @@ class Standardize(InitializedFromData, Bijection):
     >>> layer = Standardize(1)
     >>> layer.initialize_from(torch.tensor([[2.0], [4.0]]))
     >>> layer(torch.tensor([[3.0]]))
-    (tensor([[0.]]), tensor([-0.]))
+    (tensor([[0.]]), tensor([0.]))
     """
 
     mean: Tensor
