@@ -64,9 +64,8 @@ class Peer:
 
 def arflows_peer(name: str, context: int) -> Peer:
     """Build a flow of arflows."""
-    flow = (
-        getattr(flows, name)(FEATURES, context, transforms=TRANSFORMS, hidden_features=(WIDTH, WIDTH)).double().eval()
-    )
+    flow = getattr(flows, name)(FEATURES, context, transforms=TRANSFORMS, hidden_features=(WIDTH, WIDTH))
+    flow.double().eval()
 
     def many(shape: Any, given: Tensor | None) -> Tensor:
         return flow.sample(shape, given, per_context=given is not None and given.shape[:-1] != tuple(shape))
@@ -337,8 +336,8 @@ def main() -> None:
         "# Checks of vector flows beside other libraries",
         "",
         f"Written by `python benchmarks/peer_checks.py` with {versions} and torch {torch.__version__}, on a CPU in",
-        f"float64. Flows of {FEATURES} variables, {TRANSFORMS} layers of width {WIDTH}, random weights of seed 0. Numbers",
-        "are the largest absolute errors; a call that raised an exception shows its class.",
+        f"float64. Flows of {FEATURES} variables, {TRANSFORMS} layers of width {WIDTH}, random weights of seed 0.",
+        "Numbers are the largest absolute errors; a call that raised an exception shows its class.",
     ]
     for name in ("MAF", "NSF", "RealNVP"):
         lines += ["", f"## {name}", "", f"| check | {' | '.join(LIBRARIES)} |", "| --- |" + " --- |" * len(LIBRARIES)]
