@@ -57,8 +57,7 @@ class RationalQuadraticSpline(Elementwise):
         self.bins = bins
         self.bound = bound
         self.slope = slope
-        self.raw_bound = math.inf if slope is None else -math.log(slope)
-        raw_bounds = torch.full((3 * bins - 1,), self.raw_bound)
+        raw_bounds = torch.full((3 * bins - 1,), math.inf if slope is None else -math.log(slope))
         raw_bounds[: 2 * bins] /= 2
         self.register_buffer("raw_bounds", raw_bounds, persistent=False)
         self.min_bin = min_bin
