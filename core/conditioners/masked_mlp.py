@@ -230,10 +230,10 @@ class MaskedMLPStream(Stream):
         self.hidden = [torch.zeros_like(s) if any(made.skips) else s for s in self.sums[:-1]]
         self.values = self.sums[0].new_zeros(made.features, batch)
         self.rows = self.values.unbind(0)
-        # Of each site still to come in the block, last first: for each layer that it reveals units of, the sums to
-        # complete, weights and inputs of what is left to add, what skips the layers before, where activated sums go.
+        # For each remaining site of the block, last first, and each layer with units that it completes: their sums, the
+        # weights and inputs of the missing terms, the skip connection, and the memory for activated sums.
         self.block: list[list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]]] = []
-        # Position, sites, and for each layer the sums of the sites' units as far as the past goes.
+        # Start and end of a block, and for each layer the sums of the block's units over all earlier sites.
         self.past: tuple[int, int, list[Tensor]] | None = None
 
     def step(self, previous: Float[Tensor, " batch"] | None) -> Float[Tensor, "batch parameters"]:
@@ -244,9 +244,9 @@ class MaskedMLPStream(Stream):
         if not self.block:
             self._enter_block(self.position, min(self.position + _STREAM_BLOCK, self.made.features))
         self.computed += 1
-        reveals = self.block.pop()
-        parameters, weight, inputs, _, _ = reveals.pop()
-        for sums, hidden_weight, hidden_inputs, skipped, hidden in reveals:
+        completed = self.block.pop()
+        parameters, weight, inputs, _, _ = completed.pop()
+        for sums, hidden_weight, hidden_inputs, skipped, hidden in completed:
             sums.addmm_(hidden_weight, hidden_inputs)
             if skipped is not None:
                 sums += skipped
