@@ -17,7 +17,7 @@ from arflows.audio.sample import synthesise
 from arflows.audio.score import frame_means, sample_log_likelihoods
 from arflows.audio.train import train
 from arflows.core.commands.plots import score_histogram, training_curve
-from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Sounds, Table
+from arflows.core.commands.report import Chapter, Paragraph, Picture, Setup, Sounds, Table
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import write_wav
 
@@ -61,7 +61,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         _moments(flow, utterances[1], seed),
         _histogram(flow, utterances, seed),
         _figures(result),
-        Protocol(
+        Setup(
             {
                 "data": f"built in: eSpeak NG reads this project's sentences in five voices, {UTTERANCES} to train on; "
                 "no sentence is in two splits",

@@ -29,7 +29,7 @@ from arflows.audio.render import save_figure, spectrograms
 from arflows.audio.representation import log_mel
 from arflows.audio.sample import synthesise
 from arflows.audio.speech_flow import Temperature, temperature_pair
-from arflows.core.commands.evaluation import protocol, write_result
+from arflows.core.commands.evaluation import provenance, write_result
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.core.runtime.noise import torch_generator
@@ -153,7 +153,7 @@ def evaluate(
     if ood:
         own = columns["log_prob"] / columns["samples"]
         result["separation"] = {path.name: _separation(flow, path, own, seed) for path in ood}
-    result |= protocol(flow, model, options, data.facts())
+    result |= provenance(flow, model, options, data.facts())
     for index, (utterance, synthesised) in enumerate(drawn if is_main() else []):
         stem = out.with_suffix("") if index == 0 else out.with_name(f"{out.stem}-{index}")
         _draw(flow, utterance, synthesised, stem)

@@ -114,7 +114,7 @@ def _constants(spec: MelSpec) -> _Constants:
     centres = librosa.mel_frequencies(spec.bands + 2, fmin=spec.fmin, fmax=spec.fmax)[1:-1]
     width, count = spec.sample_rate / spec.n_fft, spec.n_fft // 2 + 1
     first = math.ceil(spec.fmax / width)
-    groups = math.ceil((count - 1 - first) * width / GROUP_WIDTH) if first < count - 1 else 0
+    groups = min(math.ceil((count - 1 - first) * width / GROUP_WIDTH), count - first) if first < count - 1 else 0
     edges = np.linspace(first, count, groups + 1).astype(int) if groups else np.zeros(0, int)
     pairs = [(int(low), int(high)) for low, high in itertools.pairwise(edges)] if groups else []
     places = np.concatenate([centres, [(low + high - 1) / 2 * width for low, high in pairs]])

@@ -48,11 +48,13 @@ def griffin_lim(waveform: np.ndarray, mel: torch.Tensor, spec: MelSpec) -> np.nd
         fmax=spec.fmax,
     )  # fmt: skip
     # Frames lie around the middles of hops, librosa's around their beginnings.
-    shift = spec.hop // 2
+    shift, length = spec.hop // 2, (amplitudes.shape[1] - 1) * spec.hop
     found = librosa.griffinlim(
-        amplitudes, n_iter=60, hop_length=spec.hop, win_length=spec.window, random_state=0, length=len(waveform)
+        amplitudes, n_iter=60, hop_length=spec.hop, win_length=spec.window, random_state=0, length=length
     )
-    return np.concatenate([np.zeros(shift), found])[: len(waveform)].astype(np.float32)
+    out = np.zeros(len(waveform), np.float32)
+    out[shift : shift + length] = found
+    return out
 
 
 def world(waveform: np.ndarray, mel: torch.Tensor, spec: MelSpec) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from arflows.core.commands.report import Chapter, Picture, Protocol, Table
+from arflows.core.commands.report import Chapter, Picture, Setup, Table
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
 from arflows.molecules.evaluate import evaluate, stored_smiles
@@ -45,7 +45,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
             *_pictures(load_model(MoleculeFlow, str(run), "cpu"), store, seed),
             _validity(result),
             _figures(result),
-            Protocol(
+            Setup(
                 {
                     "data": f"{result['data']['available']['train']:,} molecules of the NCI's open database that come "
                     f"with RDKit, of which {sum(result['data']['counts'].values()):,} with at most {MAX_ATOMS} heavy "

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arflows.core.commands.evaluation import protocol, write_result
+from arflows.core.commands.evaluation import provenance, write_result
 from arflows.core.likelihood import Batch, Estimate, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.option_types import PositiveInt
@@ -142,7 +142,7 @@ def evaluate(
         **measured,
         **({"further": further} if further else {}),
         "samples_per_second": {"value": samples / seconds, "samples": samples, "what": "valid SMILES, with masks"},
-        **protocol(flow, model, options, data.store.facts()),
+        **provenance(flow, model, options, data.store.facts()),
         "seconds": round(time.perf_counter() - start, 1),
     }
     rows = _rows(result, figures[0])

@@ -102,7 +102,7 @@ def score(
         found = marginals(flow, given.molecules, wanted, orders, seed)
         columns["log_prob_all_orders"] = [f"{each.log_prob:.6f}" for each in found]
         columns["standard_error"] = [
-            "" if math.isnan(each.standard_error) else f"{each.standard_error:.6f}" for each in found
+            "" if not math.isfinite(each.standard_error) else f"{each.standard_error:.6f}" for each in found
         ]
         columns["effective_orders"] = [f"{each.effective_sample_size:.1f}" for each in found]
     columns = input_columns(given.molecules, {*columns, "percentile", "typicality"}) | columns

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from arflows.core.commands.report import Chapter, Picture, Protocol, Table
+from arflows.core.commands.report import Chapter, Picture, Setup, Table
 from arflows.core.flows import VectorFlow
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.densities import DENSITIES
@@ -59,7 +59,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
                 "fields); the integral of the flow's density over a grid around the data; samples per second, and "
                 "seconds of training, on this machine.",
             ),
-            Protocol(
+            Setup(
                 {
                     "data": "50,000 points of each density: 80 % to train on, 10 % to validate, 10 % to test",
                     "likelihood": "exact density of continuous data, in the data's own units",

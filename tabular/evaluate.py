@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from arflows.core.commands.evaluation import per_second, protocol, write_result
+from arflows.core.commands.evaluation import per_second, provenance, write_result
 from arflows.core.flows import VectorFlow
 from arflows.core.inversion import SOLVERS, SolverName, relative_residual, use_solver
 from arflows.core.likelihood import Estimate, log_probs
@@ -78,7 +78,7 @@ def evaluate(
             "batch_size": batch_size,
             "solver": solver,
         },
-        **protocol(flow, model, options, data.facts()),
+        **provenance(flow, model, options, data.facts()),
         "seconds": round(time.perf_counter() - start, 1),
     }
     error_bar = f"± {loss.standard_error:.4f} (s.e.; two are {2 * loss.standard_error:.4f})"

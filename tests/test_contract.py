@@ -16,8 +16,8 @@ from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.likelihood import log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.molecules.decisions import packed
 from arflows.molecules.graph_flow import GraphFlow
-from arflows.molecules.marginal import packed
 from arflows.molecules.representation import graph_of
 
 from .molecules.small_flows import DRUGS
@@ -57,15 +57,14 @@ def images(name: str, size: int = 8, classes: int = 0, **options: Any) -> Case:
     return Case(lambda: getattr(vision, name)(size, 1, **({"classes": classes} if classes else {}), **options), batch)
 
 
-def speech(conditional: bool = True, speakers: int = 0, **options: Any) -> Case:
+def speech(name: str, conditional: bool = True, speakers: int = 0, **options: Any) -> Case:
     spec = {"n_fft": 32, "hop": 16, "window": 32, "bands": 5}
 
     def batch() -> dict[str, Tensor]:
         mel = {"mel": 3 * torch.randn(COUNT, 5, 5) - 6} if conditional else {}
         return {"x": torch.randn(COUNT, 80), **mel, **({"speaker": torch.arange(COUNT)} if speakers else {})}
 
-    sizes = {"height": 8, "channels": 4, "layers": 2, "flows": 2, **options}
-    build = lambda: audio.WaveFlow(spec, conditional, speakers, **sizes)  # noqa: E731
+    build = lambda: getattr(audio, name)(spec, conditional, speakers, channels=4, **options)  # noqa: E731
     return Case(build, batch, {} if conditional else {"samples": 80})
 
 
@@ -80,6 +79,8 @@ def graphs(name: str, order: str, **options: Any) -> Case:
     return Case(lambda: getattr(molecules, name)(spec.as_dict(), **options), batch)
 
 
+WAVEFLOW = {"height": 8, "layers": 2, "flows": 2}
+PREDICTIVE = {"order": 4, "chunk": 4, "dilations": (1, 2), "width": 4, "features": 4}
 TRANSFORMER = {"width": 16, "layers": 2, "heads": 2}
 CASES = {
     "MADE": vectors("MADE"),
@@ -99,9 +100,12 @@ CASES = {
     "vision.FlowPlusPlus": images("FlowPlusPlus", blocks=1, width=4, components=2, heads=2),
     "vision.TarFlow": images("TarFlow", patch_size=4, blocks=2, **TRANSFORMER),
     "vision.TarFlow-noise": images("TarFlow", classes=2, patch_size=4, blocks=2, noise=0.1, **TRANSFORMER),
-    "audio.WaveFlow": speech(),
-    "audio.WaveFlow-free": speech(conditional=False),
-    "audio.WaveFlow-speakers": speech(speakers=3, causal_width=True),
+    "audio.WaveFlow": speech("WaveFlow", **WAVEFLOW),
+    "audio.WaveFlow-free": speech("WaveFlow", conditional=False, **WAVEFLOW),
+    "audio.WaveFlow-speakers": speech("WaveFlow", speakers=3, causal_width=True, **WAVEFLOW),
+    "audio.PredictiveFlow": speech("PredictiveFlow", **PREDICTIVE),
+    "audio.PredictiveFlow-free": speech("PredictiveFlow", conditional=False, **PREDICTIVE),
+    "audio.PredictiveFlow-speakers": speech("PredictiveFlow", speakers=3, density="normal", **PREDICTIVE),
     "molecules.MoleculeFlow": graphs("MoleculeFlow", "dfs", **TRANSFORMER),
     "molecules.MoleculeFlow-properties": graphs("MoleculeFlow", "dfs", properties=["logP", "QED"], **TRANSFORMER),
     "molecules.GraphAF": graphs("GraphAF", "bfs", width=8, layers=2, look_back=6),

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from arflows.core.commands.plots import score_histogram, training_curve
-from arflows.core.commands.report import Chapter, Paragraph, Picture, Protocol, Table
+from arflows.core.commands.report import Chapter, Paragraph, Picture, Setup, Table
 from arflows.core.likelihood import bits_per_dim, log_probs
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.store import Store
@@ -55,7 +55,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         ),
         _histogram(load_model(ImageFlow, str(out / "patches"), "cpu"), out, seed),
         _figures(results),
-        Protocol(
+        Setup(
             {
                 "data": "built into scikit-learn: load_digits (17 grey levels), and patches of load_sample_images, "
                 "training and test from disjoint regions",

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from arflows.core.commands.evaluation import per_second, protocol, write_result
+from arflows.core.commands.evaluation import per_second, provenance, write_result
 from arflows.core.likelihood import Estimate, dequantization, log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import PerExample, fixed_noise
@@ -99,7 +99,7 @@ def evaluate(
             "value": per_second(lambda: flow.sample(batch_size), batch_size, model_device),
             "batch_size": batch_size,
         },
-        **protocol(flow, model, options, data.facts()),
+        **provenance(flow, model, options, data.facts()),
     }
     rows = {"bits/dim": str(figure)}
     logit = first_logit(flow)

@@ -20,11 +20,8 @@ def settings_of(elementwise: Elementwise, dtype: np.dtype[Any]) -> tuple[int, np
     code = codes.get(type(elementwise))
     if code is None:
         return None
-    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset"]
-    settings = [float(getattr(elementwise, name)) for name in names]
-    if isinstance(elementwise, RationalQuadraticSpline):
-        settings.append(2 * float(elementwise.raw_bounds[0]))
-    return code, np.array(settings, dtype)
+    names = ["bound"] if code != _SPLINE else ["bound", "min_bin", "min_derivative", "derivative_offset", "raw_bound"]
+    return code, np.array([getattr(elementwise, name) for name in names], dtype)
 
 
 @compiled

@@ -39,8 +39,6 @@ class RationalQuadraticSpline(Elementwise):
     True
     """
 
-    raw_bounds: Tensor
-
     def __init__(
         self,
         bins: int = 8,
@@ -57,9 +55,7 @@ class RationalQuadraticSpline(Elementwise):
         self.bins = bins
         self.bound = bound
         self.slope = slope
-        raw_bounds = torch.full((3 * bins - 1,), math.inf if slope is None else -math.log(slope))
-        raw_bounds[: 2 * bins] /= 2
-        self.register_buffer("raw_bounds", raw_bounds, persistent=False)
+        self.raw_bound = math.inf if slope is None else -math.log(slope)
         self.min_bin = min_bin
         self.min_derivative = min_derivative
         self.parameter_count = 3 * bins - 1
@@ -76,9 +72,11 @@ class RationalQuadraticSpline(Elementwise):
         self, parameters: Tensor, values: Tensor, inverse: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the bin of each value: left x, width, left y, height, left and right derivative."""
+        raw_sizes, raw_derivatives = parameters.split([2 * self.bins, self.bins - 1], -1)
         if self.slope is not None:
-            parameters = bounded(parameters, self.raw_bounds)
-        raw_widths, raw_heights, raw_derivatives = parameters.split([self.bins, self.bins, self.bins - 1], -1)
+            raw_sizes = bounded(raw_sizes, self.raw_bound / 2)
+            raw_derivatives = bounded(raw_derivatives, self.raw_bound)
+        raw_widths, raw_heights = raw_sizes.chunk(2, -1)
         x, y = self._knots(raw_widths), self._knots(raw_heights)
         derivatives = self.min_derivative + F.softplus(raw_derivatives + self.derivative_offset)
         derivatives = F.pad(derivatives, (1, 1), value=1.0)

@@ -1,9 +1,8 @@
-"""The command line: ``arflows <domain> <verb> [options]``, and how every command speaks to its user.
+"""The command line: ``arflows <domain> <verb> [options]``.
 
-`main` looks up the words and loads nothing but the standard library; only the verb that was asked for is imported. A
-verb is the function of that name in the module of that name: ``arflows vision sample`` calls
-``arflows.vision.sample.sample``. `run` makes its options from its signature and docstring. A function of ``*words`` has
-a parser of its own, as training by LightningCLI has, and gets the words of the command line as they are.
+`main` needs only the standard library and imports only the requested verb. A verb is the function of that name in the
+module of that name: ``arflows vision sample`` calls ``arflows.vision.sample.sample``. `run` derives the options from
+its signature and docstring. A function of ``*words`` parses the words itself, as training by LightningCLI does.
 
 In several processes: ``torchrun --nproc-per-node 4 --no-python arflows vision sample …``.
 """
@@ -30,7 +29,7 @@ from arflows.core.runtime.processes import distributed_session, is_main
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 else:
-    ArgumentParser = object  # jsonargparse takes a tenth of a second to import, which a help text must not wait for
+    ArgumentParser = object  # jsonargparse takes 0.1 s to import, which would delay --help
 
 Result = TypeVar("Result")
 
@@ -46,10 +45,10 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs ``arflows`` with the words ``args``, by default those of the process.
+    """Run ``arflows`` with the words ``args``, by default those of the process.
 
     Raises:
-        SystemExit: with code 2 and one sentence on standard error for what the user can mend.
+        SystemExit: With code 2 and one sentence on standard error for a user error.
     """
     with guarded(args) as words:
         match words:
@@ -93,8 +92,8 @@ def _function(package: str, name: str) -> Callable[..., object]:
     return function
 
 
-def _misplaced(option: str, place: str, prog: str) -> UserError:
-    return UserError(f"There is no option {option.partition('=')[0]} before {place}; see `{prog} --help`.")
+def _misplaced(option: str, successor: str, prog: str) -> UserError:
+    return UserError(f"There is no option {option.partition('=')[0]} before {successor}; see `{prog} --help`.")
 
 
 def _overview() -> str:

@@ -1,4 +1,4 @@
-"""``arflows demo``: every installed domain shows on its built-in data what it does, and one report keeps it."""
+"""``arflows demo``: one small training in every installed domain, and a report."""
 
 import importlib
 import importlib.util
@@ -13,16 +13,16 @@ from arflows.core.runtime.errors import UserError
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("report.html")) -> None:
-    """Train, sample and score a small flow of every domain, and write one report of what came out.
+    """Train, sample and score a small flow of every domain, and write a report.
 
     Args:
-        out: folder for models and samples; each domain has a folder in it.
-        seed: of all random numbers.
-        report: the HTML file to write.
+        out: Folder for models and samples, with one folder for each domain.
+        seed: Seed of all random numbers.
+        report: The HTML file to write.
 
     Raises:
-        UserError: if no domain is installed, or the report cannot be where it is wanted.
-        SystemExit: with code 1 if a domain failed; the report says why, and has the chapters of the others.
+        UserError: If no domain is installed, or the report cannot be written there.
+        SystemExit: With code 1 if a domain failed; the report has the reason and the chapters of the others.
     """
     began = time.monotonic()
     domains = [domain for domain in all_domains() if _has_demo(domain)]
@@ -32,7 +32,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
         )
     if report.is_dir():
         raise UserError(f"{report} is a folder: name a file with --report.")
-    report.parent.mkdir(parents=True, exist_ok=True)  # an error now rather than when all is done
+    report.parent.mkdir(parents=True, exist_ok=True)  # fail before the trainings rather than after them
     chapters, failed = [], []
     for number, domain in enumerate(domains, start=1):
         print(f"[{number}/{len(domains)}] {domain.name} — {domain.summary}", flush=True)
@@ -40,14 +40,14 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
         try:
             chapters.append(_chapter(domain, out / domain.name, seed))
             print(f"{domain.name} took {_duration(time.monotonic() - started)}", flush=True)
-        except Exception as error:  # one domain's fault must not take the others' work with it
+        except Exception as error:  # the other domains continue
             failed.append(domain.name)
             _, reason = explain(error)
             print(f"error: {domain.name}: {reason}", file=sys.stderr)
             chapters.append(Chapter(domain.name, "This chapter could not be made.", [Failure(reason)]))
     took = _duration(time.monotonic() - began)
     write_report(report, chapters, {**_machine(), "seed": seed, "took": took}, title="arflows demo")
-    print(f"{report.resolve()} shows what came out; all of it took {took}")
+    print(f"{report.resolve()} is the report; the demo took {took}")
     if failed:
         print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(FAULT)
@@ -63,7 +63,7 @@ def _chapter(domain: Domain, out: Path, seed: int) -> Chapter:
 
 
 def _machine() -> dict[str, object]:
-    import torch  # the domains have imported it by now; the options of the demo need not wait for it
+    import torch  # slow to import, and not needed for the options
 
     from arflows.core.runtime.machine import hardware, software
 

@@ -1,13 +1,13 @@
-"""The domains that are installed: found by entry point, so that nothing has to keep a list of them.
+"""Discovery of installed domains by entry point.
 
-A package offers a domain by an entry point in the group ``arflows.domains`` that names a `Domain`; in its
+A package registers a domain by an entry point in the group ``arflows.domains`` that names a `Domain`. In its
 ``pyproject.toml``::
 
     [project.entry-points."arflows.domains"]
     vision = "arflows.vision.domain:DOMAIN"
 
-The command line, the demo and its report then find it. The module that holds the `Domain` should import nothing heavy:
-it is loaded to print a help text.
+The command line, the demo and its report then find it. The module of the `Domain` should import nothing heavy, because
+``--help`` loads it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ GROUP = "arflows.domains"
 
 @dataclass(frozen=True)
 class Domain:
-    """What a domain offers on the command line.
+    """Description of a domain for the command line.
 
     Attributes:
-        name: the word after ``arflows``, equal to the name of the entry point.
-        summary: one line for ``arflows --help``.
-        module: The package. Each verb is the function ``<module>.<verb>.<verb>``; the chapter of the demo's report is
-            made by ``<module>.demo.chapter(out, seed)``.
-        verbs: Each verb with one line for ``arflows <domain> --help``, in the order in which a user meets them.
-        examples: The name of its examples, in the plural, such as "images".
+        name: Name of the entry point, and the word after ``arflows``.
+        summary: One line for ``arflows --help``.
+        module: The package. Each verb is the function ``<module>.<verb>.<verb>``; ``<module>.demo.chapter(out, seed)``
+            makes the chapter of the demo's report.
+        verbs: Verbs in the order of use, each with one line for ``arflows <domain> --help``.
+        examples: Plural noun for the examples, such as "images".
     """
 
     name: str
@@ -42,24 +42,24 @@ class Domain:
 
 
 def all_domains() -> list[Domain]:
-    """All installed domains, by name."""
+    """Return all installed domains, sorted by name."""
     return [_load(entry_point) for _, entry_point in sorted(_entry_points().items())]
 
 
 def domain_names() -> list[str]:
-    """The names of all installed domains; none of them is loaded."""
+    """Return the names of all installed domains without loading them."""
     return sorted(_entry_points())
 
 
 def find_domain(name: str, *, also: Iterable[str] = ()) -> Domain:
-    """The domain of that name; no other domain is loaded.
+    """Load a domain by name, and no other.
 
     Args:
-        name: name of a domain.
-        also: what else would have been understood in its place, for the message.
+        name: Name of a domain.
+        also: Further valid words, for the error message.
 
     Raises:
-        UserError: if there is none; the message has the closest match and all names.
+        UserError: If there is no such domain; the message has the closest match and all names.
     """
     installed = _entry_points()
     if name not in installed:
@@ -78,7 +78,7 @@ def _load(entry_point: EntryPoint) -> Domain:
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"The domain {entry_point.name!r} of the package {package} does not load ({error}): "
-            "install that package again, or uninstall it."
+            "reinstall or uninstall that package."
         ) from error
     if not isinstance(domain, Domain):
         raise UserError(

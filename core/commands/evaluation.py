@@ -1,4 +1,4 @@
-"""What ``evaluate`` says in every domain beside its own figures: speed, and all that is needed to repeat them."""
+"""Parts of ``evaluate`` that all domains share: speed, provenance and output."""
 
 import json
 import time
@@ -16,13 +16,13 @@ from arflows.core.runtime.pretrained import model_folder, training_facts
 
 
 def per_second(work: Callable[[], object], examples: int, device: torch.device, seconds: float = 1.0) -> float:
-    """Measures a speed: the median over calls, after one that does not count.
+    """Measure throughput: examples per second, from the median duration of calls after a warm-up call.
 
     Args:
-        work: What to measure; does ``examples`` examples at each call.
-        examples: How many these are.
-        device: The device it computes on.
-        seconds: How long to measure, at least three calls.
+        work: Function to measure; one call processes ``examples`` examples.
+        examples: Number of examples per call.
+        device: Device of the computation, which is synchronised.
+        seconds: Least duration of the measurement, which has at least three calls.
     """
     durations: list[float] = []
     while len(durations) < 4 or sum(durations[1:]) < seconds:
@@ -34,14 +34,14 @@ def per_second(work: Callable[[], object], examples: int, device: torch.device, 
     return examples / sorted(durations[1:])[(len(durations) - 1) // 2]
 
 
-def protocol(flow: Flow, model: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What it takes to repeat an evaluation, in values for JSON.
+def provenance(flow: Flow, model: str, options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the information needed to repeat an evaluation, as values for JSON.
 
     Args:
         flow: The model.
-        model: Where it was loaded from; what training left there is told too.
-        options: Those of the command.
-        data: What was measured on, as ``Store.facts`` says it.
+        model: Folder or name that it was loaded from; facts about its training are included.
+        options: Options of the command.
+        data: Facts about the data, from ``Store.facts``.
     """
     return {
         "model": {"class": type(flow).__name__, "parameters": sum(p.numel() for p in flow.parameters())},
@@ -54,12 +54,12 @@ def protocol(flow: Flow, model: str, options: Mapping[str, Any], data: Mapping[s
 
 
 def write_result(out: Path, result: Mapping[str, Any], rows: Mapping[str, str]) -> None:
-    """Writes an evaluation as JSON, and prints it as a table.
+    """Write an evaluation as JSON and print it as a table.
 
     Args:
         out: The JSON file; replaced if it exists.
-        result: What is written: figures, `protocol`, and the ``seconds`` it took.
-        rows: The figures as the table has them; the model, the data and the machine are added.
+        result: Content of the file: figures, `provenance`, and the duration in ``seconds``.
+        rows: Rows of the table; rows for model, data and machine are added.
     """
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -76,7 +76,7 @@ def write_result(out: Path, result: Mapping[str, Any], rows: Mapping[str, str]) 
 
 
 def _training(folder: Path) -> dict[str, Any] | None:
-    """How the model came about, and every option of its run; None of a model that was not trained by ``train``."""
+    """Return training facts and the options of the run; None for a model that ``train`` did not write."""
     training, run = training_facts(folder), folder.parent / "config.yaml"
     if training is None:
         return None

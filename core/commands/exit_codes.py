@@ -15,22 +15,22 @@ FAULT, MENDABLE = 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells report a signal
 
 _debug: ContextVar[bool | None] = ContextVar("debug", default=None)
-"""Whether tracebacks are wanted; None outside of `guarded`."""
+"""True if tracebacks are to be printed; None outside of `guarded`."""
 
 
 @contextmanager
 def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
-    """Runs a command so that its errors end the process the way a user expects.
+    """Turn exceptions of the block into a message and an exit code.
 
-    What the user can mend (an exception with ``user_facing`` set, an `OSError`, exhausted memory) is one sentence on
-    standard error and exit code 2. Ctrl-C is exit code 130, a reader of our output that has gone ends us silently, and
-    any other exception is a fault of the program: exit code 1. The option ``--debug``, wherever it stands, or the
-    environment variable ``ARFLOWS_DEBUG=1`` adds the traceback.
+    A user error (an exception with ``user_facing`` set, an `OSError`, exhausted memory) prints one sentence on standard
+    error and exits with code 2. Ctrl-C exits with 130, a closed output pipe exits silently, and any other exception is
+    a bug: exit code 1. The option ``--debug``, in any position, or the environment variable ``ARFLOWS_DEBUG=1`` adds
+    the traceback.
 
-    Inside another guard this does nothing: errors pass up to the outermost one, so that a command can call another.
+    Guards may be nested, so that a command can call another: the outermost one handles the errors.
 
     Args:
-        args: the words of the command line, by default those of the process.
+        args: Words of the command line; by default those of the process.
 
     Yields:
         The words without ``--debug``.
@@ -45,7 +45,7 @@ def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
         try:
             yield words
         finally:
-            sys.stdout.flush()  # here rather than when Python ends, so that a closed pipe is noticed in time
+            sys.stdout.flush()  # before Python's own flush at exit, so that a closed pipe is caught here
     except SystemExit as ending:
         if not isinstance(ending.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into sys.exit(1)
             raise
@@ -56,7 +56,7 @@ def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
         _end(INTERRUPTED, "interrupted")
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains in its own last flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
             raise SystemExit(BROKEN_PIPE) from None
         code, sentence = explain(error)
         _end(code, f"error: {sentence}")
@@ -65,10 +65,10 @@ def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """What to tell the user about an exception; its traceback is printed if the user asked for that.
+    """Return the exit code and the message for an exception; print its traceback with ``--debug``.
 
     Returns:
-        The exit code and the sentence: 2 for what the user can mend, 1 for a fault of the program.
+        The exit code, 2 for a user error and 1 for a bug, and one sentence.
     """
     if _debug.get():
         traceback.print_exception(error)
@@ -85,22 +85,22 @@ def _end(code: int, line: str) -> NoReturn:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads our standard output any more, as in ``arflows --help | head -1``."""
+    """Return True if the reader of standard output has closed it, as in ``arflows --help | head -1``."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), select.POLLOUT)
-    except io.UnsupportedOperation:  # a notebook or a test reads it
+    except io.UnsupportedOperation:  # standard output of a notebook or a test
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _user_facing_sentence(error: Exception) -> str | None:
-    """What to tell the user; None if the error is not of their making."""
+    """Return the message of a user error; None for any other exception."""
     if getattr(error, "user_facing", False):
         return str(error)
     if isinstance(error, OSError) or "No space left on device" in str(error):
         return _os_error_sentence(error)
-    # PyTorch's class for a GPU, and its words for a CPU
+    # PyTorch raises its own class on a GPU, and a RuntimeError with this text on a CPU
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

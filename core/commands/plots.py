@@ -1,4 +1,4 @@
-"""What a person looks at in every domain: training curves, histograms of scores."""
+"""Plots that all domains share: training curves and histograms of scores."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 from arflows.core.runtime.errors import UserError
 
 UNITS = {"bits_per_dim": "bits/dim", "nats": "nats", "nats_per_dim": "nats/dim"}
-"""What the units of training are called on axes."""
+"""Axis labels of the units of training."""
 
 
 def read_log(run: Path) -> dict[str, np.ndarray]:
-    """Reads what a training run logged, over all times it was resumed.
+    """Read the log of a training run, across all resumptions.
 
     Args:
         run: The run's folder.
 
     Returns:
-        For each quantity an array (entries, 2) of step and value, by step; of a step that a resumed run repeats, the
-        last value.
+        For each logged quantity an array (entries, 2) of step and value, sorted by step. A step that was repeated after
+        a resumption keeps its last value.
 
     Raises:
         UserError: If the folder holds no log.
@@ -41,12 +41,12 @@ def read_log(run: Path) -> dict[str, np.ndarray]:
 
 
 def training_curve(run: Path, unit: str = "bits_per_dim", label: str | None = None) -> Figure:
-    """Draws training and validation loss over the steps of a run.
+    """Plot training and validation loss over the steps of a run.
 
     Args:
         run: The run's folder.
-        unit: That of the training, as it was logged.
-        label: What the axis calls it, if not by its own name.
+        unit: Unit of the loss in the log.
+        label: Label of the axis; by default the name of the unit.
 
     Raises:
         UserError: If the folder holds no log.
@@ -59,7 +59,7 @@ def training_curve(run: Path, unit: str = "bits_per_dim", label: str | None = No
         axes.plot(*series.T, label="validation", marker="o", markersize=3)
     finite = np.concatenate([series[:, 1] for name, series in log.items() if name.endswith(f"/{unit}")])
     finite = finite[np.isfinite(finite)]
-    if len(finite):  # the first steps would otherwise squash the rest
+    if len(finite):  # excludes the losses of the first steps, which would compress the rest
         low, high = finite.min(), np.quantile(finite, 0.97)
         axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
     axes.legend(frameon=False)
@@ -67,11 +67,11 @@ def training_curve(run: Path, unit: str = "bits_per_dim", label: str | None = No
 
 
 def score_histogram(scores: Mapping[str, Sequence[float] | np.ndarray], label: str = "bits/dim") -> Figure:
-    """Draws how the scores of several sets of examples are spread.
+    """Plot histograms of the scores of several sets of examples.
 
     Args:
-        scores: For each set, by the name to show, the scores of its examples.
-        label: What the scores are.
+        scores: Scores of the examples of each set, by its label.
+        label: Label of the scores' axis.
     """
     figure, axes = panel(label, "share of the set")
     arrays = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
@@ -85,7 +85,7 @@ def score_histogram(scores: Mapping[str, Sequence[float] | np.ndarray], label: s
 
 
 def panel(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """Makes a figure with one pair of axes in the style of the others."""
+    """Return a figure with one pair of axes in the common style."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x_label, ylabel=y_label)

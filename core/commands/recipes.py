@@ -1,4 +1,4 @@
-"""Recipes: the config files that come with a domain, named on the command line without a path."""
+"""Recipes: config files that come with a domain and are named without a path."""
 
 import importlib.resources
 import re
@@ -10,14 +10,14 @@ from arflows.core.runtime.errors import unknown_name
 
 
 def resolve_recipe(name: str | Path, package: str) -> Path:
-    """The file of a config that was named by its path, or by its name among the recipes that come with a domain.
+    """Return the path of a config file that is given by path or by recipe name.
 
     Args:
-        name: path of a YAML file, or ``cifar10`` for ``<package>/recipes/cifar10.yaml``. A file goes before a recipe.
-        package: the domain's package, such as ``"arflows.vision"``.
+        name: Path of a YAML file, or ``cifar10`` for ``<package>/recipes/cifar10.yaml``. Files take precedence.
+        package: The domain's package, such as ``"arflows.vision"``.
 
     Raises:
-        UserError: if there is neither; the message names the recipes that exist.
+        UserError: If there is neither; the message names the recipes.
     """
     if Path(name).is_file():
         return Path(name)
@@ -28,10 +28,10 @@ def resolve_recipe(name: str | Path, package: str) -> Path:
 
 
 def recipes_of(package: str) -> dict[str, str]:
-    """The recipes that come with a domain, each with the first sentence of its comment.
+    """Return the names of a domain's recipes with the first sentence of each one's header.
 
     Args:
-        package: the domain's package, such as ``"arflows.vision"``.
+        package: The domain's package, such as ``"arflows.vision"``.
     """
     return {name: _first_sentence(path.read_text(encoding="utf-8")) for name, path in _files(package).items()}
 
@@ -47,7 +47,7 @@ def _first_sentence(text: str) -> str:
 
 
 def resolve_configs(words: Sequence[str], package: str) -> list[str]:
-    """The command line with every ``--config NAME`` (or ``-c NAME``) put through `resolve_recipe`."""
+    """Replace the value of every ``--config`` or ``-c`` on a command line by the path from `resolve_recipe`."""
     resolved = list(words)
     for index, word in enumerate(resolved):
         option, equals, value = word.partition("=")

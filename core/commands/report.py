@@ -1,9 +1,9 @@
-"""One HTML file that shows what was measured: the report of ``arflows demo``.
+"""Self-contained HTML reports, such as that of ``arflows demo``.
 
-A report is a list of `Chapter`, a chapter a list of blocks. A block is a small dataclass that says what is shown; how
-it looks is the macro of the same name in ``report.html.j2``. A new kind of block is one of each.
+A report is a list of `Chapter`, a chapter a list of blocks. A block is a small dataclass with the content; the macro of
+the same name in ``report.html.j2`` renders it. A new kind of block needs one of each.
 
-The file needs no network: images and sounds are embedded, and its content security policy forbids it to load anything.
+The file needs no network: images and sounds are embedded, and its content security policy forbids all requests.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Picture:
     """One picture.
 
     Attributes:
-        picture: what is shown.
-        caption: what it means; shown below.
-        alt: what is to be seen, for those who do not see it.
-        pixelated: whether enlarged pixels stay sharp squares, as small images want.
+        picture: The image.
+        caption: Text below it.
+        alt: Description for people who cannot see it.
+        pixelated: True if enlarged pixels stay sharp squares, for small images.
     """
 
     picture: PictureSource
@@ -63,10 +63,10 @@ class ImageGrid:
     """Small pictures of equal size side by side, each with a label.
 
     Attributes:
-        pictures: what is shown, in reading order.
-        labels: one line below each picture, such as its bits/dim.
-        caption: what the grid means.
-        alt: what is to be seen; a picture's label is added to it.
+        pictures: The images in reading order.
+        labels: One line below each picture, such as its bits/dim.
+        caption: Text below the grid.
+        alt: Description for people who cannot see it; each picture's label is added.
     """
 
     pictures: Sequence[PictureSource]
@@ -84,9 +84,9 @@ class Sounds:
     """Recordings to listen to, each with a label.
 
     Attributes:
-        clips: the bytes of WAV files, or their paths, in order of listening.
-        labels: what each is.
-        caption: what they mean together.
+        clips: Bytes or paths of WAV files, in order.
+        labels: Label of each clip.
+        caption: Text below them.
     """
 
     clips: Sequence[bytes | Path]
@@ -103,9 +103,9 @@ class Table:
     """Rows of text and numbers.
 
     Attributes:
-        header: names of the columns.
-        rows: their values; numbers of which the digits matter as text, such as ``"3.49 ± 0.01"``.
-        caption: what the table means.
+        header: Names of the columns.
+        rows: Their values; numbers with significant digits as text, such as ``"3.49 ± 0.01"``.
+        caption: Text below the table.
     """
 
     header: Sequence[str]
@@ -119,35 +119,35 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Whether each column holds numbers alone, which are aligned at the right."""
+        """True for each column that holds only numbers; these are right-aligned."""
         return [all(NUMBER.fullmatch(str(row[column])) for row in self.rows) for column in range(len(self.header))]
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How the figures were obtained: data, split, budget, seed, kind of likelihood."""
+class Setup:
+    """Conditions of a measurement: data, split, budget, seed, kind of likelihood."""
 
     facts: Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that should be here and is not, with the reason."""
+    """A missing part of the report, with the reason."""
 
     reason: str
 
 
-Block: TypeAlias = Paragraph | Picture | ImageGrid | Sounds | Table | Protocol | Failure
+Block: TypeAlias = Paragraph | Picture | ImageGrid | Sounds | Table | Setup | Failure
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """What one domain has to show.
+    """Chapter of a report, one for each domain.
 
     Attributes:
-        title: the heading.
-        intro: the first paragraph: what was done and what came out.
-        blocks: the rest, in order.
+        title: Heading.
+        intro: First paragraph, with the task and the result.
+        blocks: Further content, in order.
     """
 
     title: str
@@ -158,16 +158,16 @@ class Chapter:
 def write_report(
     path: str | Path, chapters: Sequence[Chapter], facts: Mapping[str, object], title: str = "arflows report"
 ) -> None:
-    """Writes one self-contained HTML file; an older one is replaced only when the new one is whole.
+    """Write one self-contained HTML file; an existing one is replaced atomically.
 
     Args:
-        path: the file to write.
-        chapters: its content.
-        facts: what holds for the whole report: versions, machine, seed, time taken.
-        title: of the page.
+        path: The file.
+        chapters: Its content.
+        facts: Facts about the whole report: versions, machine, seed, duration.
+        title: Title of the page.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: If the file cannot be written.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("arflows.core.commands", "."),

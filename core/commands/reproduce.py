@@ -19,7 +19,7 @@ from arflows.core.runtime.options import renamed_options
 from arflows.core.runtime.pretrained import CONFIG_FILE, model_folder
 
 SPEEDS = ("samples_per_second", "seconds", "factor", "real_time_factor")
-"""Figures that are never the same twice."""
+"""Timings, which differ between runs."""
 
 NOT_REPEATED = ("model", "options", "training", "data", "software", "hardware", "note", *SPEEDS)
 
@@ -33,38 +33,38 @@ def reproduce(
     tolerance: NonNegativeFloat = 1e-4,
     retrain: bool = False,
 ) -> None:
-    """Repeat what a result file says was done, and compare the figures.
+    """Repeat the evaluation in a result file, and compare the figures.
 
-    Training is repeated where the trained model is not there, with the options that the result holds; then the model is
-    evaluated with the same options as then. Figures agree if they differ by no more than the tolerance, or, after
-    training anew on another kind of machine, by no more than four standard errors.
+    If the trained model is missing, it is trained again with the options in the result. The model is then evaluated
+    with the original options. Figures agree if they differ by no more than the tolerance or, after training again, by
+    no more than four standard errors.
 
     Args:
         result: A file that `evaluate` wrote.
-        out: Folder for the new run, if one is needed, and for the new result.
-        model: The trained model, if it is not where the result says.
-        store: The store, if it is not where the result says.
+        out: Folder for the new result, and for the new run if there is one.
+        model: The trained model, if it has moved.
+        store: The store, if it has moved.
         tolerance: Largest relative difference of figures that count as the same.
-        retrain: Train anew even if the model is there.
+        retrain: Train again even if the model exists.
     """
     then = _read(result)
     domain = _domain(then, result)
     options = dict(then["options"])
-    place = store or Path(options["store"])
-    if not place.exists():
-        raise UserError(f"the store {place} of {result} is not here: prepare it again, or say by --store where it is.")
+    data = store or Path(options["store"])
+    if not data.exists():
+        raise UserError(f"the store {data} of {result} does not exist: prepare it again, or give its path by --store.")
     trained = Path(model_folder(str(model or options["model"])))
     anew = retrain or not (trained / CONFIG_FILE).is_file()
     if anew:
         if model is not None:
             raise UserError(f"there is no model {model}: check the path, or leave out --model to train anew.")
-        trained = _train(domain, then, place, out / "run", result)
+        trained = _train(domain, then, data, out / "run", result)
     now_file = out / "result.json"
     module = importlib.import_module(f"{find_domain(domain).module}.evaluate")
     new_names = renamed_options(module.evaluate)
     words = [
         word
-        for name, value in (options | {"model": trained, "store": place}).items()
+        for name, value in (options | {"model": trained, "store": data}).items()
         for word in _words(new_names.get(name, name), value)
     ]
     main([domain, "evaluate", *words, "--out", str(now_file)])
@@ -78,9 +78,9 @@ def reproduce(
 def _train(domain: str, then: dict[str, Any], store: Path, run: Path, result: Path) -> Path:
     config = (then.get("training") or {}).get("config")
     if config is None:
-        raise UserError(f"{result} does not say how its model was trained: say by --model where the model is.")
+        raise UserError(f"{result} has no training options: give the path of the model by --model.")
     config = {**config, "out": str(run), "data": {**config["data"], "store": str(store)}, "resume": False}
-    config["data"].pop("labels", None)  # of early versions, which the model now decides
+    config["data"].pop("labels", None)  # written by early versions; the model decides it now
     config["trainer"] = {name: value for name, value in config["trainer"].items() if value is not None}
     config["trainer"].pop("use_distributed_sampler", None)
     with replacing(run.parent / "config.yaml") as temporary:
@@ -95,7 +95,7 @@ def _train(domain: str, then: dict[str, Any], store: Path, run: Path, result: Pa
 def _compared(
     then: dict[str, Any], now: dict[str, Any], tolerance: float, anew: bool
 ) -> Iterator[tuple[str, float, float, bool]]:
-    """Each figure: its name, both values, and whether they agree."""
+    """Yield the name of each figure, both values, and True if they agree."""
     for name, figure in then.items():
         if name in NOT_REPEATED or not isinstance(figure, dict) or "value" not in figure:
             continue
@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _domain(then: dict[str, Any], result: Path) -> str:
-    """The domain of a result: as it says, else by its model's class."""
+    """Return the domain of a result: its own entry, else that of its model's class."""
     names = [domain.name for domain in all_domains()]
     path = str(
         (((then.get("training") or {}).get("config") or {}).get("model") or {}).get("flow", {}).get("class_path")
@@ -144,7 +144,7 @@ def _domain(then: dict[str, Any], result: Path) -> str:
     ):
         if name in names:
             return str(name)
-    raise UserError(f"{result} does not say of which domain it is: evaluate the model again by this version.")
+    raise UserError(f"{result} does not name its domain: evaluate the model again with this version.")
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The table that ``score`` writes in every domain."""
+"""Output of ``score`` in every domain."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ def write_scores(
 ) -> None:
     """Write a CSV file of scored examples, with the columns percentile and typicality added.
 
-    Without a reference the two columns stay empty, which is printed.
+    Without a reference the two columns stay empty, and a message says so.
 
     Args:
         out: The file; replaced if it exists.
         columns: The other columns, such as names and scores.
-        scores: The scores, as `Reference` has them.
-        reference: The scores of the model's training data.
+        scores: Scores in the unit of the reference.
+        reference: Scores of the model's training data.
     """
     compared = {
         "percentile": [f"{value:.2f}" for value in reference.percentile(scores)] if reference else [""] * len(scores),

@@ -13,16 +13,15 @@ from arflows.core.training.experiment import Experiment
 
 
 def run_experiment(experiment: type[Experiment], words: Sequence[str]) -> None:
-    """Train: the ``train`` verb of a domain is a function of ``*words`` that calls this.
+    """Run a training; the ``train`` verb of each domain calls this with its words.
 
     Args:
-        experiment: The domain's experiment, which takes the words of the command line. ``--config`` may name the
-            recipes of the package that it is defined in.
-        words: The words of the command line.
+        experiment: The domain's experiment class. ``--config`` may name the recipes of its package.
+        words: Words of the command line.
 
     Raises:
-        UserError: If the options do not fit together, or training cannot go on.
-        KeyboardInterrupt: After Ctrl-C, with the last state saved.
+        UserError: If options contradict each other, or training fails.
+        KeyboardInterrupt: After Ctrl-C, once the last state is saved.
     """
     _quiet_lightning()
     try:
@@ -32,7 +31,7 @@ def run_experiment(experiment: type[Experiment], words: Sequence[str]) -> None:
 
 
 def _quiet_lightning() -> None:
-    """Hides Lightning's advertisements, and its remarks on what this module takes care of itself."""
+    """Hide Lightning's advertisements, and warnings about settings that the training handles itself."""
     hidden = re.compile(r"💡|[GTH]PU available|Found current_model_state|An .* was raised with message")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not hidden.match(record.getMessage())

@@ -1,4 +1,4 @@
-"""Find out whether files are as they were written: ``arflows verify PATH``."""
+"""Checksum verification: ``arflows verify PATH``."""
 
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 from arflows.core.runtime.errors import UserError
 
 GROUP = "arflows.verifiers"
-"""Entry points of functions that take a path, and return what they found sound there, or None if it is not theirs."""
+"""Entry points of functions that verify a path: they return a description, or None for a path of another kind."""
 
 
 def verify(path: Path) -> None:
     """Compare every byte of a store, a model folder or the folder of a run with its checksum.
 
     Args:
-        path: What to look at.
+        path: The store, model folder or run folder.
     """
     if not path.exists():
         raise UserError(f"there is no {path}: check the path.")
-    found = [told for entry in sorted(entry_points(group=GROUP)) if (told := entry.load()(path)) is not None]
+    found = [text for entry in sorted(entry_points(group=GROUP)) if (text := entry.load()(path)) is not None]
     if not found:
-        raise UserError(f"{path} is no store, no model folder and no folder of a run: give one of these.")
-    for told in found:
-        print(f"{told}: sound")
+        raise UserError(f"{path} is neither a store nor a model folder nor a run folder: give one of these.")
+    for text in found:
+        print(f"{text}: sound")

@@ -6,7 +6,7 @@ import pytest
 from arflows.audio import demo
 from arflows.audio.render import likelihood_curve, save_figure, spectrograms
 from arflows.audio.representation import MelSpec
-from arflows.core.commands.report import Paragraph, Picture, Protocol, Sounds, Table, write_report
+from arflows.core.commands.report import Paragraph, Picture, Setup, Sounds, Table, write_report
 
 SPEC = MelSpec()
 
@@ -57,7 +57,7 @@ def test_the_chapter(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "prepare", lambda *args, **options: prepare(*args, **{**options, "limit": 6}))
     monkeypatch.setattr(demo, "EVALUATED", 1)
     chapter = demo.chapter(tmp_path / "demo", seed=3)
-    kinds = [Sounds, Picture, Picture, Paragraph, Picture, Picture, Table, Protocol]
+    kinds = [Sounds, Picture, Picture, Paragraph, Picture, Picture, Table, Setup]
     assert [type(block) for block in chapter.blocks] == kinds
     figures = dict(chapter.blocks[-2].rows)
     assert float(figures["times real time"]) > 0

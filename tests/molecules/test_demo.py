@@ -1,6 +1,6 @@
 import pytest
 
-from arflows.core.commands.report import Picture, Protocol, Table, write_report
+from arflows.core.commands.report import Picture, Setup, Table, write_report
 from arflows.molecules import demo
 
 
@@ -18,7 +18,7 @@ def hurried(monkeypatch):
 def test_the_chapter_draws_molecules_and_tells_three_validities(hurried, tmp_path):
     chapter = demo.chapter(tmp_path / "demo", seed=3)
     grid, histograms, validity, figures, protocol = chapter.blocks
-    assert [type(block) for block in chapter.blocks] == [Picture, Picture, Table, Table, Protocol]
+    assert [type(block) for block in chapter.blocks] == [Picture, Picture, Table, Table, Setup]
     assert grid.picture.startswith(b"\x89PNG")
     assert [axis.get_xlabel() for axis in histograms.picture.axes if axis.get_visible()] == list(demo.SHOWN)
     rows = {row[0]: row[1:] for row in validity.rows}

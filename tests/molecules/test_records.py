@@ -1,6 +1,7 @@
 from collections import Counter
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from rdkit import Chem

@@ -1,6 +1,6 @@
 import pytest
 
-from arflows.core.commands.report import Picture, Protocol, Table, write_report
+from arflows.core.commands.report import Picture, Setup, Table, write_report
 from arflows.tabular import demo
 
 
@@ -23,7 +23,7 @@ def hurried(monkeypatch):
 def test_the_chapter_has_a_picture_and_a_row_of_each_density(hurried, tmp_path):
     chapter = demo.chapter(tmp_path / "demo", seed=3)
     *figures, table, protocol = chapter.blocks
-    assert [type(block) for block in chapter.blocks] == [Picture, Picture, Table, Protocol]
+    assert [type(block) for block in chapter.blocks] == [Picture, Picture, Table, Setup]
     assert [len(figure.picture.axes) for figure in figures] == [3, 3]
     rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     assert [row["density"] for row in rows] == ["pinwheel", "checkerboard"]

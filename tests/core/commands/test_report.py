@@ -18,7 +18,7 @@ from arflows.core.commands.report import (
     ImageGrid,
     Paragraph,
     Picture,
-    Protocol,
+    Setup,
     Sounds,
     Table,
     write_report,
@@ -131,7 +131,7 @@ def test_text_is_escaped(write):
     page = write(
         Paragraph(hostile),
         Table([hostile], [[hostile]], hostile),
-        Protocol({hostile: hostile}),
+        Setup({hostile: hostile}),
         Failure(hostile),
         Picture(png(), hostile, hostile),
         title=hostile,
@@ -160,7 +160,7 @@ def test_ragged_blocks_are_refused():
 
 
 def test_protocol_and_facts_are_shown(write):
-    page = write(Protocol({"likelihood": "bound, by uniform dequantisation", "seed": 3}), facts={"took": "2 min"})
+    page = write(Setup({"likelihood": "bound, by uniform dequantisation", "seed": 3}), facts={"took": "2 min"})
     lines = page.text.splitlines()
     assert "  took2 min" in lines
     assert lines.index("  likelihoodbound, by uniform dequantisation") < lines.index("  seed3")
