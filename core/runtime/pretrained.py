@@ -68,8 +68,8 @@ RENAMED = {
 class Pretrained(nn.Module):
     """Module with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    The config holds the name of the class and the arguments of the constructor, including those passed on to a parent as
-    ``**kwargs``; they must be plain JSON values. `from_pretrained` of a class loads folders of this class and of its
+    The config holds the name of the class and the arguments of the constructor, including those passed on to a parent
+    as ``**kwargs``; they must be plain JSON values. `from_pretrained` of a class loads folders of this class and of its
     subclasses only.
 
     Weights of older versions are loaded under their new names (`RENAMED`), also from states of training runs.
