@@ -1,4 +1,7 @@
-"""The flows over molecules, by the names of the papers they follow."""
+"""List of the flows over molecules.
+
+Importing this module imports all of them, which `GraphFlow.from_pretrained` needs to find them by name.
+"""
 
 from arflows.molecules.graph_flow import GraphFlow
 from arflows.molecules.graphaf import GraphAF

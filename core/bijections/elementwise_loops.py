@@ -42,7 +42,7 @@ def _invert_affine(
 
 @compiled
 def _bounded(raw: Any, bound: Any) -> Any:
-    """The parameter squashed into (−bound, bound), or as it is for an infinite bound."""
+    """Return the parameter squashed into (−bound, bound); unchanged for an infinite bound."""
     return raw if math.isinf(bound) else raw * bound / (abs(raw) + bound)
 
 

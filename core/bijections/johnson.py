@@ -1,4 +1,4 @@
-"""Johnson's map: location, scale, heaviness of the tails and skewness of a density, in closed form both ways."""
+"""Johnson's S_U map: location, scale, tail heaviness and skewness, in closed form in both directions."""
 
 import math
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from arflows.core.bijections.elementwise import Elementwise, bounded
 
 HEAVIEST = 0.8
-"""The largest tail parameter δ; at it the kurtosis is 10.0."""
+"""Largest tail parameter δ, with a kurtosis of 10.0."""
 LIGHTEST = 0.02
-"""The smallest, at which the density is normal to all purposes."""
+"""Smallest tail parameter δ, for which the density is practically normal."""
 LINEAR_FROM = 12.0
 """Absolute argument from which on the hyperbolic sine goes on as a straight line, so that it does not overflow."""
 MOST_SKEWED = 1.0
-"""The largest absolute skewness parameter γ."""
+"""Largest absolute skewness parameter γ."""
 
 
 class JohnsonSU(Elementwise):

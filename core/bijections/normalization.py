@@ -142,11 +142,10 @@ class BatchNorm(Bijection):
     batch, μ̃ ← ρ μ̃ + (1 − ρ) μ̂. Everything else uses the averages as they stand and changes nothing: the inverse,
     evaluation mode, and passes under `torch.no_grad`. A training step normalises by either of
 
-    - "running": the averages just moved, of which gradients reach the batch's share. Training sees what evaluation
-      sees, which keeps deep flows on images together. Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803), section
-      3.7 and appendix E.
-    - "batch": the batch's own mean and variance, as usual. Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057),
-      section 3.1.
+    - "running": the updated averages, with gradients through the share of the batch. Training and evaluation then
+      normalise alike, which stabilises deep flows on images. Dinh, Sohl-Dickstein & Bengio 2017 (arXiv:1605.08803),
+      section 3.7 and appendix E.
+    - "batch": the mean and variance of the batch. Papamakarios, Pavlakou & Murray 2017 (arXiv:1705.07057), section 3.1.
 
     During the first 1 / (1 − ρ) batches the averages are plain means of all batches so far. Processes that share a
     training batch use the statistics of the whole batch.
@@ -246,7 +245,7 @@ def initialize(module: nn.Module, run: Callable[[], object]) -> None:
 
 
 def mark_initialized(module: nn.Module) -> None:
-    """Records that the state of ``module`` stays as it is, as that of a module whose training has begun."""
+    """Mark every layer of ``module`` as initialised, so that its state stays as it is when training continues."""
     for layer in module.modules():
         if isinstance(layer, InitializedFromData):
             layer.initialized.fill_(True)

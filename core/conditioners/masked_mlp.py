@@ -53,7 +53,7 @@ class MaskedLinear(nn.Module):
         self.in_features, self.out_features = in_features, len(seen)
         count = max(1, min(len(seen), in_features) // _BLOCK_ROWS)
         edges = [len(seen) * i // count for i in range(count + 1)]
-        self.blocks = nn.ModuleList(_Rows(seen[start:stop]) for start, stop in pairwise(edges))
+        self.blocks = nn.ModuleList(_RowBlock(seen[start:stop]) for start, stop in pairwise(edges))
 
     def masked_weight(self) -> Float[Tensor, "out in"]:
         """Return the weights as one matrix, with zeros where an output must not depend on an input."""
@@ -67,7 +67,7 @@ class MaskedLinear(nn.Module):
         return torch.cat([rows.bias for rows in self._rows])
 
     @property
-    def _rows(self) -> "list[_Rows]":
+    def _rows(self) -> "list[_RowBlock]":
         return list(self.blocks)  # type: ignore[arg-type]
 
     def zero_(self) -> None:
@@ -81,7 +81,7 @@ class MaskedLinear(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-class _Rows(nn.Module):
+class _RowBlock(nn.Module):
     """Block of rows of a `MaskedLinear`: a dense matrix for inputs common to all rows, a masked one for the rest."""
 
     mask: Tensor
@@ -217,23 +217,23 @@ class MaskedMLPStream(Stream):
     own units. A step is so little work that the overhead of calls counts, so slices are taken for a whole block.
     """
 
-    def __init__(self, made: MaskedMLP, batch: int, context: Tensor | None) -> None:
+    def __init__(self, network: MaskedMLP, batch: int, context: Tensor | None) -> None:
         super().__init__()
-        self.made = made
-        self.activate = made.activate
-        self.weights = [layer.masked_weight() for layer in made.masked_layers]
-        self.sums = [layer.full_bias()[:, None].repeat(1, batch) for layer in made.masked_layers]
-        if made.from_context is not None:
+        self.network = network
+        self.activate = network.activate
+        self.weights = [layer.masked_weight() for layer in network.masked_layers]
+        self.sums = [layer.full_bias()[:, None].repeat(1, batch) for layer in network.masked_layers]
+        if network.from_context is not None:
             with full_precision(self.sums[0]):
-                self.sums[0] += made.from_context(context).T
+                self.sums[0] += network.from_context(context).T
         # Without residual blocks sums are activated in place.
-        self.hidden = [torch.zeros_like(s) if any(made.skips) else s for s in self.sums[:-1]]
-        self.values = self.sums[0].new_zeros(made.features, batch)
+        self.hidden = [torch.zeros_like(s) if any(network.skips) else s for s in self.sums[:-1]]
+        self.values = self.sums[0].new_zeros(network.features, batch)
         self.rows = self.values.unbind(0)
-        # Of each site still to come in the block, last first: for each layer that it reveals units of, the sums to
-        # complete, weights and inputs of what is left to add, what skips the layers before, where activated sums go.
+        # For each remaining site of the block, last first, and each layer with units that it completes: their sums, the
+        # weights and inputs of the missing terms, the skip connection, and the memory for activated sums.
         self.block: list[list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]]] = []
-        # Position, sites, and for each layer the sums of the sites' units as far as the past goes.
+        # Start and end of a block, and for each layer the sums of the block's units over all earlier sites.
         self.past: tuple[int, int, list[Tensor]] | None = None
 
     def step(self, previous: Float[Tensor, " batch"] | None) -> Float[Tensor, "batch parameters"]:
@@ -242,11 +242,11 @@ class MaskedMLPStream(Stream):
             self.rows[self.position].copy_(previous)
             self.position += 1
         if not self.block:
-            self._enter_block(self.position, min(self.position + _STREAM_BLOCK, self.made.features))
+            self._enter_block(self.position, min(self.position + _STREAM_BLOCK, self.network.features))
         self.computed += 1
-        reveals = self.block.pop()
-        parameters, weight, inputs, _, _ = reveals.pop()
-        for sums, hidden_weight, hidden_inputs, skipped, hidden in reveals:
+        completed = self.block.pop()
+        parameters, weight, inputs, _, _ = completed.pop()
+        for sums, hidden_weight, hidden_inputs, skipped, hidden in completed:
             sums.addmm_(hidden_weight, hidden_inputs)
             if skipped is not None:
                 sums += skipped
@@ -272,17 +272,17 @@ class MaskedMLPStream(Stream):
         shared: tuple[Any, ...] = (
             *arrays([z.T, self.values, log_derivative]),
             *(arrays(tensors) for tensors in (self.weights, self.sums, self.hidden)),
-            np.array(self.made.revealed),
-            np.array(self.made.skips),
-            masked_mlp_loops.ACTIVATION_CODES[self.made.activation],
+            np.array(self.network.revealed),
+            np.array(self.network.skips),
+            masked_mlp_loops.ACTIVATION_CODES[self.network.activation],
             *known,
         )
-        for start in range(0, self.made.features, _LOOP_BLOCK):
-            stop = min(start + _LOOP_BLOCK, self.made.features)
+        for start in range(0, self.network.features, _LOOP_BLOCK):
+            stop = min(start + _LOOP_BLOCK, self.network.features)
             self._add_past(start, stop)
             for left in range(0, len(z), _LOOP_BATCH):
                 masked_mlp_loops.generate_block(start, stop, left, min(left + _LOOP_BATCH, len(z)), *shared)
-        self.position = self.computed = self.made.features
+        self.position = self.computed = self.network.features
         return self.values.T, log_derivative.T
 
     def _add_past(self, start: int, stop: int) -> None:
@@ -302,9 +302,9 @@ class MaskedMLPStream(Stream):
             sizes = [b - a for a, b in pairwise(self._revealed(number, site) for site in range(start, stop + 1))]
             own_sums, own_weights, own_inputs = sums[own].split(sizes), weight[own, block].split(sizes), inputs[block]
             hidden, skipped = own_sums, [None] * len(sizes)
-            if any(self.made.skips) and number < len(self.hidden):
+            if any(self.network.skips) and number < len(self.hidden):
                 hidden = self.hidden[number][own].split(sizes)
-                if self.made.skips[number]:
+                if self.network.skips[number]:
                     skipped = self.sums[number - 2][own].split(sizes)
             for site in sites:
                 if sizes[site]:
@@ -316,8 +316,8 @@ class MaskedMLPStream(Stream):
         if number < 0:
             return site
         if number == len(self.hidden):
-            return site * self.made.parameter_count
-        return self.made.revealed[number][site]
+            return site * self.network.parameter_count
+        return self.network.revealed[number][site]
 
     def _edges(self, number: int, start: int, stop: int) -> tuple[slice, slice, slice]:
         """Return slices for a block of sites: own units of a layer, earlier units and own units of the layer below."""
@@ -335,7 +335,7 @@ class MaskedMLPStream(Stream):
         """Return the parameters of the next sites for a guess of their values, without advancing the stream."""
         self.computed += guess.shape[1]
         sums, _ = self._block_sums(guess)
-        return sums[-1].T.unflatten(1, (-1, self.made.parameter_count))
+        return sums[-1].T.unflatten(1, (-1, self.network.parameter_count))
 
     def commit(self, values: Float[Tensor, "batch sites"]) -> None:
         """Take the values of the next sites and advance the stream."""
@@ -364,7 +364,7 @@ class MaskedMLPStream(Stream):
         for number, layer_sums in enumerate(self.past[2]):
             own, _, block = self._edges(number, start, stop)
             new = layer_sums.clone().addmm_(self.weights[number][own, block], inputs)
-            if self.made.skips[number]:
+            if self.network.skips[number]:
                 new += sums[number - 2]
             sums.append(new)
             if number < len(self.hidden):

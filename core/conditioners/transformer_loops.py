@@ -237,16 +237,16 @@ def _attend(start: int, joint: Any, keys: Any, values: Any, position: int, out: 
 @compiled_comparing
 def _largest(numbers: Any, count: int) -> Any:
     largest = numbers[0]
-    for place in range(np.uintp(count)):
-        largest = numbers[place] if numbers[place] > largest else largest
+    for site in range(np.uintp(count)):
+        largest = numbers[site] if numbers[site] > largest else largest
     return largest
 
 
 @compiled_summing
 def _sum(numbers: Any, count: int) -> Any:
     total = numbers.dtype.type(0)
-    for place in range(np.uintp(count)):
-        total += numbers[place]
+    for site in range(np.uintp(count)):
+        total += numbers[site]
     return total
 
 

@@ -82,10 +82,15 @@ def carried_backward(
     valid: Float[Tensor, "batch 1 columns 1"],
     grad_hidden: Float[Tensor, "batch rows columns channels"],
 ) -> Float[Tensor, " channels"]:
-    """Adds what a convolution's input got to the gradient of hidden states, and masks it.
+    """Add the gradient of a convolution's input to the gradient of the hidden states, and mask the sum.
+
+    Args:
+        grad_seen: gradient of the convolution's input.
+        valid: ones where columns belong to the signal.
+        grad_hidden: gradient of the hidden states; written.
 
     Returns:
-        Its sum over all samples, the gradient of `carried`'s bias.
+        The sum over all samples, which is the gradient of the bias of `carried`.
     """
     wide = torch.promote_types(grad_hidden.dtype, torch.float32)
     total = grad_hidden.new_zeros(torch.get_num_threads(), grad_hidden.shape[-1], dtype=wide)
@@ -94,10 +99,10 @@ def carried_backward(
 
 
 def _in_shares(loop: Callable[..., None], *tensors: Tensor, least: int = _COLUMNS) -> None:
-    """Runs a loop over all columns of the first tensor, on as many threads as PyTorch takes.
+    """Run a loop over all columns of the first tensor, on the number of threads that PyTorch uses.
 
-    The loop gets the number of its share and its columns, and 1 in the type that is computed in, without which numba
-    would take float64.
+    The loop gets the number of its share, its columns, and 1 in the dtype of the arithmetic, because constants of numba
+    are float64.
     """
     one = np.float64(1) if tensors[0].dtype == torch.float64 else np.float32(1)
     arrays = [

@@ -76,12 +76,12 @@ class WaveNetStream(Stream):
         self.last = like.new_zeros(len(like), 1, like.shape[2])
         self.past: list[Tensor | None] = [None] * len(network.stack)
         self.swept: tuple[Tensor, list[Tensor]] | None = None
-        self.rows: _Rows | None = None
+        self.rows: _RowSteps | None = None
 
     def step(self, previous: Float[Tensor, "batch columns"] | None) -> Float[Tensor, "batch columns 2"]:
         """Take the previous row (None at the first) and return the parameters of the next one."""
         if self.rows is None:
-            self.rows = _Rows(self.network, self.like, self.context, self.memory)
+            self.rows = _RowSteps(self.network, self.like, self.context, self.memory)
         if previous is not None:
             self.position += 1
         self.computed += 1
@@ -111,7 +111,7 @@ class WaveNetStream(Stream):
         self.position += values.shape[1]
 
 
-class _Rows:
+class _RowSteps:
     """State of the steps: folded weights, stored rows and work buffers.
 
     All tensors are (batch, columns, channels), so that the samples under a kernel, side by side, make one product.
@@ -146,7 +146,7 @@ class _Rows:
             for layer, width in zip(network.stack, widths, strict=True)
         ]
         # The view of each row, modulo k · d.
-        self.places = [
+        self.row_views = [
             [ring[..., turn * width : (turn + 1) * width] for turn in range(layer.kernel[0]) for ring in rings]
             for layer, rings, width in zip(network.stack, self.rings, widths, strict=True)
         ]
@@ -227,10 +227,10 @@ class _Rows:
         ]
         self.own = [
             [
-                [place[b, layer.margins[0] + c.start : layer.margins[0] + c.stop] for b, c in self.tiles]
-                for place in places
+                [row_view[b, layer.margins[0] + c.start : layer.margins[0] + c.stop] for b, c in self.tiles]
+                for row_view in row_views
             ]
-            for layer, places in zip(network.stack, self.places, strict=True)
+            for layer, row_views in zip(network.stack, self.row_views, strict=True)
         ]
         self.added_tiles = self._added(0)
         self.mask_tiles = [None if self.mask is None else self.mask[tile] for tile in self.tiles]
@@ -242,7 +242,7 @@ class _Rows:
         layers = self.network.stack
         if self.features_of_rows and position:
             self.added_tiles = self._added(position)
-        entry, left = self.places[0][position % len(self.places[0])], layers[0].margins[0]
+        entry, left = self.row_views[0][position % len(self.row_views[0])], layers[0].margins[0]
         own = entry[:, left : left + valid.shape[1]]
         own[..., 1:].copy_(valid)
         if previous is not None:
@@ -252,7 +252,7 @@ class _Rows:
         self._remember(0, position)
         last = len(layers) - 1
         for number, layer in enumerate(layers):
-            kept, down = len(self.places[number]), layer.dilation[0]
+            kept, down = len(self.row_views[number]), layer.dilation[0]
             kernel = self.kernels[number][position // down % layer.kernel[0]]
             weights = [kernel.view(1, -1, kernel.shape[2])] if self.joins else kernel.split(1)
             for tile, work in enumerate(self.work):
@@ -280,7 +280,7 @@ class _Rows:
                     weight, bias = self.residuals[number]
                     mixed = torch.baddbmm(bias, passed, weight.expand(len(gates), -1, -1), out=work["mixed"])
                     hidden = self.own[number][position % kept][tile]
-                    following = self.own[number + 1][position % len(self.places[number + 1])][tile]
+                    following = self.own[number + 1][position % len(self.row_views[number + 1])][tile]
                     if number == 0:
                         mixed.baddbmm_(hidden, self.input_proj.expand(len(gates), -1, -1))
                         following.copy_(mixed)
@@ -298,6 +298,6 @@ class _Rows:
         left = self.network.stack[number].margins[0]
         if self.memory is None or not left:
             return
-        place, kept = self.places[number][position % len(self.places[number])], self.memory[number][position]
-        place[:, :left] = kept
-        kept.copy_(place[:, place.shape[1] - left :])
+        row_view, kept = self.row_views[number][position % len(self.row_views[number])], self.memory[number][position]
+        row_view[:, :left] = kept
+        kept.copy_(row_view[:, row_view.shape[1] - left :])

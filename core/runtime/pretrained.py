@@ -66,16 +66,19 @@ RENAMED = {
 
 
 class Pretrained(nn.Module):
-    """Gives a module `save_pretrained`, `from_pretrained` and `push_to_hub`.
+    """Module with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    The config holds the arguments the module was constructed with, which therefore must be plain JSON values, and the
-    name of its class. `from_pretrained` of a class loads folders of this class and of its subclasses, no others.
+    The config holds the name of the class and the arguments of the constructor, including those passed on to a parent
+    as ``**kwargs``; they must be plain JSON values. `from_pretrained` of a class loads folders of this class and of its
+    subclasses only.
+
+    Weights of older versions are loaded under their new names (`RENAMED`), also from states of training runs.
     """
 
     _arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remembers the arguments of the constructor."""
+        """Record the arguments of the constructor."""
         instance = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
         _, *given = signature.bind_partial(instance, *args, **kwargs).arguments.items()

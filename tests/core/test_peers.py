@@ -87,7 +87,7 @@ def test_autoregressive_transforms_of_nflows(spline):
     if spline:
         options |= {"num_bins": 5, "tails": "linear", "tail_bound": 4.0}
         transform = MaskedPiecewiseRationalQuadraticAutoregressiveTransform(**options)
-        ours = flows.NSF(FEATURES, bins=5, bound=4.0, transforms=1, hidden_features=(WIDTH, WIDTH)).double()
+        ours = flows.NSF(FEATURES, bins=5, bound=4.0, slope=None, transforms=1, hidden_features=(WIDTH, WIDTH)).double()
     else:
         transform = MaskedAffineAutoregressiveTransform(**options)
         ours = flows.MADE(FEATURES, hidden_features=(WIDTH, WIDTH)).double()
