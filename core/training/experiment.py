@@ -91,7 +91,7 @@ class Experiment(SeededCLI):
                 "max_epochs": 100,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 1,
-                "use_distributed_sampler": False,  # the datamodule distributes batches, without repeating examples at the end
+                "use_distributed_sampler": False,  # the datamodule distributes batches without repeating examples
                 "enable_model_summary": False,
             },
             parser_kwargs={"prog": f"arflows {domain} train", "description": "Train a flow by maximum likelihood."},
