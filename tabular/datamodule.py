@@ -1,4 +1,4 @@
-"""From a prepared store of rows to batches."""
+"""Batches of rows from a prepared store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TableDataModule(StoreDataModule):
 
     Attributes:
         spec: The widths of its rows.
-        conditional: Whether the context is given.
+        conditional: True if batches contain the context.
     """
 
     def __init__(

@@ -31,14 +31,14 @@ class Rows:
     def read(cls, source: Path | Store, split: str, flow: VectorFlow, columns: Columns) -> Self:
         """Reads the rows of a split of a store, or of a table.
 
-        The columns of a table are found by their names where it has some, else by their order. A table that is not
-        divided into splits is taken whole.
+        The columns of a table are found by name if it has names, else by their order. A table without splits is
+        read whole.
 
         Args:
             source: The path of the file, or an open store.
             split: Which part of a store, or of a table in splits.
             flow: The model that the rows must fit.
-            columns: What its columns are called.
+            columns: Names of its columns.
 
         Raises:
             UserError: The rows do not fit, or the file is damaged or no table of numbers.
@@ -74,11 +74,11 @@ class Rows:
         return type(self)(self.x[:count], None if self.context is None else self.context[:count])
 
     def batches(self, size: int, progress: str | None = None) -> Iterator[Batch]:
-        """Gives the rows in order.
+        """Yields the rows in order.
 
         Args:
             size: Rows in a batch.
-            progress: What the progress bar says; None for no bar.
+            progress: Title of the progress bar; None for no bar.
         """
         with tqdm(total=len(self), desc=progress, unit=" rows", disable=None if progress else True) as bar:
             for start in range(0, len(self), size):

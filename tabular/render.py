@@ -19,7 +19,7 @@ Extent = tuple[float, float, float, float]
 
 def extent_of(points: Float32[np.ndarray, "count 2"], margin: float = 0.1) -> Extent:
     """The rectangle that holds nearly all points, with a margin: left, right, bottom, top."""
-    low, high = np.quantile(points, [0.003, 0.997], axis=0)  # a single stray point must not shrink the rest
+    low, high = np.quantile(points, [0.003, 0.997], axis=0)  # a single outlier must not shrink the rest
     space = np.maximum(margin * (high - low), 1e-6 * np.abs(low).max() + 1e-12)
     (left, bottom), (right, top) = (low - space).tolist(), (high + space).tolist()
     return left, right, bottom, top
@@ -34,7 +34,7 @@ def density_map(
     Args:
         flow: The flow, over two features.
         extent: The rectangle: left, right, bottom, top.
-        context: What the density is conditioned on.
+        context: Condition of the density.
         resolution: Cells in each direction.
     """
     left, right, bottom, top = extent
@@ -60,10 +60,10 @@ def density_figure(
     """Draws a density as a heat map, and sets of points beside it in the same rectangle.
 
     Args:
-        density: What `density_map` gives.
+        density: Result of `density_map`.
         points: Each set with its title.
         extent: The rectangle: left, right, bottom, top.
-        names: What the two features are called.
+        names: Names of the two features.
     """
     panels = 1 + len(points)
     figure = Figure(figsize=(3.6 * panels, 3.8), layout="constrained")

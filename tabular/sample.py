@@ -44,9 +44,9 @@ def sample(
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         out: Folder to write; it must not hold anything yet.
-        count: How many rows.
+        count: Number of rows.
         temperature: Multiplies the standard deviation of the latents; below 1 for rows nearer to the mode.
-        context: What all rows are conditioned on, for a conditional model, as 2019 or '[2019, 1.5]'.
+        context: Condition of all rows, for a conditional model, as 2019 or '[2019, 1.5]'.
         seed: Seed of the latents.
         solver: How autoregressive flows are inverted: sequential goes column by column, jacobi all columns at once
             until they agree, gauss-seidel-jacobi in blocks.
@@ -102,9 +102,9 @@ def draw(
 
     Args:
         flow: The flow.
-        count: How many.
+        count: Number of rows.
         temperature: Multiplies the standard deviation of the latents.
-        context: What all of them are conditioned on.
+        context: Condition of all rows.
         seed: Seed of the latents.
         solver: How autoregressive parts are inverted.
         batch_size: Rows at a time.

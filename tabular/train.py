@@ -51,7 +51,7 @@ class TableExperiment(Experiment):
         super().parse_arguments(parser, args)
 
     def check(self) -> None:
-        """Makes sure that the flow is one of such rows; one without context leaves that of the store aside.
+        """Makes sure that the flow fits the columns; a flow without context ignores that of the store.
 
         Raises:
             UserError: If it is not.

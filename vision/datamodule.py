@@ -1,4 +1,4 @@
-"""From a prepared store of images to batches."""
+"""Batches of images from a prepared store."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class ImageDataModule(StoreDataModule):
     Attributes:
         spec: The kind of images it holds.
         classes: The names of its classes; empty if it has no labels.
-        labels: Whether batches bring the labels that the store has; a model without classes wants none.
+        labels: True if batches contain the labels of the store; False for a model without classes.
         model_classes: Names of a model's classes, by which labels are numbered; None for the store's own numbers.
     """
 

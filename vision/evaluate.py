@@ -42,7 +42,7 @@ def evaluate(
     too, in nats, which is what the MAF paper reports, with its sign turned.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows vision train` holds the moving average of its weights; that is what is measured.
+    A model trained by `arflows vision train` holds the moving average of its weights; which is measured.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
@@ -59,7 +59,7 @@ def evaluate(
         device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
 
     Returns:
-        What was written.
+        The content of the JSON file.
     """
     if fid == 1:
         raise UserError(f"fid is {fid}: give the number of samples, thousands for a figure that means something, or 0.")

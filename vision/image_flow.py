@@ -1,4 +1,4 @@
-"""Base class of flows for images: pixels of whole numbers, the frame that makes a size fit, classes."""
+"""Base class of flows for images: pixels of whole numbers, padding to sizes that can be halved, classes."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ from arflows.vision.representation import ImageSpec
 class ImageFlow(BijectiveFlow, Pretrained):
     """A flow over images of whole numbers, padded where its scales need a larger size.
 
-    Pixels are dequantised, so `log_prob` is a lower bound of the log-probability of the discrete image. Where the image
-    is smaller than ``padded_size`` the model is one of the image within a frame of zeros; the probability of image and
-    frame together is a lower bound of that of the image, and bits per dimension count the image's own pixels.
+    Pixels are dequantised, so `log_prob` is a lower bound of the log-probability of the discrete image. An image
+    smaller than ``padded_size`` is padded with zeros on all sides; the probability of image and padding together is a
+    lower bound of that of the image, and bits per dimension count only the image's own pixels.
 
     Args:
         spec: the images' size and channels.
@@ -66,7 +66,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
             names: one for each class, in the order of their numbers.
 
         Raises:
-            UserError: if there are more, fewer, or two alike.
+            UserError: if there are more or fewer names than classes, or two are equal.
         """
         if len(names) != self.classes or len(set(names)) != len(names):
             raise UserError(f"the model has {self.classes} classes: give as many different names, got {list(names)}")
@@ -189,7 +189,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
 
 
 class FramedDequantizer(Dequantizer):
-    """Dequantisation of images within a frame of zeros, which `quantize` cuts off again."""
+    """Dequantisation of zero-padded images; `quantize` removes the padding."""
 
     def __init__(self, dequantizer: Dequantizer, spec: ImageSpec, padded_size: tuple[int, int]) -> None:
         super().__init__(dequantizer.levels)
@@ -202,15 +202,15 @@ class FramedDequantizer(Dequantizer):
         self.frame = (self.left, columns - self.left, self.top, rows - self.top)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | float]:
-        """Frames and dequantises."""
+        """Pads and dequantises."""
         return self.inner(self._in_frame(x), generator)
 
     def midpoint(self, x: Tensor) -> Tensor:
-        """Frames, and puts each pixel into the middle of its cell."""
+        """Pads, and maps each pixel to the middle of its cell."""
         return super().midpoint(self._in_frame(x))
 
     def quantize(self, y: Tensor) -> Tensor:
-        """Rounds down to integers, and cuts the frame off."""
+        """Rounds down to integers, and removes the padding."""
         inner = y[..., self.top : self.top + self.height, self.left : self.left + self.width]
         return super().quantize(inner)
 
@@ -241,7 +241,7 @@ def framed_size(spec: ImageSpec, halvings: int, setting: str) -> tuple[int, int]
     """The least size, no smaller than the image's, that can be halved ``halvings`` times.
 
     Raises:
-        UserError: if the frame around the image would have to be as large as the image.
+        UserError: if the padding would have to be as large as the image.
 
     >>> framed_size(ImageSpec(28, 30, 1), halvings=2, setting="scales")
     (28, 32)

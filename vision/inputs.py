@@ -29,9 +29,9 @@ class ImageInput:
     """Images for a trained model: from a store, an .npz file, a folder of image files, or one image file.
 
     Attributes:
-        count: How many there are, before any are skipped.
-        names: What those read so far are called: paths below a folder, else places in the file.
-        skipped: The names of those that could not be used, by the reason.
+        count: Number of images, those that will be skipped included.
+        names: Names of the images read so far: paths below a folder, else indices in the file.
+        skipped: Names of the images that could not be used, by reason.
     """
 
     def __init__(
@@ -43,16 +43,15 @@ class ImageInput:
         label: str | None = None,
         convert: bool = False,
     ) -> None:
-        """Finds the images and makes sure that they fit the model.
+        """Find the images and make sure that they fit the model.
 
         Args:
             source: The path of the images, or an open store.
-            flow: The model; one conditional on classes needs labels: a store's, an .npz file's, or subfolders.
-            split: Which part of a store.
-            label: The name of the class of all images, instead.
+            flow: The model; a class-conditional one needs labels, of a store, an .npz file, or subfolders.
+            split: Split of a store.
+            label: Name of the class of all images, instead of their own labels.
             convert: Crop and reduce image files to the model's size, and turn colour into grey or grey into colour, as
                 `arflows vision prepare` does, instead of refusing files of another kind.
-            classes: Names of the model's classes, by which those of the images are matched; empty if not known.
 
         Raises:
             UserError: There are no images, they do not fit the model, or a file is damaged.
@@ -76,10 +75,10 @@ class ImageInput:
                 form = self._source.form()
                 for height, width in sorted(form.sizes):
                     _check_fit(source, ImageSpec(height, width, form.channels), flow.spec)
-            if flow.spec.height != flow.spec.width or flow.spec.bits != 8:
+            if flow.spec.bits != 8:
                 raise UserError(
-                    f"{source}: a model of {flow.spec.height}×{flow.spec.width} images of {flow.spec.bits} bits reads "
-                    f"stores alone: prepare one with {flow.spec.options}."
+                    f"{source}: a model of images of {flow.spec.bits} bits reads stores alone: prepare one with "
+                    f"{flow.spec.options}."
                 )
             labels, names = self._source.labels, self._source.classes
         if flow.classes and labels is None and label is None:
@@ -97,7 +96,7 @@ class ImageInput:
         return dict(self._stats.skipped)
 
     def summary(self) -> str:
-        """Says how many images were skipped so far, why, and which (the first few)."""
+        """Return a sentence with the number of skipped images, the reasons, and the first names."""
         return self._stats.summary()
 
     def batches(self, batch_size: int, *, limit: int | None = None, progress: str | None = None) -> Iterator[Batch]:
@@ -106,7 +105,7 @@ class ImageInput:
         Args:
             batch_size: Images in a batch, at most 256.
             limit: Stop after so many images.
-            progress: What the progress bar says; None for no bar.
+            progress: Title of the progress bar; None for no bar.
         """
         self._stats, self.names = ReadStats(), []
         batch_size = min(batch_size, LARGEST_BATCH)

@@ -20,7 +20,7 @@ def inception() -> nn.Module:
     """The network whose 2048 features published FIDs compare, with images resized as TensorFlow 1 did.
 
     Raises:
-        UserError: If it is not installed, or its weights are not there and cannot be fetched.
+        UserError: If it is not installed, or its weights are missing and cannot be downloaded.
     """
     try:
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], antialias=False)

@@ -26,10 +26,10 @@ class TarFlow(ImageFlow):
     before it, and every other block runs over them in the opposite order. Pixels enter scaled to [−1, 1]. Ours: the
     first token is transformed too, and log-scales are bounded by 5.
 
-    Without noise pixels are dequantised uniformly, and `log_prob` is the bound that it is for every `ImageFlow`. With
-    noise the model is one of noisy images, which the paper trains for the sake of samples: `log_prob` is then their
-    **density**, pixels counted in grey levels, and says nothing of the probability of discrete images; `likelihood`
-    tells which of the two it is.
+    Without noise, pixels are dequantised uniformly, and `log_prob` is a lower bound as for every `ImageFlow`. With
+    noise, the model is trained on noisy images, as in the paper, for better samples: `log_prob` is then their
+    **density** with pixels in grey levels, and no bound on the probability of discrete images. `likelihood` is "bound"
+    or "density" accordingly.
 
     Args:
         image_size: height and width, or one number for both.
@@ -128,10 +128,10 @@ class TarFlow(ImageFlow):
             guidance: weight w of classifier-free guidance, by which every mean and log-scale is moved away from that
                 without a class: θ + w (θ − θ_∅). The images are more typical of their class; they are no longer
                 distributed as `log_prob` says.
-            denoise: take the noise that the model was trained with out of the images, see `denoised`.
+            denoise: remove the noise that the model was trained with from the images, see `denoised`.
 
         Raises:
-            UserError: if guidance is asked of a model without classes, or denoising of one without noise.
+            UserError: for guidance of a model without classes, or denoising by a model without noise.
         """
         labels = self.labels_for(count, labels, generator)
         with torch.no_grad(), evaluating(self):
@@ -156,7 +156,7 @@ class TarFlow(ImageFlow):
         guidance: float = 0.0,
         denoise: bool = False,
     ) -> tuple[Integer[Tensor, "count channels height width"], Float[Tensor, " count"]]:
-        """Draws images and gives what `log_prob` says of each, guided or not; see `sample`."""
+        """Draws images, guided or not, and computes `log_prob` of each; see `sample`."""
         labels = self.labels_for(count, labels, generator)
         images = self.sample(
             count,
@@ -173,7 +173,7 @@ class TarFlow(ImageFlow):
     def denoised(
         self, y: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch channels height width"]:
-        """The mean of the images that noise may have turned into y: y + σ² ∇_y log p(y), Tweedie's formula.
+        """Posterior mean of the images without noise given y: y + σ² ∇_y log p(y), Tweedie's formula.
 
         Zhai et al. 2024 (arXiv:2412.06329) on score-based denoising.
 
@@ -209,7 +209,7 @@ class TarFlow(ImageFlow):
 
 
 class Patches(nn.Module):
-    """Cuts images into square patches, row by row, and puts them together again.
+    """Splits images into square patches, row by row, and joins them.
 
     Attributes:
         count: patches of an image.
@@ -286,7 +286,7 @@ class Patchwise(Bijection):
 
 
 class ClassEmbedding(nn.Module):
-    """Class labels → vectors; in training it now and then withholds the class, as classifier-free guidance needs.
+    """Class labels → vectors, with label dropout in training for classifier-free guidance.
 
     Ho & Salimans 2022 (arXiv:2207.12598), algorithm 1.
 

@@ -80,7 +80,7 @@ class ImageExperiment(Experiment):
         super().__init__(ImageFlowTraining, ImageDataModule, words, "vision", [SampleGrid()])
 
     def check(self) -> None:
-        """Makes sure that the flow is one of such images, and of their classes.
+        """Makes sure that the flow fits the size, channels, bits and classes of the images.
 
         Raises:
             UserError: If it is not.

@@ -17,10 +17,10 @@ def check_config(path: Path) -> None:
     """Makes sure that a YAML file is small and holds plain values alone, without building any.
 
     Raises:
-        UserError: If it is no YAML, makes objects, or its references unfold to very many values, or without end.
+        UserError: If it is no YAML, constructs objects, or its references expand to too many values.
     """
     if not path.is_file():
-        return  # a pipe, which can be read but once, or nothing
+        return  # a pipe, which can be read only once, or missing
     size = path.stat().st_size
     if size > LARGEST:
         raise UserError(f"{path} has {size:,} bytes, a config at most {LARGEST:,}: give a YAML file with options.")

@@ -17,17 +17,17 @@ FILE_SUFFIXES = {".png", ".jpg", ".jpeg", ".svg", ".npz", ".npy", ".csv", ".json
 def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it to ``path`` if the block succeeds.
 
-    The folder is made where it does not exist. Whoever reads ``path`` meanwhile sees the older file, whole; if the
-    block fails, that file stays and the temporary one is removed. What was written is on the disk before it takes its
-    name, so that a power cut leaves one of the two. Of several processes at one task the main one alone writes; what
-    the others have written is thrown away.
+    The folder is created if it does not exist. Readers of ``path`` see the older file until the rename. If the block
+    fails, that file stays and the temporary one is removed. The content is synced to the disk before the rename, so
+    that a power cut leaves one of the two files intact. Of several processes at one task only the main one writes; the
+    files of the others are discarded.
 
     >>> with replacing("runs/figures.csv") as temporary:
     ...     temporary.write_text("image,bits_per_dim")
 
     Args:
         path: The file.
-        durable: Wait until it is on the disk; False for one of very many files.
+        durable: Sync to the disk before the rename; False for one of very many files.
 
     Raises:
         OSError: from the block or from the file system; it carries ``path`` as its file name, never the temporary one.
@@ -84,13 +84,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield temporary
         if is_main():
             os.replace(temporary, out)
-        wait()  # whoever looks at the folder next finds it
+        wait()  # until the folder has its name
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """Makes sure that a file's content, or a folder's list of names, is on the disk."""
+    """Syncs a file's content, or a folder's list of names, to the disk."""
     windows = os.name == "nt"  # it syncs files that are open for writing, and no folders
     if windows and path.is_dir():
         return

@@ -1,4 +1,4 @@
-"""The machine at hand: where to compute, what it is, and which code runs on it."""
+"""Facts about the machine: devices, hardware, versions of software."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ from arflows.core.runtime.processes import local_rank
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of a name.
+    """Return the device of a name.
 
     Args:
         name: "cpu", "cuda", "cuda:1", "mps", …; "auto" takes a GPU if there is one.
@@ -54,7 +54,7 @@ def double(values: Tensor) -> Tensor:
 
 
 def software() -> dict[str, Any]:
-    """Versions that matter, and the commit of the checkout this package runs from, if it is one.
+    """Versions of the relevant packages, and the commit if this package runs from a checkout.
 
     Returns:
         ``{"arflows", "torch", "python", "commit"}``; "commit" is None outside a git checkout and ends in "+changes"

@@ -14,7 +14,7 @@ from arflows.core.runtime.jsonargparse_compat import let_switches_stand_alone, o
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 else:
-    ArgumentParser = object  # jsonargparse takes a tenth of a second to import; `--help` must not wait for it
+    ArgumentParser = object  # importing jsonargparse takes a tenth of a second, which `--help` should not
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,7 +30,7 @@ RANGES = {
 
 
 def renamed(**names: str) -> Callable[[Function], Function]:
-    """Mark a verb whose options had other names: who gives an old one is told the new one.
+    """Mark a verb whose options had other names; an error for an old name tells the new one.
 
     >>> @renamed(n="count")
     ... def sample(count: int) -> None: ...
@@ -53,7 +53,7 @@ def renamed_options(function: Callable[..., Any]) -> Mapping[str, str]:
 
 
 class ShortErrors(ArgumentParser):
-    """Mixed into a parser of jsonargparse, makes it answer a wrong option by one sentence instead of a page of usage.
+    """Mixed into a parser of jsonargparse, turns the usage page after a wrong option into one sentence.
 
     >>> class Parser(ShortErrors, LightningArgumentParser): ...
     >>> LightningCLI(Model, Data, parser_class=Parser, args=words)
@@ -95,7 +95,7 @@ class ShortErrors(ArgumentParser):
 
 
 def _option_error(message: str, prog: str, options: list[str], renamed: Mapping[str, str]) -> str:
-    """Says in one sentence what jsonargparse says in a paragraph; what is not recognised is only put on one line."""
+    """Shorten an error of jsonargparse to one sentence; unknown errors are only put on one line."""
     more = f"`{prog} --help` lists the options."
     if match := re.match(r"(?:Group '(?P<group>.+)' does not accept option|Option) '(?P<key>.+?)'", message):
         message = f"unrecognized arguments: --{match['group'] + '.' if match['group'] else ''}{match['key']}"

@@ -1,4 +1,4 @@
-"""Several processes at one task: the one that writes, and the share of the work that each takes.
+"""Distribution of one task over several processes: the share of each, and the one that writes.
 
 Training is distributed by Lightning. Every other verb becomes distributed by starting it in several processes::
 
@@ -29,7 +29,7 @@ class Rank:
 
     Attributes:
         rank: Its number, from 0.
-        count: How many they are.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -55,12 +55,12 @@ _groups = _Groups()
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """True if this process is the one that writes and prints."""
     return _groups.command.rank == 0
 
 
 def wait() -> None:
-    """Returns when all processes at the task have come here."""
+    """Returns when all processes at the task have called it."""
     if _groups.command.count > 1:
         from torch import distributed
 
@@ -68,7 +68,7 @@ def wait() -> None:
 
 
 def local_rank() -> int | None:
-    """The number of this process among those of its machine, which picks its GPU; None where it works alone."""
+    """The number of this process among those of its machine, which selects its GPU; None if it works alone."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _groups.command.count > 1 else None
 
 
@@ -81,7 +81,7 @@ def cores() -> int:
 
 @contextmanager
 def distributed_session() -> Iterator[None]:
-    """Joins the processes that ``torchrun`` started with this one, if it did; until the block ends they work together.
+    """Joins the processes that ``torchrun`` started, if it started this one, until the block ends.
 
     Within an outer block this does nothing.
     """
@@ -102,10 +102,9 @@ def distributed_session() -> Iterator[None]:
 
 @contextmanager
 def destroy_process_group_on_exit() -> Iterator[None]:
-    """Dissolves the group of processes that was formed within the block when that ends, however it ends.
+    """Destroys a process group that was formed within the block when the block ends, also by an exception.
 
-    Lightning leaves this to the end of the interpreter, whose last moments the group's threads may not outlive: they
-    would bring the process down after all is done.
+    Lightning leaves this to the end of the interpreter, during which threads of the group can crash the process.
     """
     from torch import distributed
 
@@ -122,7 +121,7 @@ def distributed_map(items: Iterable[Item], work: Callable[[int, Item], Result]) 
 
     Args:
         items: The same in every process, and read whole by each of them.
-        work: Returns values and tensors on the CPU, for they travel between processes.
+        work: Returns values and tensors on the CPU, which are sent between processes.
     """
     return distributed_imap(enumerate(items), lambda share: (work(index, item) for index, item in share))
 
@@ -130,7 +129,7 @@ def distributed_map(items: Iterable[Item], work: Callable[[int, Item], Result]) 
 def distributed_imap(items: Iterable[Item], work: Callable[[Iterator[Item]], Iterator[Result]]) -> Iterator[Result]:
     """Yields what ``work`` makes of the items, in order, in every process; it gets every ``count``-th of them in each.
 
-    As `distributed_map`, for work that begins with items before it is done with those that came earlier.
+    Like `distributed_map`, for work that starts on items before it has finished earlier ones.
 
     Args:
         items: The same in every process, and read whole by each of them.
@@ -174,7 +173,7 @@ def world_size() -> int:
 def batch_statistics(mean: "Tensor", variance: "Tensor") -> tuple["Tensor", "Tensor"]:
     """Mean and (biased) variance of a training batch, of those of this process's share; gradients pass through.
 
-    Processes exchange both at once: what takes time of so few numbers is that they wait for each other.
+    Processes exchange both at once, since the latency of an exchange outweighs its size.
     """
     if world_size() == 1:
         return mean, variance

@@ -29,11 +29,11 @@ from arflows.core.training.sharding import total_norm, whole_weights
 
 
 class NonFiniteGuard(Callback):
-    """Skips optimizer steps whose gradient is not finite, so that they leave no trace.
+    """Skips optimizer steps whose gradient is not finite.
 
-    The gradient is looked at after it has been averaged over all processes, so these agree. Parameters and optimizer
-    state stay as they were because the step sees no gradient at all; buffers (running statistics) go back to what they
-    were before the step. `FlowTraining` makes the gradient of a non-finite loss non-finite.
+    The check follows the averaging over all processes, so they agree on it. A skipped step gets no gradient, so
+    parameters and optimizer state do not change; buffers (running statistics) are restored to their values before the
+    step. `FlowTraining` makes the gradient of a non-finite loss non-finite.
 
     Args:
         patience: Training stops with a `UserError` after this many skipped steps in a row.
@@ -47,12 +47,12 @@ class NonFiniteGuard(Callback):
         self._buffers: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remembers the buffers at the start of every optimizer step."""
+        """Stores the buffers at the start of every optimizer step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Takes the gradient away if it is not finite; logs its norm if it is."""
+        """Removes the gradient if it is not finite; logs its norm if it is."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = total_norm(trainer, gradients)
         self.skipped = not bool(norm.isfinite())
@@ -81,7 +81,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs how many steps were skipped since training began."""
+        """Logs the number of steps skipped since training began."""
         pl_module.log("train/skipped_steps", float(self.skipped_in_all))
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,12 +89,12 @@ class NonFiniteGuard(Callback):
         return {"skipped_in_all": self.skipped_in_all}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting where the interrupted run left off."""
+        """Restores the count of the interrupted run."""
         self.skipped_in_all = state_dict["skipped_in_all"]
 
 
 def _parameter_norms(module: LightningModule, largest: int = 3) -> str:
-    """Says how large the parameters are, and which are the largest: what overflows has mostly grown before."""
+    """Describe the norms of the parameters, the largest first: parameters mostly grow before they overflow."""
     norms = {name: float(parameter.detach().norm()) for name, parameter in module.named_parameters()}
     most = sorted(norms, key=lambda name: -norms[name])[:largest]
     told = ", ".join(f"{name} {norms[name]:.3g}" for name in most)
@@ -109,24 +109,24 @@ def _last_checkpoint(trainer: Trainer) -> str:
 
 
 class DriftMonitor(Callback):
-    """Encodes and decodes some examples at each validation, in the precision of training, and warns where they differ.
+    """Encodes and decodes some examples at each validation, in the precision of training, and warns if they differ.
 
-    A flow that is inverted only roughly still has a loss that looks well; its samples are no longer those of its
-    density. Logs ``val/round_trip_error``, the largest |x' − x| / max(1, |x|) over the examples, where integers count
-    as points of the unit interval, or what a flow over something else makes of it.
+    The loss of a flow does not show that its inverse is inexact, but its samples then no longer follow its density.
+    Logs ``val/round_trip_error``, the largest |x' − x| / max(1, |x|) over the examples, where integers count
+    as points of the unit interval; other kinds of flows define their own error.
 
-    Where training has activations recomputed by the inverse it looks at training batches too, and makes training keep
-    them from then on where the inverse has grown too rough.
+    If activations are recomputed by the inverse, training batches are checked too. If the inverse becomes too inexact,
+    activations are kept from then on.
 
     Args:
-        examples: How many, of the first validation batch; 0 for none.
-        recompute: Whether activations are recomputed (see `arflows.core.bijections.recompute`).
-        tolerance: The error of continuous data from which it warns; integers are to come back as they were.
-        every: Steps between looks at training batches.
+        examples: Number of examples of the first validation batch; 0 for none.
+        recompute: True if activations are recomputed (see `arflows.core.bijections.recompute`).
+        tolerance: Largest error of continuous data without a warning; integers must be reproduced exactly.
+        every: Steps between checks of training batches.
 
     Attributes:
-        error: The last one measured; 0 before.
-        recomputes: Whether activations are still recomputed.
+        error: Last error measured; 0 before the first measurement.
+        recomputes: True if activations are still recomputed.
     """
 
     def __init__(self, examples: int, recompute: bool = False, tolerance: float = 1e-3, every: int = 50) -> None:
@@ -137,7 +137,7 @@ class DriftMonitor(Callback):
         self.error = 0.0
 
     def exceeds(self, flow: Flow) -> bool:
-        """Whether the last error is one to warn of."""
+        """True if the last error exceeds the tolerance."""
         dequantizer = _dequantizer(flow)
         bound = self.tolerance if dequantizer is None else 0.5 / dequantizer.levels
         return not self.error <= bound
@@ -149,7 +149,7 @@ class DriftMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Falls back to keeping activations where they can no longer be had back by the inverse."""
+        """Falls back to keeping activations if the inverse no longer reproduces them."""
         if not self.recomputes or trainer.global_step % self.every:
             return
         flow = pl_module.flow
@@ -193,7 +193,7 @@ class DriftMonitor(Callback):
     def _measure(
         self, trainer: Trainer, flow: Flow, batch: Any, examples: int, precision: AbstractContextManager[None]
     ) -> None:
-        """The largest error over all processes."""
+        """Measure the largest error over all processes."""
         some = {name: tensor[:examples] for name, tensor in batch.items()}
         error = 0.0
         with precision, whole_weights(trainer):
@@ -208,7 +208,7 @@ class DriftMonitor(Callback):
         return {"recomputes": self.recomputes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on recomputing only where the interrupted run still did."""
+        """Recomputes only if the interrupted run still did."""
         self.recomputes = self.recomputes and state_dict["recomputes"]
 
 
@@ -230,14 +230,14 @@ def _round_trip_error(flow: Flow, batch: Batch) -> float:
 class ExponentialMovingAverage(SwappingAverage):
     """Keeps an exponential moving average of the weights, validates with it, and saves it as the model.
 
-    What it adds to Lightning's own averaging: the decay warms up, ``min(decay, (1 + t) / (10 + t))`` after t updates,
-    so that short runs do not drag their initial weights along; running statistics are averaged like weights, while
-    integer and boolean buffers (permutations, counters) are copied, not averaged; skipped steps do not count; Ctrl-C
-    in the midst of validation, when the average stands in for the weights, saves each in its own place.
+    Differences from Lightning's own averaging: the decay warms up, ``min(decay, (1 + t) / (10 + t))`` after t updates,
+    so that initial weights do not dominate the average of short runs. Running statistics are averaged like weights,
+    while integer and boolean buffers (permutations, counters) are copied. Skipped steps do not count. Ctrl-C during
+    validation, when the average replaces the weights, saves both correctly.
 
     Args:
         decay: Decay of the average, in (0, 1).
-        guard: Says which steps were skipped.
+        guard: Callback that knows the skipped steps.
     """
 
     def __init__(self, decay: float, guard: NonFiniteGuard) -> None:
@@ -251,22 +251,22 @@ class ExponentialMovingAverage(SwappingAverage):
         self._guard = guard
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """After every optimizer step that was not skipped."""
+        """True after every optimizer step that was not skipped."""
         return step_idx is not None and not self._guard.skipped
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends a validation that broke off, before the last state is saved."""
+        """Restores the weights after an interrupted validation, before the last state is saved."""
         if self.swapped:
             self.swap(pl_module)
 
 
 class Stopwatch(Callback):
-    """Logs training examples a second over all processes, and sums up how long a run has trained.
+    """Logs training examples per second over all processes, and measures the duration of training.
 
-    The speed includes the loading of data, and leaves out validation and saving.
+    The speed includes data loading and excludes validation and saving.
 
     Attributes:
-        seconds: Duration of training, validation included, over all times the run was resumed.
+        seconds: Duration of training, validation included, summed over all parts of a resumed run.
     """
 
     def __init__(self) -> None:
@@ -312,14 +312,14 @@ class Stopwatch(Callback):
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from where the interrupted run left off."""
+        """Restores the duration of the interrupted run."""
         self.seconds = state_dict["seconds"]
 
 
 class OrderlyInterrupt(Callback):
-    """Ctrl-C and SIGTERM take effect when the step (or validation) at hand is done and logged, so that nothing is lost.
+    """Delays Ctrl-C and SIGTERM until the current step or validation is complete and logged.
 
-    A second one stops at once and saves nothing more.
+    A second signal stops the process at once without saving.
     """
 
     def __init__(self) -> None:
@@ -329,10 +329,10 @@ class OrderlyInterrupt(Callback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over, where signals can be handled.
+        """Installs the signal handlers, in the main thread only.
 
-        By now Lightning has noted the handlers of all signals, which it gives back when training ends, and has set one
-        of its own for SIGTERM that stops between batches, not steps.
+        Lightning has stored the handlers of all signals by now, which it restores when training ends. Its own handler
+        of SIGTERM stops between batches, not between optimizer steps.
         """
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -370,16 +370,16 @@ class OrderlyInterrupt(Callback):
             raise _exception(self._received)
 
     def _agreed(self, trainer: Trainer) -> bool:
-        """Whether any process was interrupted; all of them ask at the same place."""
+        """True if any process was interrupted; all processes must call it together."""
         interrupted = self._received is not None
         if trainer.world_size > 1:
             interrupted = trainer.strategy.reduce_boolean_decision(interrupted, all=False)
         return interrupted
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """From now on Ctrl-C acts at once, and SIGTERM waits until all is saved, by Lightning's handler."""
+        """Lets Ctrl-C act at once again; SIGTERM waits until all is saved, by Lightning's handler."""
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) is handler:  # Lightning may have given the signal back, or ignores it
+            if signal.getsignal(number) is handler:  # Lightning may have restored the handler, or ignores the signal
                 signal.signal(number, self._handlers_before[number])
 
 

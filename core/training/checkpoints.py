@@ -1,4 +1,4 @@
-"""The states from which a run can go on: written whole, checked before they are believed."""
+"""States of a run to resume from: written atomically, verified before use."""
 
 import os
 import zipfile
@@ -22,13 +22,13 @@ NEEDED = frozenset({"epoch", "global_step", "state_dict", "loops", "optimizer_st
 
 
 class DamagedCheckpoint(UserError):
-    """A file is not, or no longer, the state of a run."""
+    """Raised for a file that is not the state of a run, or a damaged one."""
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads the state of a run: tensors and plain values, nothing that could run code.
+    """Reads the state of a run: tensors and plain values only, so that no code can run.
 
-    A flipped bit does not go unnoticed, for `torch.save` writes a checksum with each tensor.
+    `torch.save` writes a checksum with each tensor, so that a flipped bit is detected.
 
     Raises:
         DamagedCheckpoint: If the file is damaged, or is not the state of a run.
@@ -70,7 +70,7 @@ def newest_sound(folder: Path, warn: Callable[[str], None]) -> Path:
 
     Args:
         folder: A run's folder ``checkpoints``.
-        warn: Told of every newer one that is damaged.
+        warn: Called with a sentence for every newer state that is damaged.
 
     Raises:
         UserError: If there is none.
@@ -89,10 +89,10 @@ def verify(path: Path) -> str | None:
     """Reads every byte of the states in a run's folder and compares them with their checksums.
 
     Returns:
-        What was found sound; None if there are no states.
+        A description of the verified states; None if there are none.
 
     Raises:
-        UserError: If one is damaged; the sentence names it, and what of it.
+        UserError: If one is damaged; the sentence names the file and the damaged part.
     """
     states = resumable(path / "checkpoints") if path.is_dir() else []
     for state in states:
@@ -104,17 +104,17 @@ class CheckpointFiles(TorchCheckpointIO):
     """Writes states as `core.files.replacing` does, and reads them by `read_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes one under a temporary name, waits until it is on the disk, and renames it."""
+        """Writes a state under a temporary name, syncs it to the disk, and renames it."""
         with replacing(path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # what PyTorch makes of a disk that is full
+            except RuntimeError as error:  # raised by PyTorch if the disk is full
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads one, on the CPU; never by unpickling."""
+        """Reads a state onto the CPU, without unpickling."""
         return read_checkpoint(Path(path), map_location or "cpu")
 
 
@@ -122,9 +122,9 @@ class RunCheckpoint(FixedNameCheckpoint):
     """A checkpoint of fixed name in the run's folder, which may be moved between a run and its resumption.
 
     Args:
-        folder: Where it lies.
+        folder: Folder of the checkpoint.
         name: Its name, without ``.ckpt``.
-        keep: How many states are kept: this one, and older ones as ``<name>-1.ckpt``, ``<name>-2.ckpt``, …
+        keep: Number of states that are kept: this one, and older ones as ``<name>-1.ckpt``, ``<name>-2.ckpt``, …
         every: Save after so many optimizer steps too; None for after validation alone.
         **options: Of `ModelCheckpoint`.
     """
@@ -136,24 +136,24 @@ class RunCheckpoint(FixedNameCheckpoint):
         self._begun = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on there is a state to save."""
+        """Notes that there is a state to save."""
         super().on_train_start(trainer, pl_module)
         self._begun = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves, if that was asked for and the state is whole: before training begins it may be restored in part."""
+        """Saves, if requested and if the state is complete; before training begins it may be restored in part."""
         if self._begun:
             super().on_exception(trainer, pl_module, exception)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Saves between steps, if that was asked for: now the last one is logged, as it is not at its own end."""
+        """Saves between steps, if requested: the previous step is logged only now."""
         due = self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0
         if due and batch_idx and self.should_save_now(trainer):
             with before_batch(trainer):
                 self.save_now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what no validation has saved: a limit of steps may end a run within an epoch, or before any validation.
+        """Save at the end of a run without a validation: a limit of steps may end it within an epoch.
 
         The best state alone waits for a validation.
         """
@@ -179,18 +179,18 @@ class RunCheckpoint(FixedNameCheckpoint):
         trainer.strategy.barrier()
 
     def _replaces_damaged(self, trainer: Trainer, path: Path) -> bool:
-        """Whether the run went on from an older state than the one that is now written over."""
+        """True if the run was resumed from an older state than the one that is overwritten now."""
         return not self.has_saved and trainer.ckpt_path is not None and Path(trainer.ckpt_path).name != path.name
 
     def _age(self, path: Path) -> None:
-        """Gives the states there are the next older names, once the new one is whole."""
+        """Renames the existing states to the next older names, once the new one is complete."""
         names = [path, *(path.with_stem(f"{path.stem}-{age}") for age in range(1, self.keep))]
         for younger, older in reversed(list(pairwise(names))):
             if younger.exists():
                 os.replace(younger, older)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Reads the state as if it had been saved in the folder as it is called now."""
+        """Restores the state with paths in the current folder."""
         here = Path(str(self.dirpath))
 
         def moved(path: str) -> str:

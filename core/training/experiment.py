@@ -8,8 +8,8 @@ A run's folder holds::
                          validation loss
     model/               the trained model: config.json, model.safetensors, and training.json with how it came about
 
-A run that is resumed goes on as it would have, also within an epoch: the datamodule's state says which batches of the
-epoch are left.
+A resumed run gives the same result as an uninterrupted one, also within an epoch: the datamodule's state records the
+remaining batches of the epoch.
 """
 
 import json
@@ -62,11 +62,11 @@ class Experiment(SeededCLI):
     """The ``train`` verb of a domain: options from the signatures of model, datamodule and Trainer, and one run.
 
     Args:
-        model_class: What trains; its ``flow`` argument's type restricts which models a config may name.
-        datamodule_class: Where the batches come from: it takes a ``store``, the path of one.
+        model_class: Class of the training module; the type of its ``flow`` argument limits the models in a config.
+        datamodule_class: Class of the datamodule, with an argument ``store``: the path of a store.
         words: The command line.
         domain: The domain's name on the command line.
-        callbacks: What the domain adds to training, such as pictures of samples.
+        callbacks: Callbacks of the domain, such as pictures of samples.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Experiment(SeededCLI):
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.domain = domain
+        self._words = list(words)
         self.start: Start | None = None
         self._flow_class: type[Flow] = get_type_hints(model_class.__init__)["flow"]
         self.domain_callbacks = list(callbacks)
@@ -90,7 +91,7 @@ class Experiment(SeededCLI):
                 "max_epochs": 100,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 1,
-                "use_distributed_sampler": False,  # the datamodule sees to it, exactly at uneven ends too
+                "use_distributed_sampler": False,  # the datamodule distributes batches without repeating examples
                 "enable_model_summary": False,
             },
             parser_kwargs={"prog": f"arflows {domain} train", "description": "Train a flow by maximum likelihood."},
@@ -104,7 +105,7 @@ class Experiment(SeededCLI):
     # ------------------------------------------------------------------------------------------ options
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what belongs to the run as a whole."""
+        """Adds the options of the run as a whole."""
         parser.add_argument("--out", type=Path, required=True, help="Folder of the run.")
         parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, data order and noise.")
         parser.add_argument(
@@ -123,12 +124,12 @@ class Experiment(SeededCLI):
         parser.add_argument("--keep", type=PositiveInt, default=2, help="How many of the newest states are kept.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Makes one seed of two."""
+        """Links the seed of the data to that of the run."""
         parser.link_arguments("seed", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the words given, and these alone; the architecture is that of the model to start from, if any."""
-        name = name_of_start(args)
+        """Parses the given words; the architecture is that of the model to start from, if any."""
+        name = name_of_start(self._words)  # a domain may add to the words
         if name is not None:
             self.start = Start.load(name, self._flow_class)
             parser.set_defaults({"model.flow": self.start.options})
@@ -164,17 +165,16 @@ class Experiment(SeededCLI):
         return self.out / "model"
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to overwrite a run, or to resume what is none; says how to make a store that is missing.
+        """Refuses to overwrite a run, to resume a folder without a run, and to train on a missing store.
 
-        Only the main process looks at the run: it may already have written when others of a distributed run come to
-        look.
+        Only the main process checks the folder: it may have written to it before the others of a distributed run check.
         """
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._resume_or_refuse()
         self.require_store(self.config.data.store)
 
     def require_store(self, store: Path) -> None:
-        """Say how to make a store that is missing.
+        """Make sure that the store exists.
 
         Raises:
             UserError: If it is missing.
@@ -195,7 +195,7 @@ class Experiment(SeededCLI):
         self.check()
 
     def remedy(self, settings: str) -> str:
-        """Say what to do about a store that does not fit the model.
+        """Return the advice for a store that does not fit the model.
 
         Args:
             settings: Options of the architecture that would have to change; those of a model to start from are kept.
@@ -237,10 +237,10 @@ class Experiment(SeededCLI):
                 )
 
     def _saved_options(self, path: Path) -> dict[str, Any]:
-        """The options of a run as this version of arflows understands them: what it has since learned is as by default.
+        """The options of a run as this version of arflows reads them; options that are newer have their defaults.
 
         Raises:
-            UserError: If the file is damaged, or names what this version does not know.
+            UserError: If the file is damaged, or has options that this version does not know.
         """
         try:
             saved = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -274,7 +274,7 @@ class Experiment(SeededCLI):
         given = self.config_init.trainer.callbacks
         has_bar = any(isinstance(c, ProgressBar) for c in (given if isinstance(given, list) else [given]))
         wanted = self.config.trainer.enable_progress_bar
-        if wanted is None:  # a log is no place for a bar
+        if wanted is None:  # a progress bar would fill a log file
             wanted = kwargs["enable_progress_bar"] = has_bar or (sys.stdout.isatty() and sys.stderr.isatty())
         if wanted and not has_bar:
             # Where rich is installed, Lightning's own choice is a bar that shows "Epoch 0/-2" if max_epochs is -1.
@@ -299,7 +299,7 @@ class Experiment(SeededCLI):
             UserError: If training cannot go on, or the Trainer's options do not fit together.
         """
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._software = software()  # of the code that trains, which may have moved on when training ends
+        self._software = software()  # that of the code that trains, which may have been updated when training ends
         if self.trainer.is_global_zero:
             self._save_options()
             print(
@@ -309,16 +309,16 @@ class Experiment(SeededCLI):
         try:
             with destroy_process_group_on_exit():
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=start, weights_only=True)
-        except OSError as error:  # Lightning's writers do not say what they were writing
+        except OSError as error:  # Lightning's writers do not name the file
             error.filename = error.filename or str(self.out)
             raise
         except SIGTERMException:
             raise SystemExit(128 + signal.SIGTERM) from None
-        except SystemExit as ending:  # what Lightning makes of Ctrl-C
+        except SystemExit as ending:  # raised by Lightning after Ctrl-C
             if self.trainer.is_global_zero and (self.checkpoints / LAST).is_file():
                 print(f"{self.checkpoints / LAST} is saved; add --resume to go on from it.", file=sys.stderr)
             raise KeyboardInterrupt from ending
-        finally:  # Lightning keeps its own where it was interrupted early or the state could not be saved
+        finally:  # Lightning leaves its own handlers after an early interrupt or a failed save
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.trainer.is_global_zero:
@@ -333,14 +333,14 @@ class Experiment(SeededCLI):
         return f"{type(self.model.flow).__name__} with {parameters:,} parameters"
 
     def _export(self) -> None:
-        """Writes the best weights (their moving average, if one is kept) as a model folder, and how they came about."""
+        """Writes the best weights (their moving average, if there is one) and facts about them as a model folder."""
         checkpoints = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)]
         path = next((c.best_model_path for c in checkpoints if c.best_model_path), None)
         if path is None:
             print("A trial run (--trainer.fast_dev_run) writes no model.")
             return
         weights = read_checkpoint(Path(path))["state_dict"]
-        if is_sharded(self.trainer):  # of its weights a part is left in this process
+        if is_sharded(self.trainer):  # this process has only a part of the weights
             self.model.flow = type(self.model.flow)(**self.model.flow.config()["arguments"])
         flow = self.model.flow
         flow.load_state_dict({name.removeprefix("flow."): w for name, w in weights.items() if name.startswith("flow.")})
@@ -382,7 +382,7 @@ class Experiment(SeededCLI):
 
 
 def _differences(now: Any, then: Any, name: str) -> list[str]:
-    """Names each setting that two nested dictionaries do not share, with both values."""
+    """Describe each setting that differs between two nested dictionaries, with both values."""
     if isinstance(now, dict) and isinstance(then, dict):
         keys = [*now, *(key for key in then if key not in now)]
         return [line for key in keys for line in _differences(now.get(key), then.get(key), f"{name}.{key}")]

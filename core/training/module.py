@@ -43,9 +43,9 @@ class FlowTraining(LightningModule):
     clipping), ``train/learning_rate``, ``train/examples_per_second``, ``train/skipped_steps``,
     ``val/round_trip_error``.
 
-    The noise of a step follows from the seed and the step's number alone, and of several processes each draws the rows
-    of its own examples. So a run that was interrupted goes on as it would have, and the same global batch gives the
-    same loss in any number of processes. (Dropout alone is drawn by each process for itself.)
+    The noise of a step is a function of the seed and the number of the step, and each process draws the rows of its own
+    examples. So a resumed run equals an uninterrupted one, and the same global batch gives the same loss in any number
+    of processes. (Only dropout is drawn by each process independently.)
 
     Clipping, accumulation, precision and devices are the Trainer's options.
 
@@ -65,13 +65,13 @@ class FlowTraining(LightningModule):
         final_fraction: See ``schedule``.
         ema_decay: Decay of the average of the weights that is validated and exported; 0 for none.
         patience: Steps in a row with a non-finite loss or gradient after which training stops; fewer are skipped.
-        round_trip_examples: Examples that are encoded and decoded at each validation, to warn where that no longer
-            leads back; see `DriftMonitor`. 0 for none.
+        round_trip_examples: Examples that are encoded and decoded at each validation, to warn if the inverse becomes
+            inexact; see `DriftMonitor`. 0 for none.
         compile: Compile the log-probability by `torch.compile`.
-        recompute: Compute activations anew in the backward pass instead of keeping them: by the inverse where it is as
-            cheap as the forward pass (couplings), else by a second forward pass. Memory then hardly grows with depth,
-            and a step takes longer. Where the round trip grows inexact the run falls back to keeping them. With
-            ``compile`` only what is inside a chain of bijections stays uncompiled.
+        recompute: Recompute activations in the backward pass instead of keeping them: by the inverse if it is as cheap
+            as the forward pass (couplings), else by a second forward pass. Memory then hardly grows with depth, and a
+            step takes longer. If the inverse becomes inexact, activations are kept from then on. With ``compile``, the
+            inside of a chain of bijections is not compiled.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class FlowTraining(LightningModule):
             self._log_prob = torch.compile(self.flow.log_prob)
 
     def on_fit_start(self) -> None:
-        """Takes the seed of the noise from the run's seed; or it, and the random generators, from the checkpoint."""
+        """Sets the seed of the noise to that of the run, or restores it and the generators from the checkpoint."""
         if self._noise_seed is None:
             self._noise_seed = torch.initial_seed()
         if self._random_state is not None:  # from which a foreign datamodule may draw the order of an epoch
@@ -162,7 +162,7 @@ class FlowTraining(LightningModule):
                 torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Puts the random generators where they are to be at this step."""
+        """Seeds the random generators for this step."""
         assert self._noise_seed is not None
         torch.manual_seed(seed_of(self._noise_seed, "training", batches_done(self.trainer)))
 
@@ -173,7 +173,7 @@ class FlowTraining(LightningModule):
         return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs the loss of steps that counted."""
+        """Logs the loss of steps that were not skipped."""
         if not self._guard.skipped:
             loss = outputs["loss"] * self.trainer.accumulate_grad_batches
             self.log(f"train/{self.unit}", loss, prog_bar=True, sync_dist=True)
@@ -182,7 +182,7 @@ class FlowTraining(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the mean loss over the validation split, with the same dequantisation noise every time.
 
-        Processes take batches in turn, and count by their examples: at the end one may be left with an empty one.
+        Processes take batches in turn, weighted by their examples: the last batch of a process may be empty.
         """
         count = len(batch["x"])
         total = torch.zeros((), device=self.device)
@@ -233,13 +233,13 @@ class FlowTraining(LightningModule):
         return self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * progress)) / 2
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is random."""
+        """Adds the seed and the states of the random generators."""
         checkpoint["noise_seed"] = self._noise_seed
         checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what is random for when training starts."""
+        """Stores the seed and the states of the random generators until training starts."""
         self._noise_seed = checkpoint.get("noise_seed")
         self._random_state = checkpoint["random_state"]

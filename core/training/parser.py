@@ -1,4 +1,4 @@
-"""The parser of a training's options, and which classes they may name."""
+"""Parser of the options of training, and the classes that a config may name."""
 
 from importlib.metadata import entry_points
 from typing import Any
@@ -35,7 +35,7 @@ class TrainingParser(ShortErrors, LightningArgumentParser):
     """LightningCLI's parser, with errors of one sentence."""
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
-        """Builds what the options name; sizes of which nothing can be built are the user's to mend."""
+        """Builds the objects that the options name; sizes that do not fit together raise `UserError`."""
         try:
             return super().instantiate_classes(*args, **kwargs)
         except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
@@ -47,7 +47,7 @@ class TrainingParser(ShortErrors, LightningArgumentParser):
 
 
 def allow_known_classes() -> None:
-    """Makes the parser refuse the path of any other class before it is imported, which would run its module."""
+    """Makes the parser refuse the path of any other class before its module is imported, which would run it."""
     packages = {"arflows", *(domain.module.partition(".")[0] for domain in entry_points(group="arflows.domains"))}
     known = {path for kind in ALLOWED_CLASSES for path in (_public_path(kind), f"{kind.__module__}.{kind.__name__}")}
     jsonargparse.set_parsing_settings(
@@ -58,5 +58,5 @@ def allow_known_classes() -> None:
 
 
 def _public_path(kind: type) -> str:
-    """The path by which Lightning's users know a class."""
+    """Public import path of a class of Lightning."""
     return f"{'.'.join(kind.__module__.split('.')[:3])}.{kind.__name__}"

@@ -1,4 +1,4 @@
-"""Weights of which each process holds a part (FSDP), where they are needed whole."""
+"""Sharded weights (FSDP): gathering them, and norms of their gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def is_sharded(trainer: Trainer) -> bool:
-    """Whether each process holds a part of every weight, and of its gradient."""
+    """True if each process holds a part of every weight, and of its gradient."""
     return isinstance(trainer.strategy, FSDPStrategy)
 
 
 @contextmanager
 def whole_weights(trainer: Trainer) -> Iterator[None]:
-    """Gives every process all weights, to be read; all processes must enter the block."""
+    """Gathers all weights in every process, for reading; all processes must enter the block."""
     if not is_sharded(trainer):
         yield
         return
@@ -28,7 +28,7 @@ def whole_weights(trainer: Trainer) -> Iterator[None]:
 
 
 def total_norm(trainer: Trainer, gradients: list[Tensor]) -> Tensor:
-    """The norm of gradients, the same in every process after these have averaged them, or hold parts of the average."""
+    """Norm of the averaged gradients, whole or sharded; the same in every process."""
     norm = torch.nn.utils.get_total_norm(gradients)
     if not is_sharded(trainer):
         return norm
