@@ -20,13 +20,14 @@ from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.molecule_files import Entry, MoleculeFile
 from arflows.data.store import Store
+from arflows.molecules.chemistry import smiles_of_all
 from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.inputs import open_molecules
 from arflows.molecules.metrics import chemnet, compare, describe, distance, quality, share
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.postprocess import validities
 from arflows.molecules.properties import PROPERTIES
-from arflows.molecules.representation import MoleculeSpec, decode, smiles_of_all
+from arflows.molecules.representation import MoleculeSpec, decode
 from arflows.molecules.score import batches, covered
 from arflows.molecules.workers import Workers
 

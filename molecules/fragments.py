@@ -9,8 +9,9 @@ from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
 from arflows.core.runtime.errors import UserError
+from arflows.molecules.chemistry import BOND_TYPES, atom_type
 from arflows.molecules.graph import Graph, permuted, walk
-from arflows.molecules.representation import BOND_TYPES, MoleculeSpec, atom_type
+from arflows.molecules.representation import MoleculeSpec
 
 ORDERS = 32
 """Number of random orders of a fragment's atoms, of which the likeliest under the model is taken."""

@@ -15,11 +15,13 @@ from tqdm import tqdm
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.molecules.chemistry import Refused, cleaned, graph_of
 from arflows.molecules.decisions import packed, unpack
 from arflows.molecules.generation import Grown
+from arflows.molecules.graph import Graph
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.records import Generated, Molecule, Targets, molecules
-from arflows.molecules.representation import Graph, MoleculeSpec, Refused, cleaned, decode, graph_of
+from arflows.molecules.representation import MoleculeSpec, decode
 from arflows.molecules.workers import Workers
 
 Given = UInt8[Tensor, "batch packed"] | Sequence[str | Chem.Mol | Graph | Molecule]

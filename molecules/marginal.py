@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from arflows.molecules.chemistry import automorphisms
 from arflows.molecules.generation import bind_atom
 from arflows.molecules.graph import Graph, abandoned
-from arflows.molecules.representation import automorphisms
 from arflows.molecules.stream import MoleculeStream
 
 ENUMERATED_ATOMS = 7

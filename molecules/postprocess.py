@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from arflows.molecules.chemistry import largest_valence, smiles_of_all
 from arflows.molecules.graph import Graph
 from arflows.molecules.metrics import share
-from arflows.molecules.representation import largest_valence, smiles_of_all
 from arflows.molecules.workers import Workers
 
 

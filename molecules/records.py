@@ -12,8 +12,8 @@ from torch import Tensor
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import Noise
+from arflows.molecules.chemistry import mol_of, smiles_of
 from arflows.molecules.graph import Graph
-from arflows.molecules.representation import mol_of, smiles_of
 
 Targets = Mapping[str, "float | tuple[float, float]"]
 """Wanted properties: for the name of each a value, or the two ends of a range."""

@@ -24,12 +24,12 @@ from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.options import renamed
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import is_main, wait
+from arflows.molecules.chemistry import mol_of, smiles_of
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.records import Generated, Targets
 from arflows.molecules.render import save_grid
-from arflows.molecules.representation import mol_of, smiles_of
 from arflows.molecules.workers import Workers
 
 FORMS = (".csv", ".smi", ".sdf")

@@ -16,8 +16,8 @@ from arflows.audio.representation import MelSpec
 from arflows.data.audio_files import SkippedAudio, read_audio
 from arflows.data.molecule_files import Entry, read_molecules
 from arflows.data.speech_sources import read_speech
+from arflows.molecules.chemistry import smiles_of
 from arflows.molecules.inputs import Example, represent
-from arflows.molecules.representation import smiles_of
 from tests.faults.fuzzing import REFUSALS, damaged, fuzzed
 from tests.faults.hostile import npy_header
 

@@ -8,11 +8,11 @@ import torch
 
 from arflows.core.runtime.errors import UserError
 from arflows.molecules import evaluate, sample, train
+from arflows.molecules.chemistry import graph_of
 from arflows.molecules.decisions import packed
 from arflows.molecules.graphaf import GraphAF, RelationalConvolutions, Steps, _dense
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.prepare import prepare
-from arflows.molecules.representation import graph_of
 from tests.launch import command
 from tests.molecules.small_flows import DRUGS
 

@@ -7,15 +7,11 @@ from rdkit import Chem
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.molecule_files import nci
-from arflows.molecules import representation
-from arflows.molecules.graph import Graph, abandoned, permuted, random_orders, reorder, walk, walks
-from arflows.molecules.representation import (
-    MoleculeSpec,
+from arflows.molecules import chemistry
+from arflows.molecules.chemistry import (
     Refused,
     automorphisms,
     canonical_smiles,
-    decode,
-    encode,
     flat_smiles,
     graph_and_smiles,
     graph_of,
@@ -23,6 +19,8 @@ from arflows.molecules.representation import (
     mol_of,
     parse,
 )
+from arflows.molecules.graph import Graph, abandoned, permuted, random_orders, reorder, walk, walks
+from arflows.molecules.representation import MoleculeSpec, decode, encode
 
 DRUGS = [
     "CC(=O)Oc1ccccc1C(=O)O",
@@ -133,7 +131,7 @@ def test_stereochemistry_and_maps_are_dropped():
     assert canonical_smiles("C[C@H](N)C(=O)O") == canonical_smiles("C[C@@H](N)C(O)=O") == "CC(N)C(=O)O"
     assert canonical_smiles("C/C=C/C") == canonical_smiles("C/C=C\\C") == "CC=CC"
     assert canonical_smiles("[CH3:1][OH:2]") == "CO"
-    assert [representation.has_stereochemistry(parse(s)) for s in ("C[C@H](N)O", "F/C=C/F", "CC=CC")] == [1, 1, 0]
+    assert [chemistry.has_stereochemistry(parse(s)) for s in ("C[C@H](N)O", "F/C=C/F", "CC=CC")] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
