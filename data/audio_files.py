@@ -168,4 +168,4 @@ def _is_clipped(samples: Float32[np.ndarray, " samples"], peak: float) -> bool:
 def _cut_short(log: str) -> bool:
     """Return True if libsndfile found less audio in a file than its header says."""
     lengths = re.findall(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", log)
-    return any(int(held) < int(told) < OPEN_ENDED for told, held in lengths)
+    return any(int(held) < int(declared) < OPEN_ENDED for declared, held in lengths)

@@ -190,8 +190,10 @@ def _select(name: str, splits: Mapping[str, np.ndarray], columns: Sequence[str] 
         _check_array(where[split], array)
     widths = {split: array.shape[1] for split, array in splits.items()}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{split} {width}" for split, width in widths.items())
-        raise UserError(f"the splits in {name} differ in their number of columns ({told}): give all the same.")
+        widths_by_split = ", ".join(f"{split} {width}" for split, width in widths.items())
+        raise UserError(
+            f"the splits in {name} differ in their number of columns ({widths_by_split}): give all the same."
+        )
     labels = tuple(columns or default_names(next(iter(widths.values()))))
     kept = list(range(len(labels))) if pick is None else list(pick(labels, columns is not None))
     rows = {split: np.ascontiguousarray(array[:, kept], np.float64) for split, array in splits.items()}

@@ -122,9 +122,9 @@ def decisions(
 
     # An atom's bonds and the decision that ends them follow each other: bond number e of atom i has i − 1 ends before.
     count = int((bond_counts + sizes).max()) - 1 if size > 1 else 1
-    place = torch.arange(bonds.shape[1], device=device) + later - 1
+    column = torch.arange(bonds.shape[1], device=device) + later - 1
     row_choice = torch.zeros(batch, count + 1, dtype=torch.long, device=device)
-    row_choice.scatter_(1, torch.where(real_bond, place, count), torch.where(real_bond, 3 * earlier + order, 0))
+    row_choice.scatter_(1, torch.where(real_bond, column, count), torch.where(real_bond, 3 * earlier + order, 0))
     row_choice = row_choice[:, :count]
     rows = torch.arange(count, device=device)
     row_real = rows < (bond_counts + sizes - 1)[:, None]

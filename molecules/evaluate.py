@@ -117,7 +117,7 @@ def evaluate(
         masked = flow.sample(samples, wanted, seed=seed, workers=pool)
         seconds = time.perf_counter() - began
         raw = flow.sample(samples, wanted, seed=seed, masks=False, workers=pool)
-        at = [place for place, each in enumerate(masked) if each.smiles is not None]
+        at = [index for index, each in enumerate(masked) if each.smiles is not None]
         valid = [smiles for each in masked if (smiles := each.smiles) is not None]
         asked = {} if wanted is None else dict(zip(flow.properties, wanted[at].T.numpy(), strict=True))
         training = set(stored_smiles(data.store, "train", pool))

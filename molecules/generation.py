@@ -88,8 +88,8 @@ class Known:
         molecule, row = (order > 0).nonzero(as_tuple=True)
         i, j = later[molecule, row], earlier[molecule, row]
         key = (molecule * size + i) * size + (size - 1 - j if spec.order == "dfs" else j)
-        place = key.argsort()
-        molecule, i, j, order = molecule[place], i[place], j[place], order[molecule, row][place]
+        by_key = key.argsort()
+        molecule, i, j, order = molecule[by_key], i[by_key], j[by_key], order[molecule, row][by_key]
         owner = molecule * size + i
         starts = torch.searchsorted(owner, owner)
         self.choices[molecule, i, torch.arange(len(i), device=i.device) - starts] = 3 * j + order
@@ -142,10 +142,10 @@ class Grown:
     def bonds(self) -> UInt8[Tensor, "batch bonds 3"]:
         """The bonds in the form of a store."""
         molecule, i, j = self.orders.tril(-1).nonzero(as_tuple=True)
-        place = torch.arange(len(molecule), device=molecule.device) - torch.searchsorted(molecule, molecule)
-        most = int(place.max()) + 1 if len(place) else 0
+        slot = torch.arange(len(molecule), device=molecule.device) - torch.searchsorted(molecule, molecule)
+        most = int(slot.max()) + 1 if len(slot) else 0
         bonds = self.orders.new_zeros(len(self.orders), most, 3)
-        bonds[molecule, place] = torch.stack([i, j, self.orders[molecule, i, j]], -1).to(torch.uint8)
+        bonds[molecule, slot] = torch.stack([i, j, self.orders[molecule, i, j]], -1).to(torch.uint8)
         return bonds
 
     @property
@@ -155,7 +155,7 @@ class Grown:
 
 
 def latent_shape(spec: MoleculeSpec) -> tuple[int, int]:
-    """Decisions that a molecule can have: for each atom, and the place after the last, its type and its bonds."""
+    """Decisions that a molecule can have: type and bonds of each atom, and the decision to stop after the last."""
     return spec.max_atoms + 1, spec.max_back_bonds + 2
 
 

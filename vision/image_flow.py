@@ -194,7 +194,7 @@ class FramedDequantizer(Dequantizer):
     def __init__(self, dequantizer: Dequantizer, spec: ImageSpec, padded_size: tuple[int, int]) -> None:
         super().__init__(dequantizer.levels)
         self.inner = dequantizer
-        self.protocol = dequantizer.protocol
+        self.noise = dequantizer.noise
         self.likelihood = dequantizer.likelihood
         rows, columns = padded_size[0] - spec.height, padded_size[1] - spec.width
         self.top, self.left = rows // 2, columns // 2

@@ -20,7 +20,7 @@ from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, TypeVar
 
 from arflows.core.commands.domains import all_domains, domain_names, find_domain
-from arflows.core.commands.exit_codes import MENDABLE, guarded
+from arflows.core.commands.exit_codes import USER_ERROR, guarded
 from arflows.core.commands.recipes import recipes_of
 from arflows.core.runtime.errors import UserError, unknown_name
 from arflows.core.runtime.options import ShortErrors, renamed_options
@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
         match words:
             case []:
                 print(_overview(), file=sys.stderr)
-                raise SystemExit(MENDABLE)
+                raise SystemExit(USER_ERROR)
             case ["help", name, *rest] if name in COMMANDS or name in domain_names():
                 main([name, *rest, "--help"])
             case ["-h" | "--help" | "help", *_]:
@@ -76,7 +76,7 @@ def _run_verb(name: str, words: list[str]) -> None:
     match words:
         case []:
             print(_verbs(name), file=sys.stderr)
-            raise SystemExit(MENDABLE)
+            raise SystemExit(USER_ERROR)
         case ["-h" | "--help" | "help", *_]:
             print(_verbs(name))
         case [verb, *rest] if verb in domain.verbs:

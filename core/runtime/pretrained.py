@@ -59,6 +59,8 @@ RENAMED = {
     "expand": "fc1",
     "contract": "fc2",
     "row_leave": "row_output_proj",
+    "of_type": "type_head",
+    "of_bond": "bond_head",
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
