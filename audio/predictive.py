@@ -132,7 +132,7 @@ class PredictiveFlow(SpeechFlow):
         Density and synthesis stay inverse to each other: both use the rounded weights.
         """
         stack = self.trunk.stack
-        for weight in (stack.present, stack.residual, self.trunk.leave.weight):
+        for weight in (stack.present, stack.residual, self.trunk.output_proj.weight):
             weight.copy_(weight.bfloat16())
 
     def _context(

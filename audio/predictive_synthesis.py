@@ -141,10 +141,11 @@ def _weights(flow: PredictiveFlow) -> Weights:
 
     trunk, stack, head = flow.trunk, flow.trunk.stack, flow.head
     return Weights(
-        array(trunk.enter.weight.mT), array(trunk.enter.bias), array(stack.past), halved(stack.present),
-        halved(stack.residual), array(stack.residual_bias), halved(trunk.leave.weight.mT), array(trunk.leave.bias),
-        array(head.past.weight.mT), array(head.hidden.weight.mT), array(head.hidden.bias), array(head.out.weight.mT),
-        array(head.out.bias), array(head.direct.weight.mT), np.array(stack.dilations, np.int64),
+        array(trunk.input_proj.weight.mT), array(trunk.input_proj.bias), array(stack.past), halved(stack.present),
+        halved(stack.residual), array(stack.residual_bias), halved(trunk.output_proj.weight.mT),
+        array(trunk.output_proj.bias), array(head.past.weight.mT), array(head.hidden.weight.mT),
+        array(head.hidden.bias), array(head.out.weight.mT), array(head.out.bias), array(head.direct.weight.mT),
+        np.array(stack.dilations, np.int64),
     )  # fmt: skip
 
 

@@ -16,12 +16,12 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import Noise
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
-from arflows.molecules.conditions import KnownProperties
 from arflows.molecules.decisions import packed, unpack
 from arflows.molecules.fragments import Fragment, fragment_of
 from arflows.molecules.generation import Begun, FromLatents, Known, Source, grow, latent_shape
 from arflows.molecules.graph import Graph
 from arflows.molecules.graph_flow import Given, GraphFlow
+from arflows.molecules.known_properties import KnownProperties
 from arflows.molecules.marginal import OrderEstimate, order_marginal
 from arflows.molecules.records import Generated, Molecule, Targets, targets_from
 from arflows.molecules.representation import MoleculeSpec, decode

@@ -73,8 +73,8 @@ class NonFiniteGuard(Callback):
         )
         if self.skipped_in_a_row >= self.patience:
             raise UserError(
-                f"training stopped at {position}: {self.skipped_in_a_row} steps in a row had a loss or gradient that is "
-                "not finite; lower model.learning_rate or set trainer.gradient_clip_val. "
+                f"training stopped at {position}: {self.skipped_in_a_row} steps in a row had a loss or gradient that "
+                "is not finite; lower model.learning_rate or set trainer.gradient_clip_val. "
                 f"{_last_checkpoint(trainer)}"
             )
 
