@@ -66,7 +66,7 @@ class SpeechSource:
     Attributes:
         name: The name or path a user gave.
         utterances: In the order of the source.
-        notes: Facts about the source that belong into the provenance.
+        notes: Facts about the source for the provenance.
         left_out: Files of the source that are no utterances, by the reason.
     """
 

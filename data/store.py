@@ -41,7 +41,7 @@ from arflows.data.fingerprint import fingerprint
 
 FORMAT = "arflows-store"
 FORMAT_VERSION = 2
-"""2 brought ragged fields; stores without them are written as version 1, which older versions of arflows read too."""
+"""Version 2 has ragged fields; stores without them are written as version 1, which older versions of arflows read."""
 
 OFFSETS = ".offsets"
 """Suffix of the name of the offsets of a ragged field."""
@@ -117,7 +117,7 @@ class Store:
             expect_domain: Refuse a store of any other domain.
 
         Raises:
-            UserError: The path leads to no store, to a damaged one, to one of a newer format or of another domain.
+            UserError: If the file is missing, damaged, of a newer format, or of another domain.
         """
         self.path = Path(path)
         self._maps: dict[tuple[str, str], np.ndarray] = {}
@@ -199,7 +199,7 @@ class Store:
         return {
             "store": str(self.path),
             "domain": self.domain,
-            "source": Path(str(self.provenance.get("source"))).name,  # where it lay on one machine is nobody's business
+            "source": Path(str(self.provenance.get("source"))).name,  # results are published: no paths of one machine
             "available": self.provenance.get("available"),
             "fingerprint": self.fingerprint,
             "content": fingerprint(
@@ -227,7 +227,7 @@ class Store:
             raise UserError(f"{self.path} is damaged in {', '.join(damaged)}: prepare or copy it again.")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry the whole array; the process that receives the store maps it anew.
+        # A pickled memory map would carry the whole array; the process that receives the store maps the file itself.
         return self.__dict__ | {"_maps": {}}
 
 
@@ -265,7 +265,7 @@ def verify(path: Path) -> str | None:
     """Read every byte of a store and compare it with its checksum.
 
     Returns:
-        What was found sound; None if the path is no HDF5 file, nor called like one.
+        Description of the verified data; None if the path is neither an HDF5 file nor named like one.
 
     Raises:
         UserError: Something differs; the sentence names each damaged dataset.
@@ -280,7 +280,7 @@ def verify(path: Path) -> str | None:
 
 
 def _printable(value: Any) -> Any:
-    """Return a value after checking that all its text can be encoded; that of a damaged file may not.
+    """Return a value after checking that its text can be encoded, which fails for a damaged file.
 
     Raises:
         UnicodeEncodeError: There is other text in it.
@@ -291,7 +291,7 @@ def _printable(value: Any) -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file, with one sentence for each way it can fail to be one."""
+    """Open an HDF5 file; each way to fail has its own error message."""
     if not path.exists():
         raise UserError(f"there is no store at {path}: check the path, or make one with `prepare`.")
     if path.is_dir():

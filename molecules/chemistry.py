@@ -1,4 +1,4 @@
-"""Molecules of RDKit ↔ graphs: SMILES and mol blocks are read, sanitised and refused with a reason here.
+"""Conversion between RDKit's molecules and graphs: parsing, sanitising, and reasons for refusal.
 
 A graph has heavy atoms and bonds in an order of generation. Aromatic rings are kekulised, so that bonds are single,
 double or triple; hydrogens are implicit, as many as RDKit gives an atom of this element, charge and bonds;
@@ -24,11 +24,11 @@ from arflows.molecules.workers import Workers, chunked
 BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _REPRESENTED = frozenset({*BOND_TYPES.values(), Chem.BondType.AROMATIC})
 ROUNDS = 3
-"""The most times that canonical SMILES are rewritten until they no longer change; nearly all are stable at once."""
+"""Maximum number of rewrites of canonical SMILES until they no longer change; nearly all are stable at once."""
 
 LONGEST_SMILES = 5_000
-"""Characters. RDKit's work grows with the square of a molecule's size: with a line of a megabyte it would be busy for
-hours, while molecules of 255 atoms need fewer than two thousand."""
+"""Characters. RDKit's work grows with the square of a molecule's size: a line of a megabyte would take
+hours, while molecules of 255 atoms need fewer than two thousand characters."""
 
 LONGEST_BLOCK = 200_000
 """Characters of a mol block, of which an atom or a bond takes up to seventy."""
@@ -37,7 +37,7 @@ MOST_AUTOMORPHISMS = 1_000_000
 """The most symmetries of a molecule over whose orders probabilities are summed."""
 
 ELEMENTS = frozenset({"B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Te", "I"})
-"""Elements with the valences that hydrogens are counted by; metals and noble gases have none."""
+"""Elements with valences, which determine the number of hydrogens; metals and noble gases have none."""
 
 
 class Refused(ValueError):
@@ -88,7 +88,7 @@ def parse(smiles: str) -> Chem.Mol:
     """Read SMILES.
 
     Raises:
-        Refused: They cannot be read, or mean no molecule.
+        Refused: The SMILES cannot be read, or are not a molecule.
     """
     return _sane(_quietly(Chem.MolFromSmiles, smiles, LONGEST_SMILES), "SMILES", mapped=":" in smiles)
 
@@ -97,7 +97,7 @@ def cleaned(molecule: Chem.Mol) -> Chem.Mol:
     """Return a copy of a molecule, sanitised and without explicit hydrogens and atom-map numbers.
 
     Raises:
-        Refused: It is no molecule.
+        Refused: It is not a possible molecule.
     """
     return _sane(Chem.Mol(molecule), "a molecule")
 
@@ -106,7 +106,7 @@ def parse_block(block: str) -> Chem.Mol:
     """Read a mol block, the form of molecules in SD files.
 
     Raises:
-        Refused: It cannot be read, or means no molecule.
+        Refused: The block cannot be read, or is not a molecule.
     """
     return _sane(_quietly(Chem.MolFromMolBlock, block, LONGEST_BLOCK), "a mol block")
 
@@ -154,7 +154,7 @@ def canonical_smiles(smiles: str) -> str:
     """Return the canonical SMILES without stereochemistry of a molecule that SMILES describe.
 
     Raises:
-        Refused: They cannot be read.
+        Refused: The SMILES cannot be read.
     """
     return _settled(parse(smiles))
 

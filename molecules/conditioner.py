@@ -55,7 +55,7 @@ class GraphTransformer(nn.Module):
         self.types = types
         self.heads = heads
         self.pointer = pointer
-        # Of the tokens: the type, the place, and for each bond its order, the partner's type and its nearness.
+        # Embeddings of the tokens: type, position, and for each bond its order, the partner's type and its nearness.
         self.type_embedding = _embedding(types + 1, width)
         self.place_embedding = _embedding(max_atoms + 1, width)
         self.order_embedding = _embedding(4, width)
@@ -66,7 +66,7 @@ class GraphTransformer(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.to_type = nn.Linear(width, types + 1)
-        # Of the rows: the type that is being bound and what was chosen for it.
+        # Embeddings of the rows: type of the atom that is being bound, and the bonds chosen for it.
         self.bound_embedding = _embedding(types + 1, width)
         self.chosen = nn.Linear(width, width, bias=False)
         self.norm_row = nn.LayerNorm(width)
@@ -107,7 +107,7 @@ class GraphTransformer(nn.Module):
         return (self.place_embedding.weight[0] + self.shift(context)).expand(batch, 1, -1)
 
     def shift(self, context: Tensor | None) -> Tensor | float:
-        """Term of the context that is added to every token."""
+        """Projection of the context that is added to every token."""
         return 0.0 if self.from_context is None else self.from_context(context)[:, None]
 
     def bonds(
@@ -192,7 +192,7 @@ class _Block(nn.Module):
         bias: Float[Tensor, "batch heads tokens seen"],
         cache: Float[Tensor, "2 batch heads seen head"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Lets tokens attend to each other; with a cache, whose last places are theirs, to all in it."""
+        """Lets tokens attend to each other; with a cache, whose last entries are theirs, to all in it."""
         joint = self.query_key_value(self.norm_attention(hidden)).unflatten(-1, (3, self.heads, -1))
         query, key, value = joint.permute(2, 0, 3, 1, 4)
         if cache is None:

@@ -82,7 +82,7 @@ class Known:
         self.latents = torch.full(
             (batch, *latent_shape(spec)), torch.nan, dtype=widest_float(packed.device), device=packed.device
         )
-        # The decisions on an atom's bonds in their order, then zeros, which mean that it has them.
+        # Decisions on an atom's bonds in their order, then zeros: no more bonds.
         self.choices = atoms.new_zeros(batch, size, spec.max_back_bonds + 1)
         later, earlier, order = bonds.unbind(-1)
         molecule, row = (order > 0).nonzero(as_tuple=True)
@@ -103,10 +103,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Begun:
-    """Known decisions for the first atoms, and another source for the rest.
+    """Source of known decisions for the first atoms, and of another source's for the rest.
 
     Attributes:
-        beginning: One molecule, whose decisions all take over.
+        beginning: One molecule, whose decisions are used for all.
         atoms: Number of its atoms.
         rest: Source of later decisions.
     """
@@ -187,7 +187,7 @@ def grow(
 
     def decide(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         ids = stream.ids[rows]
-        logits = logits.to(log_prob.dtype)  # a rare decision's bin would have no float32 in it
+        logits = logits.to(log_prob.dtype)  # the bin of a rare decision may contain no float32 number
         policy = logits
         drawn = stream.atom >= begun
         if rules is not None and drawn:

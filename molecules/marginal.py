@@ -71,8 +71,8 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
     The orders are grown atom by atom, weighted by the model's probability of their beginnings. Of more than ``orders``
     beginnings those of large weight are kept, and others drawn without bias, by the optimal resampling of Fearnhead and
     Clifford ("On-line inference for hidden Markov models via particle filters", 2003, section 3.3). The beginnings of
-    the given order are always kept. So the sum is exact if there are no more than ``orders`` orders, and for molecules
-    of up to `ENUMERATED_ATOMS` atoms.
+    the given order are always kept. The sum is exact if there are at most ``orders`` orders, and for molecules of up
+    to `ENUMERATED_ATOMS` atoms.
 
     Args:
         graph: The molecule, in an order that the model has decisions for.
@@ -86,7 +86,7 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
     types = [stream.spec.atom_types.index(kind) for kind in graph.atoms]
     bonds = {(a, b): order for i, j, order in graph.bonds for a, b in ((i, j), (j, i))}
     prefixes = [_Prefix((), automorphisms(graph), ())]
-    log_p, log_w = np.zeros(1), np.zeros(1)  # probabilities, and the same divided by those of having been drawn
+    log_p, log_w = np.zeros(1), np.zeros(1)  # probabilities, and probabilities divided by those of the selection
     chances: list[float] = []
     for _ in graph.atoms:
         parents, children = _children(prefixes, neighbours)
@@ -119,7 +119,7 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
 
 
 def _children(prefixes: Sequence[_Prefix], neighbours: Sequence[Sequence[int]]) -> tuple[list[int], list[_Prefix]]:
-    """Return all prefixes of one more atom, but one of each set of equivalent ones; and the places of their parents."""
+    """Return all prefixes of one more atom, one of each equivalence class, and their parents' indices."""
     parents, children = [], []
     for row, prefix in enumerate(prefixes):
         seen = set(prefix.places)

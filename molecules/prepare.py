@@ -19,7 +19,7 @@ from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers, chunked
 
-MOST_ATOMS = 255  # what a byte can count
+MOST_ATOMS = 255  # atoms are counted in a byte
 
 
 def prepare(
@@ -42,7 +42,7 @@ def prepare(
 
     Molecules are kekulised graphs of heavy atoms; stereochemistry is dropped, and counted. Each molecule is kept once,
     by its canonical SMILES; one that is also a test molecule is not trained on. What cannot be used is listed with the
-    reason in a file beside the store, and the rest goes on. logP, QED, TPSA and MW are computed and stored.
+    reason in a file beside the store, and the others are used. logP, QED, TPSA and MW are computed and stored.
 
     Args:
         source: nci (built in), or a file: SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf), also

@@ -1,4 +1,4 @@
-"""Samples as records, and the properties that conditional ones are asked for."""
+"""Samples as records, and the target properties of conditional samples."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def targets_from(
 ) -> Float[Tensor, "count properties"]:
     """Draw properties to condition on from those of training molecules that agree with the wanted ones.
 
-    For a range the rows within it are kept. For a value the nearest tenth of the rows is kept, and the value replaces
-    theirs, so that the other properties are typical of it.
+    For a range the rows within it are kept. For a value the nearest tenth of the rows is kept, and their
+    values are replaced, so that the other properties are typical of it.
 
     Args:
         rows: Properties of training molecules.

@@ -104,7 +104,7 @@ def sample(
     wanted = read_targets(property)
     part = Part(out, {"model": flow.checksum(), "count": count, "property": property, **options}, resume)
     columns = ["smiles", "log_prob", "log_prob_policy", *PROPERTIES, *(f"wanted_{name}" for name in flow.properties)]
-    wait()  # until all processes know where they begin
+    wait()  # until all processes know the first molecule
     if part.drawn < count:
         with Workers(workers) as pool:
             drawn = draw_batches(

@@ -103,7 +103,7 @@ def _compared(
         allowed = tolerance * max(1.0, abs(before))
         if retrain and "standard_error" in figure:
             allowed = max(allowed, 4 * figure["standard_error"])
-        if name == "round_trip_error":  # of the size of rounding: the same order will do
+        if name == "round_trip_error":  # a rounding error: only its order of magnitude is compared
             allowed = max(allowed, 10 * before)
         yield name, before, after, abs(after - before) <= allowed
 

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exception for problems that the user can solve."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that nothing has, with the closest of those that exist.
 
     Args:
-        kind: what it should have been the name of, such as ``"recipe"``.
+        kind: kind of thing that was named, such as ``"recipe"``.
         name: what the user wrote.
         known: the names that exist.
     """

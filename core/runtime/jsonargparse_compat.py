@@ -1,6 +1,6 @@
 """Private API of jsonargparse, and of argparse below it, in one place.
 
-Its messages are taken apart in `arflows.core.runtime.options`; the tests of both hold what is assumed here.
+`arflows.core.runtime.options` parses its messages; the tests of both modules check these assumptions.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ class DriftMonitor(Callback):
         pl_module.log("val/round_trip_error", self.error, batch_size=1)
         if self.exceeds(flow):
             rank_zero_warn(
-                f"after step {trainer.global_step} the model no longer inverts what it does (round-trip error "
+                f"after step {trainer.global_step} the model no longer inverts its own output (round-trip error "
                 f"{self.error:.2g}): its samples differ from its density; lower model.learning_rate, set "
                 "trainer.gradient_clip_val, or train in --trainer.precision 32.",
                 category=RuntimeWarning,

@@ -119,7 +119,7 @@ class Experiment(SeededCLI):
             "--save_every",
             type=PositiveInt | None,
             default=None,
-            help="Save the state to resume from after so many steps too, not after validation alone.",
+            help="Also save the state to resume from after every so many steps, not only after validation.",
         )
         parser.add_argument("--keep", type=PositiveInt, default=2, help="How many of the newest states are kept.")
 
@@ -299,7 +299,7 @@ class Experiment(SeededCLI):
             UserError: If training cannot go on, or the Trainer's options do not fit together.
         """
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._software = software()  # that of the code that trains, which may have been updated when training ends
+        self._software = software()  # recorded now: the installation may be updated before training ends
         if self.trainer.is_global_zero:
             self._save_options()
             print(
