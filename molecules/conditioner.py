@@ -57,7 +57,7 @@ class GraphTransformer(nn.Module):
         self.pointer = pointer
         # Embeddings of the tokens: type, position, and for each bond its order, the partner's type and its nearness.
         self.type_embedding = _embedding(types + 1, width)
-        self.place_embedding = _embedding(max_atoms + 1, width)
+        self.position_embedding = _embedding(max_atoms + 1, width)
         self.order_embedding = _embedding(4, width)
         self.partner_embedding = _embedding(types + 1, width)
         self.nearness_embedding = _embedding(NEARNESS, width)
@@ -80,7 +80,7 @@ class GraphTransformer(nn.Module):
 
     def forward(
         self, given: Decisions, context: Float[Tensor, "batch context"] | None = None
-    ) -> tuple[Float[Tensor, "batch places categories"], Float[Tensor, "batch rows choices"]]:
+    ) -> tuple[Float[Tensor, "batch types categories"], Float[Tensor, "batch rows choices"]]:
         """Computes the logits of all decisions: of the types, atoms + 1 of them, and of the rows."""
         every = torch.arange(len(given.types), device=given.types.device)[:, None]
         near = given.nearness.gather(2, given.row_partner[..., None])[..., 0]
@@ -104,7 +104,7 @@ class GraphTransformer(nn.Module):
 
     def start(self, batch: int, context: Tensor | None) -> Float[Tensor, "batch 1 width"]:
         """The token before all atoms."""
-        return (self.place_embedding.weight[0] + self.shift(context)).expand(batch, 1, -1)
+        return (self.position_embedding.weight[0] + self.shift(context)).expand(batch, 1, -1)
 
     def shift(self, context: Tensor | None) -> Tensor | float:
         """Projection of the context that is added to every token."""
@@ -126,8 +126,8 @@ class GraphTransformer(nn.Module):
         self, types: Int64[Tensor, "batch atoms"], bonds: Float[Tensor, "batch atoms width"], first: int = 0
     ) -> Float[Tensor, "batch atoms width"]:
         """Atoms, from number ``first`` on, as the transformer reads them; ``bonds`` sums those to earlier atoms."""
-        places = self.place_embedding.weight[first + 1 : first + 1 + types.shape[1]]
-        return self.type_embedding(types) + bonds + places
+        positions = self.position_embedding.weight[first + 1 : first + 1 + types.shape[1]]
+        return self.type_embedding(types) + bonds + positions
 
     def biases(self, given: Decisions) -> Float[Tensor, "layers batch heads tokens tokens"]:
         """Biases of the attention of all tokens to all: −∞ to later ones."""

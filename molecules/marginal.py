@@ -51,12 +51,12 @@ class _Prefix(NamedTuple):
     """The first atoms of an order.
 
     Attributes:
-        places: Atoms of the graph, in the order of generation.
+        atoms: Atoms of the graph, in the order of generation.
         stabilizer: Automorphisms of the graph that leave each of these atoms in place.
         draws: Indices of the random selections that the prefix has survived.
     """
 
-    places: tuple[int, ...]
+    atoms: tuple[int, ...]
     stabilizer: Int[np.ndarray, "automorphisms atoms"]
     draws: tuple[int, ...]
 
@@ -91,9 +91,9 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
     for _ in graph.atoms:
         parents, children = _children(prefixes, neighbours)
         stream.keep(torch.tensor(parents, device=stream.ids.device))
-        gained = _extend(stream, [child.places for child in children], types, bonds)
+        gained = _extend(stream, [child.atoms for child in children], types, bonds)
         log_p, log_w = log_p[parents] + gained, log_w[parents] + gained
-        left_behind = [abandoned(neighbours, child.places, stream.spec.order) for child in children]
+        left_behind = [abandoned(neighbours, child.atoms, stream.spec.order) for child in children]
         rows, log_inclusion = select(log_w - ABANDONING * np.array(left_behind), orders, rng, log_p > -np.inf)
         log_p, log_w = log_p[rows], log_w[rows] - log_inclusion
         prefixes = [children[row] for row in rows]
@@ -122,36 +122,36 @@ def _children(prefixes: Sequence[_Prefix], neighbours: Sequence[Sequence[int]]) 
     """Return all prefixes of one more atom, one of each equivalence class, and their parents' indices."""
     parents, children = [], []
     for row, prefix in enumerate(prefixes):
-        seen = set(prefix.places)
-        around = {n for atom in prefix.places for n in neighbours[atom]} - seen if seen else range(len(neighbours))
+        seen = set(prefix.atoms)
+        around = {n for atom in prefix.atoms for n in neighbours[atom]} - seen if seen else range(len(neighbours))
         for atom in sorted(around):
             if prefix.stabilizer[:, atom].min() == atom:  # the first of those that automorphisms exchange
                 kept = prefix.stabilizer[prefix.stabilizer[:, atom] == atom]
-                children.append(_Prefix((*prefix.places, atom), kept, prefix.draws))
+                children.append(_Prefix((*prefix.atoms, atom), kept, prefix.draws))
                 parents.append(row)
     return parents, children
 
 
 def _extend(
-    stream: MoleculeStream, places: Sequence[tuple[int, ...]], types: Sequence[int], bonds: dict[tuple[int, int], int]
+    stream: MoleculeStream, prefixes: Sequence[tuple[int, ...]], types: Sequence[int], bonds: dict[tuple[int, int], int]
 ) -> Float[np.ndarray, " prefixes"]:
     """Add the last atom of each prefix to the stream, and return the log-probabilities of its decisions.
 
     Args:
         stream: The prefixes without their last atoms.
-        places: The prefixes.
+        prefixes: The prefixes.
         types: Index of the type of each atom of the graph.
         bonds: Order of the bond between two atoms of the graph.
     """
     device = stream.ids.device
-    rows = torch.arange(len(places), device=device)
-    kinds = torch.tensor([types[each[-1]] for each in places], device=device)
+    rows = torch.arange(len(prefixes), device=device)
+    kinds = torch.tensor([types[each[-1]] for each in prefixes], device=device)
     decisions = [
         sorted(
             (3 * at + bonds[each[-1], old] for at, old in enumerate(each[:-1]) if (each[-1], old) in bonds),
             reverse=stream.latest_first,
         )
-        for each in places
+        for each in prefixes
     ]
     most = max(map(len, decisions))
     choices = torch.tensor([each + [0] * (most + 1 - len(each)) for each in decisions], device=device)

@@ -61,6 +61,7 @@ RENAMED = {
     "row_leave": "row_output_proj",
     "of_type": "type_head",
     "of_bond": "bond_head",
+    "place_embedding": "position_embedding",
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
