@@ -80,8 +80,7 @@ class SpeechFlow(Flow, Pretrained):
     Waveforms of a batch may differ in length. Missing samples are treated like the zero padding at a border, so the
     density of each waveform equals that of the waveform alone.
 
-    Subclasses set ``bijection`` and implement `_context` and `windows` (for inpainting); `continuation` (for exact
-    streaming) is optional.
+    Subclasses set ``bijection`` and implement `_context`, `windows` and, for exact streaming, `continuation`.
 
     Args:
         spec: settings of the mel spectrograms.
@@ -107,11 +106,7 @@ class SpeechFlow(Flow, Pretrained):
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> Self:
-        """Build an untrained model of a named size, such as "h16_c64".
-
-        Args:
-            name: key of `presets`.
-            **options: other arguments of the constructor, which override the preset.
+        """Build an untrained model of a named size, such as "h16_c64"; ``options`` are other constructor arguments.
 
         Raises:
             UserError: if the name is unknown.
@@ -289,10 +284,7 @@ class SpeechFlow(Flow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Draw waveforms, and return the log-density of each in nats, at temperature 1.
-
-        See `sample` for the arguments.
-        """
+        """Draw waveforms, and return the log-density of each in nats, at temperature 1; see `sample`."""
         given = [part for part in (mel, speaker, lengths) if part is not None]
         count = count if count is not None else max((len(part) for part in given), default=1)
         if count < 1:
@@ -392,12 +384,7 @@ def temperature_pair(temperature: float, unvoiced: float | None) -> Temperature:
 def within(
     values: Float[Tensor, "batch samples"], lengths: Int[Tensor, " batch"] | None
 ) -> Float[Tensor, "batch samples"]:
-    """Set values after the end of each waveform to zero.
-
-    >>> within(torch.ones(2, 3), torch.tensor([3, 1]))
-    tensor([[1., 1., 1.],
-            [1., 0., 0.]])
-    """
+    """Set values after the end of each waveform to zero."""
     if lengths is None:
         return values
     return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])
