@@ -1,9 +1,9 @@
-"""Flows for speech: exact densities of waveforms, given their mel spectrograms or not.
+"""Flows for speech: exact densities of waveforms, optionally conditioned on mel spectrograms.
 
 >>> from arflows.audio import WaveFlow
 >>> vocoder = WaveFlow.from_preset("h16_c64")
 
-The models are imported when they are first used, so that the command line can answer without loading PyTorch.
+Models are imported lazily, so that the command line starts without loading PyTorch.
 """
 
 import importlib

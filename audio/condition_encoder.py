@@ -1,4 +1,4 @@
-"""What a flow over waveforms is told of each column: mel spectrogram and speaker as features."""
+"""Encoder of mel spectrogram and speaker to features of each column of a waveform."""
 
 import math
 
@@ -13,12 +13,17 @@ from arflows.audio.representation import Condition, MelSpec
 class ConditionEncoder(nn.Module):
     """Mel spectrogram and speaker → features of each column.
 
-    A convolution over the frames, then linear interpolation from the frames' middles to the columns' middles.
+    The mel spectrogram passes a convolution over the frames, then linear interpolation from frame centres to column
+    centres. The speaker's embedding is added.
+
+    >>> encoder = ConditionEncoder(MelSpec(bands=5), features=8, conditional=True, speakers=0)
+    >>> encoder(Condition(torch.zeros(2, 5, 4)), columns=64, height=16).shape
+    torch.Size([2, 8, 64])
 
     Args:
         spec: settings of the mel spectrograms.
-        features: size of a column's features.
-        conditional: whether there are mel spectrograms.
+        features: number of features of a column.
+        conditional: True if mel spectrograms are given.
         speakers: number of speakers; 0 for none.
     """
 
@@ -31,13 +36,13 @@ class ConditionEncoder(nn.Module):
     def forward(
         self, condition: Condition, columns: int, height: int, lengths: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch features columns"]:
-        """Computes the features of ``columns`` columns of ``height`` samples.
+        """Compute the features of each column.
 
         Args:
             condition: mel spectrogram and speaker.
-            columns: how many.
-            height: samples of a column.
-            lengths: samples of each waveform; frames after its last one act as those beyond the spectrogram's border.
+            columns: number of columns.
+            height: samples per column.
+            lengths: samples of each waveform, (batch,); frames past its end are treated like those past the border.
         """
         features: Tensor | None = None
         if self.frames is not None:
@@ -61,15 +66,15 @@ class ConditionEncoder(nn.Module):
     def _interpolated(
         self, features: Tensor, columns: int, height: int, frames: Tensor | None
     ) -> Float[Tensor, "batch features columns"]:
-        # The place of each column's middle in halves of a sample, from the first frame's middle on: whole numbers, so
-        # that features do not depend on where a part of a spectrogram begins.
-        place = (2 * torch.arange(columns, device=features.device) + 1) * height - self.spec.hop
+        # Position of each column's centre relative to that of the first frame, in half samples: integers, so that the
+        # features do not depend on where an excerpt of a spectrogram begins.
+        position = (2 * torch.arange(columns, device=features.device) + 1) * height - self.spec.hop
         last = torch.full((1, 1), features.shape[2], device=features.device) if frames is None else frames
         last = last - 1
-        place = torch.minimum(place.clamp_min(0), 2 * self.spec.hop * last)  # (batch or 1, columns)
-        left = place // (2 * self.spec.hop)
+        position = torch.minimum(position.clamp_min(0), 2 * self.spec.hop * last)  # (batch or 1, columns)
+        left = position // (2 * self.spec.hop)
         right = torch.minimum(left + 1, last)
-        fraction = (place - 2 * self.spec.hop * left).to(features.dtype)[:, None] / (2 * self.spec.hop)
+        fraction = (position - 2 * self.spec.hop * left).to(features.dtype)[:, None] / (2 * self.spec.hop)
         if frames is None:
             return torch.lerp(features[:, :, left[0]], features[:, :, right[0]], fraction)
         features = features.expand(len(frames), -1, -1)

@@ -1,4 +1,4 @@
-"""From a prepared store of speech to batches."""
+"""Dataset and data module of a prepared store of speech."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from arflows.data.batches import Batch, StoreDataModule, StoreDataset
 from arflows.data.store import Store
 
 INITIALIZATION = 256
-"""Segments that a model is initialised from, if there are so many."""
+"""Maximal number of segments in the batch that initialises a model."""
 
 
 class SpeechDataset(StoreDataset):
-    """The utterances of one split, whole or a random segment of each; see `StoreDataset`.
+    """Utterances of one split, whole or a random segment of each; see `StoreDataset`.
 
-    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "mel": log-mel spectrograms, "speaker": numbers}``, the last
-    two where they are wanted. A segment begins at a frame, and its mel frames are those of the whole utterance. Whole
-    utterances differ in length, so a batch of them holds one. A segment may come with what is around it: the samples of
-    ``lead`` frames before it, and the mel spectrogram of ``surroundings`` frames more before and after all that. Beyond
-    the utterance there is silence.
+    A batch is ``{"x": float32 (batch, samples) in [-1, 1], "mel": float32 (batch, bands, frames), "speaker": int64
+    (batch,)}``; the last two are optional. A segment begins at a frame boundary, and its mel frames are cut from the
+    spectrogram of the whole utterance. Whole utterances differ in length, so a batch holds one of them. A segment can
+    include context: the samples of ``lead`` frames before it, and ``surroundings`` more mel frames on both sides of
+    lead and segment. Context beyond the utterance is silence.
     """
 
     def __init__(
@@ -42,23 +42,23 @@ class SpeechDataset(StoreDataset):
         surroundings: int = 0,
         numbers: Int64[np.ndarray, " speakers"] | None = None,
     ) -> None:
-        """Choose the utterances.
+        """Select the utterances.
 
         Args:
             store: A store of speech.
-            split: Which of its splits.
-            segment: Samples of a segment, a multiple of the hop; utterances that are shorter are left out. None for
-                whole utterances.
-            mels: Give the mel spectrograms.
-            speakers: Give the speakers.
-            limit: Keep at most so many utterances, chosen at random.
-            seed: Decides which, and where segments begin.
-            lead: Frames before a segment whose samples come with it.
-            surroundings: Frames of the mel spectrogram that come with it, before its lead and after its end.
-            numbers: Number of each of the store's speakers in a model; None for the store's own.
+            split: Name of the split.
+            segment: Samples of a segment, a multiple of the hop; shorter utterances are left out. None for whole
+                utterances.
+            mels: Include the mel spectrograms.
+            speakers: Include the speakers.
+            limit: Maximal number of utterances, chosen at random.
+            seed: Seed of the choice of utterances and of segment positions.
+            lead: Frames before a segment whose samples are included.
+            surroundings: Mel frames included before the lead and after the segment.
+            numbers: The model's index of each of the store's speakers; None for the store's own.
 
         Raises:
-            UserError: The store has no such split, or knows no speakers.
+            UserError: The store has no such split, or speakers are requested and it has none.
         """
         super().__init__(store, split, {}, limit, seed)
         self.seed = seed
@@ -70,7 +70,7 @@ class SpeechDataset(StoreDataset):
         self.mels = mels
         self.speakers = speakers
         if speakers and "speakers" not in store.fields(split):
-            raise UserError(f"{store.path} does not know who speaks: use a model without speakers, or another store.")
+            raise UserError(f"{store.path} has no speaker labels: use a model without speakers.")
         lengths = store.ragged(split, "mels").lengths
         kept: Int64[np.ndarray, " examples"] = np.arange(len(lengths)) if self.kept is None else self.kept
         if self.frames is not None:
@@ -79,10 +79,10 @@ class SpeechDataset(StoreDataset):
         self.kept, self.count = kept, len(kept)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Fetch a batch of segments, or one whole utterance."""
+        """Return a batch of segments, or one whole utterance."""
         assert self.kept is not None
-        epochs, places = self.places(indices)
-        rows = self.kept[places]
+        epochs, positions = self.places(indices)
+        rows = self.kept[positions]
         waveforms, mels = self.store.ragged(self.split, "waveforms"), self.store.ragged(self.split, "mels")
         lengths = mels.offsets[rows + 1] - mels.offsets[rows]
         if not len(rows):
@@ -92,32 +92,33 @@ class SpeechDataset(StoreDataset):
             if (lengths != frames).any():
                 raise ValueError("whole utterances of different lengths do not fit into one batch")
         else:
-            frames, firsts = self.frames, (self._chances(epochs, places) * (lengths - self.frames + 1)).astype(np.int64)
+            frames = self.frames
+            firsts = (self._starts(epochs, positions) * (lengths - frames + 1)).astype(np.int64)
         segments = [(row, int(first) - self.lead, int(first) + frames) for row, first in zip(rows, firsts, strict=True)]
         x = np.stack([_part(waveforms[row], first * self.hop, last * self.hop, 0) for row, first, last in segments])
         batch: Batch = {"x": torch.from_numpy(from_int16(x))}
         if self.mels:
-            more, silence = self.surroundings, self.spec.silence
-            parts = [_part(mels[row], first - more, last + more, silence) for row, first, last in segments]
+            margin, silence = self.surroundings, self.spec.silence
+            parts = [_part(mels[row], first - margin, last + margin, silence) for row, first, last in segments]
             batch["mel"] = torch.from_numpy(np.ascontiguousarray(np.stack(parts).transpose(0, 2, 1), np.float32))
         if self.speakers:
             speakers = self.store.array(self.split, "speakers")[rows]
             batch["speaker"] = torch.from_numpy(speakers if self.numbers is None else self.numbers[speakers])
         return batch
 
-    def _chances(
-        self, epochs: Int64[np.ndarray, " batch"], places: Int64[np.ndarray, " batch"]
+    def _starts(
+        self, epochs: Int64[np.ndarray, " batch"], positions: Int64[np.ndarray, " batch"]
     ) -> Float64[np.ndarray, " batch"]:
-        """Where in its utterance each segment begins, from 0 to 1: a function of seed, epoch and place."""
+        """Relative start of each segment in [0, 1), a function of seed, epoch and position."""
         return np.array(
-            [np.random.default_rng([self.seed, *pair]).random() for pair in zip(epochs, places, strict=True)]
+            [np.random.default_rng([self.seed, *pair]).random() for pair in zip(epochs, positions, strict=True)]
         )
 
 
 def _part(values: np.ndarray, first: int, last: int, silence: float) -> np.ndarray:
-    """The values from ``first`` to before ``last``, with silence where these lie beyond the ends."""
+    """Return ``values[first:last]``, with silence where the range exceeds the ends."""
     inside = np.asarray(values[max(first, 0) : last])
-    inside = inside.astype(np.float32) if inside.dtype == np.float16 else inside  # before silence is rounded
+    inside = inside.astype(np.float32) if inside.dtype == np.float16 else inside  # else float16 would round the silence
     if first >= 0 and last <= len(values):
         return inside
     around = [(max(-first, 0), max(last - len(values), 0)), *[(0, 0)] * (inside.ndim - 1)]
@@ -127,16 +128,16 @@ def _part(values: np.ndarray, first: int, last: int, silence: float) -> np.ndarr
 class SpeechDataModule(StoreDataModule):
     """Batches of speech for training, validation and testing; see `StoreDataModule`.
 
-    Training batches hold a random segment of each of ``batch_size`` utterances, so that an epoch hears every utterance
-    once, in part; validation and test batches hold one whole utterance.
+    Training batches hold a random segment of each of ``batch_size`` utterances; an epoch uses every utterance once.
+    Validation and test batches hold one whole utterance.
 
     Attributes:
-        spec: The settings of its waveforms and mel spectrograms.
-        speaker_names: Who speaks; empty if that is not known.
-        mels: Whether batches bring mel spectrograms; an unconditional model wants none.
-        speakers: Whether they bring speakers; a model that knows none wants none.
-        lead: Frames before a training segment whose samples come with it, as a model wants them.
-        surroundings: Frames of the mel spectrogram that come with it on both sides.
+        spec: Settings of the waveforms and mel spectrograms.
+        speaker_names: Names of the speakers; empty if the store has none.
+        mels: True if batches contain mel spectrograms; set to False for unconditional models.
+        speakers: True if batches contain speakers; set to False for models without speakers.
+        lead: Frames before a training segment whose samples are included; set by the model.
+        surroundings: Mel frames included on both sides; set by the model.
     """
 
     def __init__(
@@ -149,19 +150,19 @@ class SpeechDataModule(StoreDataModule):
         """Open the store.
 
         Args:
-            store: The file that `arflows audio prepare` wrote.
+            store: File written by `arflows audio prepare`.
             batch_size: Segments in a training batch, on each device.
-            segment: Samples of a training segment, a multiple of the hop; utterances that are shorter are not used.
-            **options: Those of `StoreDataModule`: workers, limit and seed.
+            segment: Samples of a training segment, a multiple of the hop; shorter utterances are not used.
+            **options: Options of `StoreDataModule`: workers, limit and seed.
 
         Raises:
-            UserError: The file is no store of speech or of another version, or a setting is out of range.
+            UserError: The file is not a speech store of this version, or a setting is out of range.
         """
         super().__init__(store, "audio", batch_size, 1, **options)
         self.spec = MelSpec.from_dict(self.store.spec)
         if segment < 1 or segment % self.spec.hop:
-            fitting = max(1, round(segment / self.spec.hop)) * self.spec.hop
-            raise UserError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {fitting}.")
+            nearest = max(1, round(segment / self.spec.hop)) * self.spec.hop
+            raise UserError(f"segment is {segment}: give a multiple of the hop {self.spec.hop}, such as {nearest}.")
         self.segment = segment
         self.speaker_names: list[str] = self.store.categories.get("speakers", [])
         self.mels = True
@@ -170,19 +171,19 @@ class SpeechDataModule(StoreDataModule):
         self._numbers: Int64[np.ndarray, " speakers"] | None = None
 
     def number_speakers(self, names: list[str]) -> None:
-        """Give speakers the numbers by which a model knows them.
+        """Map the store's speakers to a model's speaker indices.
 
         Args:
-            names: Names of the model's speakers.
+            names: Names of the model's speakers, in the order of its indices.
 
         Raises:
-            UserError: The store has a speaker whom the model does not know.
+            UserError: The store has a speaker that the model lacks.
         """
         self._numbers = np.array(match_names("speaker", self.speaker_names, names, self.store.path), np.int64)
         self.speaker_names = names
 
     def dataset(self, split: str, training: bool = False) -> SpeechDataset:
-        """Return the utterances of a split in order, whole, or in training a segment of each."""
+        """Return the dataset of a split: whole utterances, or random segments for training."""
         segment = self.segment if training else None
         return SpeechDataset(
             self.store,

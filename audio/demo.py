@@ -1,4 +1,4 @@
-"""The audio chapter of ``arflows demo``: WaveFlow on built-in speech, from sentences to figures and sounds."""
+"""Audio chapter of ``arflows demo``: WaveFlow on built-in speech."""
 
 import shutil
 from pathlib import Path
@@ -22,18 +22,18 @@ from arflows.core.runtime.pretrained import load_model
 from arflows.data.audio_files import write_wav
 
 UTTERANCES = 64
-"""Sentences that are trained on; of validation and test at most as many."""
+"""Number of training sentences, and limit of validation and test sentences."""
 EVALUATED = 4
-"""Test sentences that are measured; scoring looks at all."""
+"""Number of test sentences for `evaluate`; scoring uses all."""
 TEMPERATURE = 0.7
 
 
 def chapter(out: Path, seed: int = 0) -> Chapter:
-    """Prepares, trains, synthesises, scores and evaluates on the built-in speech.
+    """Prepare the built-in speech, train a model, and synthesise, score and evaluate with it.
 
     Args:
-        out: Folder for the store, the run and sounds; what an earlier demo left there is replaced.
-        seed: Of voices, weights, data order and latents.
+        out: Folder for the store, the run and sounds; results of an earlier demo are replaced.
+        seed: Seed of voices, weights, data order and latents.
     """
     store, run = out / "espeak.h5", out / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -49,16 +49,16 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
         *_copy(flow, utterances[0], out, seed),
         Picture(
             training_curve(run, "nats_per_dim", "negative log-likelihood, nats/sample"),
-            "Training: nats per sample of each batch, and of validation sentences by the averaged weights; lower is "
-            "better, and below zero because a density of quiet sounds is above 1.",
+            "Training: nats per sample of each batch, and of validation sentences with the averaged weights. Lower is "
+            "better; values are negative because the density of quiet sounds is above 1.",
             "A curve of nats per sample that falls over the training steps",
         ),
         Paragraph(
-            "The flow knows the density of every recording, at every moment. Below, a test sentence in whose middle a "
-            "quarter of a second was replaced by noise of the same loudness, while the mel spectrogram says what was "
-            "spoken."
+            "The flow gives the density of a recording sample by sample. In the test sentence below, a quarter of a "
+            "second was replaced by noise of the same loudness; the mel spectrogram that conditions the flow is that "
+            "of the original."
         ),
-        _moments(flow, utterances[1], seed),
+        _likelihood_over_time(flow, utterances[1], seed),
         _histogram(flow, utterances, seed),
         _figures(result),
         Setup(
@@ -67,7 +67,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
                 "no sentence is in two splits",
                 "likelihood": "density of waveforms in [-1, 1] in nats per sample, no dequantisation, with 95% "
                 "intervals over sentences; bits per 16-bit sample by uniform dequantisation, an upper bound",
-                "budget": "about a minute on a CPU: this shows that everything works, not how good it can sound",
+                "budget": "about a minute on a CPU: enough to show that everything works, not for good sound",
                 "temperature": TEMPERATURE,
                 "seed": seed,
             }
@@ -75,15 +75,14 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     ]
     return Chapter(
         "Speech",
-        "A small WaveFlow learns the waveforms of built-in speech, given their mel spectrograms, by exact maximum "
-        "likelihood. Below: what was spoken and what it makes of the spectrogram, how training went, and what it finds "
-        "likely.",
+        "A small WaveFlow is trained on built-in speech by exact maximum likelihood, conditioned on mel spectrograms. "
+        "Below are a test sentence and its copy synthesis, the training curve, and log-likelihoods of test sentences.",
         blocks,
     )
 
 
 def _copy(flow: SpeechFlow, utterance: Speech, out: Path, seed: int) -> list[Any]:
-    """A test sentence beside its copy synthesis."""
+    """Return sounds and spectrograms of a test sentence and its copy synthesis."""
     assert utterance.waveform is not None
     generator = torch.Generator().manual_seed(seed)
     copies = {
@@ -100,7 +99,7 @@ def _copy(flow: SpeechFlow, utterance: Speech, out: Path, seed: int) -> list[Any
         for name, waveform in zip(("spoken", "synthesised"), copies.values(), strict=True)
     }
     return [
-        Sounds(paths, list(copies), "A test sentence, and what the flow makes of its mel spectrogram alone."),
+        Sounds(paths, list(copies), "A test sentence, and its synthesis from the mel spectrogram alone."),
         Picture(
             spectrograms(mels, flow.spec, difference=("spoken", "synthesised")),
             "Mel spectrograms of both, and their difference.",
@@ -109,7 +108,7 @@ def _copy(flow: SpeechFlow, utterance: Speech, out: Path, seed: int) -> list[Any
     ]
 
 
-def _moments(flow: SpeechFlow, utterance: Speech, seed: int) -> Picture:
+def _likelihood_over_time(flow: SpeechFlow, utterance: Speech, seed: int) -> Picture:
     assert utterance.waveform is not None
     waveform = utterance.waveform.clone()
     length, middle = flow.spec.sample_rate // 4, waveform.shape[1] // 2
@@ -118,13 +117,13 @@ def _moments(flow: SpeechFlow, utterance: Speech, seed: int) -> Picture:
     values = frame_means(sample_log_likelihoods(flow, _changed(utterance, waveform)), flow.spec.hop)
     return Picture(
         likelihood_curve(values, log_mel(waveform, flow.spec)[0].numpy(), flow.spec),
-        "Log-likelihood of each moment, nats per sample averaged over frames: it falls where the noise is.",
+        "Log-likelihood over time, nats per sample averaged over each frame: it falls where the noise is.",
         "A spectrogram with a noisy stretch in its middle, and a curve below that dips there",
     )
 
 
 def _histogram(flow: SpeechFlow, utterances: list[Speech], seed: int) -> Picture:
-    """Scores of test sentences, and of the same with something wrong."""
+    """Return a histogram of the scores of test sentences, as they are and corrupted."""
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(x: torch.Tensor) -> torch.Tensor:
@@ -138,19 +137,19 @@ def _histogram(flow: SpeechFlow, utterances: list[Speech], seed: int) -> Picture
             scores[name].append(sample_log_likelihoods(flow, _changed(utterance, change(utterance.waveform))).mean())
     return Picture(
         score_histogram({name: np.array(values) for name, values in scores.items()}, "log-likelihood, nats/sample"),
-        "Log-likelihood of test sentences, given their mel spectrograms, and of the same with noise at -50 dB or "
-        "played backwards.",
+        "Log-likelihood of test sentences, given their mel spectrograms, and of the same sentences with noise at "
+        "-50 dB or played backwards.",
         "Histograms of nats per sample of the three sets",
     )
 
 
 def _changed(utterance: Speech, waveform: torch.Tensor) -> Speech:
-    """Another waveform in place of the utterance's, to be explained by the mel spectrogram of the utterance."""
+    """Return the utterance with another waveform and its own mel spectrogram."""
     return Speech(utterance.name, waveform, utterance.condition, utterance.mel)
 
 
 def _figures(result: dict[str, Any]) -> Table:
-    def told(figure: dict[str, Any], digits: int = 2) -> str:
+    def formatted(figure: dict[str, Any], digits: int = 2) -> str:
         if figure["value"] is None:
             return "-"
         spread = "" if figure["interval_95"] is None else f" ± {1.96 * figure['standard_error']:.{digits}f}"
@@ -158,12 +157,12 @@ def _figures(result: dict[str, Any]) -> Table:
 
     quality = result["quality"]
     rows = [
-        ["log-likelihood, nats/sample (higher is better)", told(result["log_likelihood"])],
-        ["bits/sample of 16, upper bound", told(result["bits_per_sample"])],
-        ["mel-cepstral distortion, dB", told(quality["mcd"], 1)],
-        ["multi-resolution STFT distance", told(quality["mrstft"])],
-        ["pitch error, Hz", told(quality["f0_rmse"], 1)],
-        ["F1 of voicing", told(quality["voicing_f1"])],
+        ["log-likelihood, nats/sample (higher is better)", formatted(result["log_likelihood"])],
+        ["bits/sample of 16, upper bound", formatted(result["bits_per_sample"])],
+        ["mel-cepstral distortion, dB", formatted(quality["mcd"], 1)],
+        ["multi-resolution STFT distance", formatted(quality["mrstft"])],
+        ["pitch error, Hz", formatted(quality["f0_rmse"], 1)],
+        ["F1 of voicing", formatted(quality["voicing_f1"])],
         ["times real time", f"{result['real_time_factor']['value']:.1f}"],
         ["parameters", f"{result['model']['parameters']:,}"],
     ]

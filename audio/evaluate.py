@@ -1,4 +1,4 @@
-"""Measure a trained flow on a test split: ``arflows audio evaluate``."""
+"""Evaluation of a trained flow on a test split: ``arflows audio evaluate``."""
 
 import itertools
 import time
@@ -70,83 +70,83 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a trained flow on a split of a store: likelihood, quality of copy synthesis, speed.
 
-    Likelihood is that of whole utterances: the log-likelihood in nats per sample in the convention of the literature
-    (a density of waveforms in [-1, 1], no dequantisation, at temperature 1), and bits per 16-bit sample by uniform
-    dequantisation, which is an upper bound; both with 95% confidence intervals over utterances, and for each speaker.
+    The likelihood of whole utterances is reported in nats per sample in the convention of the literature (a density of
+    waveforms in [-1, 1], no dequantisation, at temperature 1), and as bits per 16-bit sample with uniform
+    dequantisation, which is an upper bound. Both have 95% confidence intervals over utterances, and per-speaker values.
 
-    Copy synthesis (original → mel spectrogram → waveform) is compared with the original: PESQ, STOI, mel-cepstral
-    distortion, multi-resolution STFT, pitch and voicing, and tones at multiples of rate/height, an artefact of flows
-    that fold the waveform. An unconditional model is measured by its likelihood alone.
+    Copy synthesis (original → mel spectrogram → waveform) is compared with the original by PESQ, STOI, mel-cepstral
+    distortion, multi-resolution STFT distance, pitch and voicing errors, and tones at multiples of rate/height, an
+    artefact of flows that fold the waveform. For an unconditional model only the likelihood is measured.
 
-    Writes a JSON file with the figures and all that is needed to repeat them, and beside it spectrograms as PNG and the
-    clips they show as WAV.
+    Writes a JSON file with the results and all options needed to reproduce them. Spectrograms (PNG) and the
+    corresponding clips (WAV) are written next to it.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
-        store: The store that holds the split.
-        out: The JSON file to write; replaced if it exists.
-        split: Which part of the store.
-        temperature: Of the synthesis: multiplies the standard deviation of the latents.
-        temperature_unvoiced: Of speech that is not voiced, if not the same, for a model that tells it apart, such as
+        store: Store that contains the split.
+        out: JSON file to write; replaced if it exists.
+        split: Split of the store.
+        temperature: Temperature of the synthesis: multiplies the standard deviation of the latents.
+        temperature_unvoiced: Temperature of unvoiced speech, if different; for models that support it, such as
             PredictiveFlow.
-        limit: Use at most so many utterances, the first.
-        ood: Recordings out of distribution (folders, files): measure how well the log-likelihood per sample, given
-            their own mel spectrograms, tells them from those of the split, as area under the ROC curve.
+        limit: Use only the first utterances, at most this many.
+        ood: Out-of-distribution recordings (folders, files). Reports the area under the ROC curve for separating them
+            from the split by log-likelihood per sample, given their own mel spectrograms.
         perceptual: Measure PESQ and STOI, which need `pip install pesq pystoi`.
-        plots: The number of utterances that are plotted and kept as WAV.
-        seed: Seed of the noise and of the latents.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        plots: Number of utterances to plot and save as WAV.
+        seed: Seed of the dequantisation noise and of the latents.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
 
     Returns:
-        What was written.
+        The written results.
     """
     options = {"model": model, "store": str(store), "split": split, "temperature": temperature, "limit": limit}
     options |= {} if temperature_unvoiced is None else {"temperature_unvoiced": temperature_unvoiced}
     options |= {"ood": [path.name for path in ood or []], "perceptual": perceptual, "seed": seed}
-    of_latents = temperature_pair(temperature, temperature_unvoiced)
+    temperatures = temperature_pair(temperature, temperature_unvoiced)
     start = time.perf_counter()
     flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
     data = Store(store, expect_domain="audio")
-    given = SpeechInput(data, flow, split=split, speakers=names, limit=limit)
+    source = SpeechInput(data, flow, split=split, speakers=names, limit=limit)
     if perceptual and flow.conditional:
         for package in ("pesq", "pystoi"):
-            optional(package)  # or says what is missing, before the work
+            optional(package)  # fail early
     rows: list[dict[str, float]] = []
     speakers: list[str] = []
-    drawn: list[tuple[Speech, np.ndarray]] = []
+    plotted: list[tuple[Speech, np.ndarray]] = []
 
     def measure(index: int, utterance: Speech) -> tuple[dict[str, float], np.ndarray | None]:
         row = _likelihood(flow, utterance, torch_generator(seed, "dequantization", index))
         if not flow.conditional:
             return row, None
-        synthesised, seconds = _synthesise(flow, utterance, of_latents, torch_generator(seed, "latents", index))
+        synthesised, seconds = _synthesise(flow, utterance, temperatures, torch_generator(seed, "latents", index))
         row |= _compare(flow, utterance, synthesised, perceptual)
         return {**row, "seconds": seconds}, synthesised if index < plots else None
 
-    utterances, heard = itertools.tee(given.utterances(f"evaluating on {split}"))
-    for (row, synthesised), utterance in zip(distributed_map(utterances, measure), heard, strict=False):
+    utterances, measured = itertools.tee(source.utterances(f"evaluating on {split}"))
+    for (row, synthesised), utterance in zip(distributed_map(utterances, measure), measured, strict=False):
         rows.append(row)
         if synthesised is not None:
-            drawn.append((utterance, synthesised))
-        who = utterance.condition.speaker
-        speakers.append("" if who is None else names[int(who)] if names else str(int(who)))
+            plotted.append((utterance, synthesised))
+        speaker = utterance.condition.speaker
+        speakers.append("" if speaker is None else names[int(speaker)] if names else str(int(speaker)))
     if not rows:
-        raise UserError(f"{store} holds no utterance of {split} that can be used: {given.summary()}.")
+        raise UserError(f"{store} has no usable utterance in split {split}: {source.summary()}.")
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     result: dict[str, Any] = {
         **_likelihood_figures(columns),
         "speakers": _by_speaker(columns, speakers),
         "utterances": len(rows),
-        "skipped": given.skipped,
+        "skipped": source.skipped,
     }
     if flow.conditional:
         result["quality"] = {
             name: {**Mean.of(columns[name]).as_dict(), "unit": unit} for name, unit in UNITS.items() if name in columns
         }
-        audio = columns["samples"].sum() / flow.spec.sample_rate
+        duration = columns["samples"].sum() / flow.spec.sample_rate
         result["real_time_factor"] = {
-            "value": float(audio / columns["seconds"].sum()),
+            "value": float(duration / columns["seconds"].sum()),
             "unit": "seconds of speech synthesised in a second, one utterance at a time",
             "height": flow.height,
         }
@@ -154,16 +154,16 @@ def evaluate(
         own = columns["log_prob"] / columns["samples"]
         result["separation"] = {path.name: _separation(flow, path, own, seed) for path in ood}
     result |= provenance(flow, model, options, data.facts())
-    for index, (utterance, synthesised) in enumerate(drawn if is_main() else []):
+    for index, (utterance, synthesised) in enumerate(plotted if is_main() else []):
         stem = out.with_suffix("") if index == 0 else out.with_name(f"{out.stem}-{index}")
-        _draw(flow, utterance, synthesised, stem)
+        _save_clip(flow, utterance, synthesised, stem)
     result["seconds"] = round(time.perf_counter() - start, 1)
     write_result(out, result, _rows(result))
     return result
 
 
 def _likelihood(flow: SpeechFlow, utterance: Speech, generator: torch.Generator) -> dict[str, float]:
-    """Log-likelihood in nats, as it is and dequantised, and the number of samples."""
+    """Return the log-likelihood in nats, the bits of the dequantised waveform, and the number of samples."""
     assert utterance.waveform is not None
     conditions = utterance.condition.keywords(flow.device)
     noisy = dequantize(utterance.waveform, generator)
@@ -179,7 +179,7 @@ def _likelihood(flow: SpeechFlow, utterance: Speech, generator: torch.Generator)
 def _synthesise(
     flow: SpeechFlow, utterance: Speech, temperature: Temperature, generator: torch.Generator
 ) -> tuple[np.ndarray, float]:
-    """The utterance from its mel spectrogram, and the time it took."""
+    """Return the copy synthesis of an utterance and its duration in seconds."""
     start = time.perf_counter()
     waveform = synthesise(flow, utterance, 1, temperature, generator)
     seconds = time.perf_counter() - start
@@ -232,32 +232,32 @@ def _by_speaker(columns: Mapping[str, np.ndarray], speakers: list[str]) -> dict[
 
 
 def _separation(flow: SpeechFlow, path: Path, own: np.ndarray, seed: int) -> dict[str, Any]:
-    """How recordings of another kind score, and how well that tells them from those of the split.
+    """Return log-likelihood and AUROC of out-of-distribution recordings against the split.
 
     Raises:
-        UserError: None of them can be used.
+        UserError: No recording can be used.
     """
     from sklearn.metrics import roc_auc_score
 
-    given = SpeechInput(path, flow)
-    utterances = given.utterances(f"scoring {path.name}")
+    source = SpeechInput(path, flow)
+    utterances = source.utterances(f"scoring {path.name}")
 
     def measure(index: int, utterance: Speech) -> dict[str, float]:
         return _likelihood(flow, utterance, torch_generator(seed, "dequantization", index))
 
     rows = list(distributed_map(utterances, measure))
     if not rows:
-        raise UserError(f"{path} holds no utterance that can be scored: {given.summary()}.")
+        raise UserError(f"{path} holds no utterance that can be scored: {source.summary()}.")
     totals, samples = np.array([[row["log_prob"], row["samples"]] for row in rows]).T
     likelier = np.concatenate([np.ones(len(own)), np.zeros(len(rows))])
     return {
         "auroc": float(roc_auc_score(likelier, np.concatenate([own, totals / samples]))),
         "log_likelihood": {**Mean.ratio(totals, samples).as_dict(), "unit": "nats/sample"},
-        "skipped": given.skipped,
+        "skipped": source.skipped,
     }
 
 
-def _draw(flow: SpeechFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
+def _save_clip(flow: SpeechFlow, utterance: Speech, synthesised: np.ndarray, stem: Path) -> None:
     assert utterance.waveform is not None
     spec = flow.spec
     mels = {
@@ -272,23 +272,25 @@ def _draw(flow: SpeechFlow, utterance: Speech, synthesised: np.ndarray, stem: Pa
 
 
 def _rows(result: Mapping[str, Any]) -> dict[str, str]:
-    """The figures as the table has them."""
+    """Return the rows of the printed table."""
 
-    def told(figure: Mapping[str, Any]) -> str:
+    def formatted(figure: Mapping[str, Any]) -> str:
         if figure["value"] is None:
             return f"none, {figure['unit']}"
         spread = "" if figure["interval_95"] is None else " ({:.4g} … {:.4g})".format(*figure["interval_95"])
         return f"{figure['value']:.4g}{spread} {figure['unit']}"
 
     rows = {
-        "log-likelihood": f"{told(result['log_likelihood'])}, {result['log_likelihood']['kind']}",
-        "bits": f"{told(result['bits_per_sample'])}, {result['bits_per_sample']['kind']}",
+        "log-likelihood": f"{formatted(result['log_likelihood'])}, {result['log_likelihood']['kind']}",
+        "bits": f"{formatted(result['bits_per_sample'])}, {result['bits_per_sample']['kind']}",
     }
     for speaker, figures in result["speakers"].items():
-        rows[f"  {speaker}"] = told(figures["log_likelihood"])
-    rows |= {name: told(figure) for name, figure in result.get("quality", {}).items()}
-    for name, found in result.get("separation", {}).items():
-        rows[f"against {name}"] = f"AUROC {found['auroc']:.3f}; theirs: {told(found['log_likelihood'])}"
+        rows[f"  {speaker}"] = formatted(figures["log_likelihood"])
+    rows |= {name: formatted(figure) for name, figure in result.get("quality", {}).items()}
+    for name, separation in result.get("separation", {}).items():
+        rows[f"against {name}"] = (
+            f"AUROC {separation['auroc']:.3f}, their log-likelihood {formatted(separation['log_likelihood'])}"
+        )
     if "real_time_factor" in result:
         rows["real-time factor"] = "{value:.3g}, {unit}".format(**result["real_time_factor"])
     rows["utterances"] = f"{result['utterances']:,}; intervals are 95% over utterances"

@@ -1,4 +1,4 @@
-"""Waveforms folded to rows, and the bijections over these."""
+"""Folding of waveforms to rows, and bijections over the rows."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,14 +10,20 @@ from arflows.core.conditioners.wavenet import WaveNet
 
 
 class Folded(Bijection):
-    """Bijections over the rows of a waveform that is folded column by column.
+    """Composition of bijections over the rows of a folded waveform.
 
-    Sample t goes to row t mod h of column ⌊t / h⌋; Ping et al. 2020, section 3.1. A last column that is not full is
-    filled with zeros, which the context must count (see `WaveNet`) so that they stay zeros.
+    Sample t goes to row t mod h of column ⌊t / h⌋; Ping et al. 2020, section 3.1. An incomplete last column is padded
+    with zeros; the context must then contain the sample counts (see `WaveNet`) so that the padding stays zero.
+
+    >>> Folded(4, []).fold(torch.arange(6.0)[None])
+    tensor([[[0., 4.],
+             [1., 5.],
+             [2., 0.],
+             [3., 0.]]])
 
     Args:
-        height: samples of a column, h.
-        bijections: over rows, (batch, h, columns), the first nearest to the data.
+        height: samples per column, h.
+        bijections: bijections over rows, (batch, h, columns), in the order data → latent.
     """
 
     def __init__(self, height: int, bijections: list[Autoregressive]) -> None:
@@ -27,55 +33,59 @@ class Folded(Bijection):
 
     @property
     def flows(self) -> list[Autoregressive]:
-        """The bijections over rows."""
+        """Bijections over rows, in the order data → latent."""
         return list(self.bijections)  # type: ignore[arg-type]
 
     @property
     def networks(self) -> list[WaveNet]:
-        """Their conditioners."""
+        """Conditioners of the bijections."""
         return [flow.conditioner for flow in self.flows]  # type: ignore[misc]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Waveform → latents, (batch, samples) both."""
+        """Map waveforms to latents, both (batch, samples)."""
         z, log_derivative = self.transform(x, context)
         return z, log_derivative.sum(1)
 
     def transform(
         self, x: Float[Tensor, "batch samples"], context: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Waveform → latents, with the log-derivative sample by sample."""
+        """Map waveforms to latents, and return the log-derivative of each sample's map."""
         rows = self.fold(x)
         log_derivative = torch.zeros_like(rows)
         for flow in self.flows:
             order, rank = flow.order, flow.rank
             assert order is not None
             assert rank is not None
-            mapped, more = flow.transform(rows.index_select(1, order), context)
+            mapped, terms = flow.transform(rows.index_select(1, order), context)
             rows = mapped.index_select(1, rank)
-            log_derivative = log_derivative + more.index_select(1, rank)
+            log_derivative = log_derivative + terms.index_select(1, rank)
         return self.unfold(rows, x.shape[1]), self.unfold(log_derivative, x.shape[1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latents → waveform, by the solver in force."""
+        """Map latents to waveforms with the active solver."""
         rows = self.fold(z)
         log_det = rows.new_zeros(len(z))
         for flow in reversed(self.flows):
-            rows, more = flow.inverse(rows, context)
-            log_det = log_det + more
+            rows, term = flow.inverse(rows, context)
+            log_det = log_det + term
         return self.unfold(rows, z.shape[1]), log_det
 
     def fold(self, waveform: Tensor) -> Float[Tensor, "batch rows columns"]:
-        """Waveform → rows."""
-        missing = -waveform.shape[1] % self.height
-        return F.pad(waveform, (0, missing)).unflatten(1, (-1, self.height)).mT
+        """Fold a waveform to rows."""
+        padding = -waveform.shape[1] % self.height
+        return F.pad(waveform, (0, padding)).unflatten(1, (-1, self.height)).mT
 
     def unfold(self, rows: Tensor, samples: int) -> Float[Tensor, "batch samples"]:
-        """Rows → waveform."""
+        """Unfold rows to a waveform of the given number of samples."""
         return rows.mT.flatten(1)[:, :samples]
 
 
 def rows_reversed(height: int, bipartite: bool) -> Int[Tensor, " height"]:
-    """Rows in reverse, or each half of them in reverse."""
+    """Return the row indices in reverse order, or with each half reversed.
+
+    >>> rows_reversed(6, bipartite=True)
+    tensor([2, 1, 0, 5, 4, 3])
+    """
     rows = torch.arange(height)
     if not bipartite:
         return rows.flip(0)

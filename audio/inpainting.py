@@ -1,4 +1,4 @@
-"""Filling a gap in a waveform with draws from the exact conditional density of the flow."""
+"""Inpainting: samples of a gap in a waveform from the exact conditional density of the flow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.machine import double
 
 STEPS = 60
-"""Steps of the chain for each alternative, the first half of which settle the size of a step."""
+"""Steps of each Markov chain; the step size is adapted in the first half."""
 ROUNDS = 3
-"""How often a first guess is encoded and decoded, so that it fits what surrounds it."""
+"""Rounds of encoding and decoding by which the initial gap is fitted to its surroundings."""
 ACCEPTED = 0.574
-"""The share of proposals whose acceptance is best: Roberts & Rosenthal 1998, for Langevin steps."""
+"""Optimal acceptance rate of Langevin proposals; Roberts & Rosenthal 1998."""
 
 
 @torch.no_grad()
@@ -36,47 +36,47 @@ def inpaint(
     steps: int = STEPS,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
-    """Draws what may stand between two samples of a waveform, given all other samples.
+    """Sample a gap of a waveform given all other samples.
 
     The target is p(gap | other samples, condition)^(1/temperature²), which is proportional to the exact density of the
-    whole waveform. Each alternative is the end of a Markov chain of its own that leaves the target invariant: the
+    whole waveform. Each draw is the last state of a Markov chain of its own that leaves the target invariant: the
     Metropolis-adjusted Langevin algorithm (Roberts & Tweedie 1996; Roberts & Rosenthal 1998), with proposals
 
         gap' ~ N(gap + ½ ε² D ∇log p, ε² D),
 
     accepted or rejected by the exact density. D is diagonal and fixed: the variance that the model gives each sample
-    where the chain begins. ε is settled in the first half of the steps and fixed in the second. The gradient is taken
-    over the gap and what one network sees around it, which makes proposals cheaper and no less valid.
+    in the chain's initial state. ε is adapted in the first half of the steps and fixed in the second. The gradient is
+    computed on the gap and the receptive field of one network around it: proposals are cheaper and remain valid.
 
-    A chain begins where the model's own synthesis leads: latents of the gap are drawn, those of other samples are
-    encoded, all are decoded, the known samples are put back, a few times over.
+    The initial state comes from the model's own synthesis: latents of the gap are drawn, the known samples are encoded,
+    all latents are decoded, and the known samples are restored. This is repeated a few times.
 
-    What comes out is a draw from the target in the limit of many steps. With few it still shows where the chain began,
-    the more so the longer the gap.
+    The result is a sample of the target in the limit of many steps. With few steps it is biased towards the initial
+    state, more so for a longer gap.
 
     Args:
         flow: the model.
         waveform: samples in [−1, 1].
         start: first sample of the gap.
         stop: first sample after the gap.
-        mel: log-mel spectrogram of the whole waveform, the gap included.
-        speaker: number of the speaker.
-        count: how many alternatives.
-        temperature: below 1, likelier ones.
-        steps: of each chain.
-        generator: source of randomness, on the CPU.
+        mel: log-mel spectrogram of the whole waveform, including the gap.
+        speaker: index of the speaker.
+        count: number of draws.
+        temperature: temperature of the target; values below 1 give likelier draws.
+        steps: steps of each chain.
+        generator: random generator, on the CPU.
 
     Returns:
-        Waveforms, the same outside of the gap, and the log-density of each as a whole in nats, at temperature 1.
+        Waveforms that differ in the gap only, and the log-density of each whole waveform in nats, at temperature 1.
 
     Raises:
-        UserError: for a gap that does not lie in the waveform, or settings out of range.
+        UserError: if the gap does not lie in the waveform, or a setting is out of range.
     """
     samples = waveform.shape[1]
     if len(waveform) != 1 or not 0 <= start < stop <= samples:
         raise UserError(
-            f"the gap from sample {start} to {stop} does not lie in one waveform of {samples} samples: "
-            f"got {len(waveform)} waveforms"
+            f"the gap from sample {start} to {stop} does not lie in one waveform of {samples} samples (got "
+            f"{len(waveform)} waveforms): give 0 ≤ start < stop ≤ {samples} and a single waveform"
         )
     if count < 1 or steps < 0:
         raise UserError(f"count={count} and steps={steps} must be at least 1 and 0")
@@ -93,7 +93,7 @@ def inpaint(
 
 
 class _Chain:
-    """One alternative on its way: a waveform of which only the gap changes."""
+    """Markov chain of one draw: a waveform of which only the gap changes."""
 
     def __init__(
         self,
@@ -111,27 +111,27 @@ class _Chain:
         self.exact, self.narrow = flow.windows(start, stop, waveform.shape[1], context)
 
     def run(self, steps: int) -> Float[Tensor, "1 samples"]:
-        """The waveform after so many steps."""
-        waveform = self._first_guess()
+        """Return the waveform after the given number of steps."""
+        waveform = self._initial_state()
         scale = self._scale(waveform)
-        size, settled = (self.stop - self.start) ** (-1 / 6), steps // 2
+        size, adapted = (self.stop - self.start) ** (-1 / 6), steps // 2
         density, gradient = self._density(waveform), self._gradient(waveform)
         for step in range(steps):
             noise = self._normal(self.stop - self.start)
             forward = waveform[:, self.start : self.stop] + 0.5 * (size * scale) ** 2 * gradient
-            proposed = self._with(waveform, forward + size * scale * noise)
+            proposed = self._with_gap(waveform, forward + size * scale * noise)
             proposed_density, proposed_gradient = self._density(proposed), self._gradient(proposed)
             backward = proposed[:, self.start : self.stop] + 0.5 * (size * scale) ** 2 * proposed_gradient
             back = (waveform[:, self.start : self.stop] - backward) / (size * scale)
             log_ratio = proposed_density - density + 0.5 * float(noise.square().sum() - back.square().sum())
-            chance = math.exp(min(0.0, log_ratio)) if math.isfinite(log_ratio) else 0.0
-            if float(torch.rand((), generator=self.generator)) < chance:
+            acceptance = math.exp(min(0.0, log_ratio)) if math.isfinite(log_ratio) else 0.0
+            if float(torch.rand((), generator=self.generator)) < acceptance:
                 waveform, density, gradient = proposed, proposed_density, proposed_gradient
-            if step < settled:  # Robbins & Monro 1951
-                size *= math.exp((chance - ACCEPTED) * 2 / math.sqrt(1 + step))
+            if step < adapted:  # Robbins & Monro 1951
+                size *= math.exp((acceptance - ACCEPTED) * 2 / math.sqrt(1 + step))
         return waveform
 
-    def _first_guess(self) -> Tensor:
+    def _initial_state(self) -> Tensor:
         waveform, gap = self.known, self.temperature * self._normal(self.stop - self.start)
         first, last, context = self.exact
         for _ in range(ROUNDS):
@@ -139,17 +139,17 @@ class _Chain:
             z = self.bijection.transform(piece, context)[0]
             z[:, self.start - first : self.stop - first] = gap
             decoded = self.bijection.inverse(z, context)[0]
-            waveform = self._with(waveform, decoded[:, self.start - first : self.stop - first])
+            waveform = self._with_gap(waveform, decoded[:, self.start - first : self.stop - first])
         return waveform
 
     def _scale(self, waveform: Tensor) -> Tensor:
-        """The standard deviation that the model gives each sample of the gap, given those generated before."""
+        """Return the standard deviation of each sample of the gap given the samples generated before it."""
         first, last, context = self.exact
         _, log_derivative = self.bijection.transform(waveform[:, first:last], context)
         return self.temperature * (-log_derivative[:, self.start - first : self.stop - first]).exp()
 
     def _density(self, waveform: Tensor) -> float:
-        """The log of the target, up to a constant."""
+        """Return the log of the target density, up to a constant."""
         first, last, context = self.exact
         return float(self._log_target(waveform[:, first:last], context))
 
@@ -163,10 +163,10 @@ class _Chain:
 
     def _log_target(self, piece: Tensor, context: Tensor | None) -> Tensor:
         z, log_derivative = self.bijection.transform(piece, context)
-        # In double precision: differences of sums over many samples decide.
+        # In double precision, because acceptance depends on small differences of sums over many samples.
         return (double(log_derivative) - 0.5 * double(z).square()).sum() / self.temperature**2
 
-    def _with(self, waveform: Tensor, gap: Tensor) -> Tensor:
+    def _with_gap(self, waveform: Tensor, gap: Tensor) -> Tensor:
         return torch.cat([waveform[:, : self.start], gap, waveform[:, self.stop :]], 1)
 
     def _normal(self, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Input reading for the verbs: speech for a trained model, one utterance at a time."""
+"""Input reading for the commands: speech for a trained model, one utterance at a time."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Speech:
     """One utterance for a model.
 
     Attributes:
-        name: What it is called.
-        waveform: (1, samples), whole frames, at the model's rate; of a mel file None.
-        condition: What the model is conditioned on; its parts are None for a model without.
-        mel: Its log-mel spectrogram, (1, bands, frames), also where the model takes none.
+        name: Name of the utterance.
+        waveform: (1, samples), whole frames, at the model's sample rate; None for a mel file.
+        condition: Conditions that the model takes.
+        mel: Log-mel spectrogram, (1, bands, frames), also if the model takes none.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Speech:
 class SpeechInput:
     """Speech for a trained model: from a store, a folder of audio files, or one file.
 
-    What cannot be used is skipped, and `reasons` says what and why.
+    Unusable utterances are skipped; `skipped` lists them by reason.
 
     Attributes:
-        count: How many utterances there are, before any are skipped.
+        count: Number of utterances, including those that will be skipped.
     """
 
     def __init__(
@@ -64,19 +64,19 @@ class SpeechInput:
         speakers: Sequence[str] = (),
         limit: int | None = None,
     ) -> None:
-        """Finds the utterances and makes sure that they fit the model.
+        """Find the utterances and check that they fit the model.
 
         Args:
-            source: Their path, or an open store.
+            source: Path of the utterances, or an open store.
             flow: The model.
-            split: Which part of a store.
-            speaker: Who speaks in all of them, by name or number, for a model of several speakers; None where the store
-                or the folder tells.
-            speakers: The names of the model's speakers, as `speaker_names` gives them.
-            limit: Use at most so many, the first.
+            split: Split of a store.
+            speaker: Speaker of all utterances, by name or index, for a multi-speaker model; None to take the speakers
+                from the store or the folder names.
+            speakers: Names of the model's speakers, as returned by `speaker_names`.
+            limit: Use only the first utterances, at most this many.
 
         Raises:
-            UserError: There are none, they do not fit the model, or a store is damaged.
+            UserError: There are no utterances, they do not fit the model, or a store is damaged.
         """
         self._flow, self._speakers = flow, list(speakers)
         self._speaker = None if speaker is None else speaker_number(flow, speaker, speakers)
@@ -100,23 +100,23 @@ class SpeechInput:
 
     @property
     def skipped(self) -> dict[str, list[str]]:
-        """Names of utterances that could not be used so far, by the reason."""
+        """Names of the utterances skipped so far, by reason."""
         return dict(self._stats.skipped)
 
     @property
     def converted(self) -> dict[str, int]:
-        """Number of files converted so far, by the conversion."""
+        """Number of files converted so far, by conversion."""
         return dict(self._stats.converted)
 
     def summary(self) -> str:
-        """Says how many utterances were skipped so far, why, and which (the first few)."""
+        """Return a summary of the utterances skipped so far: number, reason and the first few names."""
         return self._stats.summary()
 
     def utterances(self, progress: str | None = None) -> Iterator[Speech]:
-        """Reads the utterances in order, from the first.
+        """Read the utterances in order, from the first.
 
         Args:
-            progress: What the progress bar says; None for no bar.
+            progress: Title of the progress bar; None for no bar.
         """
         self._stats = ReadStats()
         for index in tqdm(range(self.count), progress, unit=" utterances", disable=None if progress else True):
@@ -129,8 +129,8 @@ class SpeechInput:
     def _stored(self, index: int) -> Speech:
         assert self._store is not None
         batch = self._store.__getitems__([index])
-        who = self._store_speakers[int(batch["speaker"][0])] if "speaker" in batch else None
-        return self._speech(self._names[index], batch["x"], batch["mel"], who)
+        speaker = self._store_speakers[int(batch["speaker"][0])] if "speaker" in batch else None
+        return self._speech(self._names[index], batch["x"], batch["mel"], speaker)
 
     def _recorded(self, index: int) -> Speech:
         utterance, spec = self._files.utterances[index], self._flow.spec
@@ -139,26 +139,26 @@ class SpeechInput:
         waveform = torch.from_numpy(clip.samples[: len(clip.samples) // spec.hop * spec.hop])[None]
         return self._speech(utterance.name, waveform, log_mel(waveform, spec), utterance.speaker)
 
-    def _speech(self, name: str, waveform: Tensor, mel: Tensor, who: str | None) -> Speech:
+    def _speech(self, name: str, waveform: Tensor, mel: Tensor, speaker_name: str | None) -> Speech:
         number = self._speaker
         if self._flow.speakers and number is None:
-            if who is None:
-                raise SkippedAudio("of which the speaker is not told (--speaker)")
+            if speaker_name is None:
+                raise SkippedAudio("without a speaker label (add --speaker)")
             try:
-                number = speaker_number(self._flow, who, self._speakers)
+                number = speaker_number(self._flow, speaker_name, self._speakers)
             except UserError as error:
-                raise SkippedAudio("of a speaker the model does not know") from error
+                raise SkippedAudio("of a speaker unknown to the model") from error
         speaker = torch.tensor([number]) if self._flow.speakers else None
         return Speech(name, waveform, Condition(mel if self._flow.conditional else None, speaker), mel)
 
 
 def read_mel(path: Path, spec: MelSpec) -> Float[Tensor, "1 bands frames"]:
-    """Reads a log-mel spectrogram from a file.
+    """Read a log-mel spectrogram from a file.
 
     Args:
-        path: An array (bands, frames) or (1, bands, frames) as .npy, as the one data set (or that called mel) of an .h5
-            file, or as a .pt tensor, which is read without running code.
-        spec: The settings it must have been made with; if the .h5 file has them as attributes, these are compared.
+        path: File with an array (bands, frames) or (1, bands, frames): .npy, .h5 with a single data set or one named
+            mel, or a .pt tensor, which is read without running code.
+        spec: Settings that the spectrogram must have; attributes of an .h5 file are compared with them.
 
     Raises:
         UserError: The spectrogram does not fit, or the file is damaged, leads to other files or holds no tensor.
@@ -187,12 +187,12 @@ def _read_array(path: Path, spec: MelSpec) -> Tensor:
         arrays = read_hdf5(path)
         name = "mel" if "mel" in arrays else next(iter(arrays)) if len(arrays) == 1 else None
         if name is None:
-            raise UserError(f"{path} has {len(arrays)} data sets: call that of the mel spectrogram mel.")
+            raise UserError(f"{path} has {len(arrays)} data sets: name the one of the mel spectrogram mel.")
         with h5py.File(path, "r", locking=False) as file:
-            told = {**file.attrs, **file[name].attrs}
+            attributes = {**file.attrs, **file[name].attrs}
         ours = spec.as_dict()
         try:
-            given = MelSpec(**{**ours, **{key: type(ours[key])(told[key]) for key in ours if key in told}})
+            given = MelSpec(**{**ours, **{key: type(ours[key])(attributes[key]) for key in ours if key in attributes}})
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         check_spec(path, given, spec)
@@ -201,16 +201,16 @@ def _read_array(path: Path, spec: MelSpec) -> Tensor:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                    raise UserError(f"{path} is compressed, and could unfold to any size: write it by torch.save.")
+                    raise UserError(f"{path} is compressed, which could expand to any size: write it with torch.save.")
         value = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(value, Tensor):
             raise UserError(f"{path} holds a {type(value).__name__}: give a tensor (bands, frames).")
         return value
-    raise UserError(f"{path} is no mel spectrogram: give {', '.join(MEL_SUFFIXES)}.")
+    raise UserError(f"{path} is not a mel spectrogram file: give {', '.join(MEL_SUFFIXES)}.")
 
 
 def mel_files(source: Path) -> list[Path]:
-    """The mel files that ``source`` is or holds; none if it holds audio."""
+    """Return the mel files that ``source`` is or contains; none if it contains audio."""
     if source.is_file():
         return [source] if source.suffix in MEL_SUFFIXES and not is_store(source) else []
     names = sorted(walk(source)) if source.is_dir() else []
@@ -220,10 +220,15 @@ def mel_files(source: Path) -> list[Path]:
 
 
 def check_spec(source: Path, given: MelSpec, wanted: MelSpec) -> None:
-    """Refuses mel spectrograms of other settings than the model's.
+    """Check that mel spectrograms have the model's settings.
+
+    Args:
+        source: File or folder named in the error message.
+        given: Settings of the mel spectrograms.
+        wanted: Settings of the model.
 
     Raises:
-        UserError: If they differ; the sentence names each setting that does.
+        UserError: The settings differ; the message names each difference.
     """
     if differences := wanted.differences(given):
         options = " ".join(
@@ -236,24 +241,24 @@ def check_spec(source: Path, given: MelSpec, wanted: MelSpec) -> None:
 
 
 def speaker_names(model: str) -> list[str]:
-    """The names of the speakers that a model was trained on; empty where they are not known."""
+    """Return the names of the speakers that a model was trained on; empty if unknown."""
     names = (training_facts(model) or {}).get("data", {}).get("speakers", [])
     return [str(name) for name in names]
 
 
 def speaker_number(flow: SpeechFlow, speaker: str, names: Sequence[str]) -> int:
-    """The number by which a model knows a speaker.
+    """Return a model's index of a speaker.
 
     Args:
         flow: The model.
-        speaker: The name of the speaker, or the number.
-        names: Those of the model's speakers.
+        speaker: Name or index of the speaker.
+        names: Names of the model's speakers.
 
     Raises:
-        UserError: If the model does not know the speaker, or knows no speakers.
+        UserError: The model does not know the speaker, or has no speakers.
     """
     if not flow.speakers:
-        raise UserError("the model knows no speakers: leave --speaker out.")
+        raise UserError("the model has no speakers: leave --speaker out.")
     if speaker in names:
         return list(names).index(speaker)
     if speaker.isdecimal() and int(speaker) < flow.speakers and not names:

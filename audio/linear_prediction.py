@@ -1,4 +1,4 @@
-"""Linear prediction whose coefficients come from a mel spectrogram: it whitens speech before anything is learned.
+"""Linear prediction with coefficients from a mel spectrogram, which whitens speech without learned parameters.
 
 mel spectrogram → power spectrum → autocorrelation → Levinson–Durbin recursion → coefficients of every sub-frame.
 """
@@ -24,25 +24,25 @@ from arflows.core.runtime.numba_loops import compiled
 from arflows.core.runtime.torch_compat import is_transformed
 
 GROUP_WIDTH = 400.0
-"""Hz, about the width of the groups of frequencies above the highest mel band whose levels are estimated."""
+"""Approximate width in Hz of the frequency groups above the highest mel band, whose levels are estimated."""
 RIDGE = 10.0
-"""Weight of the penalty of the regression that estimates them."""
+"""Penalty of the ridge regression that estimates these levels."""
 LAG_WINDOW = 30.0
-"""Hz: the width of the Gaussian that smooths the power spectrum, so that no pole is narrower than that."""
+"""Width in Hz of the Gaussian that smooths the power spectrum; a lower bound of the poles' bandwidths."""
 WHITE_NOISE = 1e-5
-"""Power of the white noise that is added, relative to the signal; a correction of −50 dB."""
+"""Power of the added white noise relative to the signal, −50 dB."""
 LEAST_POWER = 1e-9
-"""Absolute power of the white noise that is added, about that of one step of 16 bits."""
+"""Absolute power of the added white noise, about that of one 16-bit step."""
 LOG_RANGE = (-20.0, 12.0)
-"""Log-amplitudes of a spectrum are held within, so that every mel spectrogram has a finite filter."""
+"""Clamp range of log-amplitudes, so that the filter of any mel spectrogram is finite."""
 
 
 class Envelope(InitializedFromData):
     """Mel spectrogram → log-amplitude at every frequency of the Fourier transform.
 
-    A band's mean amplitude stands at its centre; between centres log-amplitudes are interpolated. Levels above the
-    highest band are a linear function of the log-mel values, by ridge regression on the waveforms that initialise it;
-    before that they continue the highest band.
+    Log-amplitudes are interpolated between the centres of the mel bands. Levels above the highest band are a linear
+    function of the log-mel values, fitted by ridge regression in `initialize_from`; before that they equal the level
+    of the highest band.
 
     Args:
         spec: settings of the mel spectrograms.
@@ -60,7 +60,7 @@ class Envelope(InitializedFromData):
         self.register_buffer("high", high)
 
     def forward(self, mel: Float[Tensor, "*batch bands frames"]) -> Float[Tensor, "*batch frames frequencies"]:
-        """Log-mel spectrogram, as of `MelSpec` → natural log-amplitudes, float64."""
+        """Map a log-mel spectrogram to natural log-amplitudes, float64."""
         constants = _constants(self.spec).to(mel.device)
         bands = natural(mel, self.spec).mT
         levels = bands - constants.log_area / self.spec.power
@@ -70,7 +70,7 @@ class Envelope(InitializedFromData):
         return (levels @ constants.interpolation).clamp(*LOG_RANGE)
 
     def _set_from(self, x: Float[Tensor, "batch samples"]) -> None:
-        """Fits the levels above the highest band to waveforms; frames that reach beyond these are left out."""
+        """Fit the levels above the highest band to waveforms, without the frames that exceed their ends."""
         spec, constants = self.spec, _constants(self.spec)
         if constants.groups:
             mel = log_mel(x, spec)
@@ -84,19 +84,19 @@ class Envelope(InitializedFromData):
             known = natural(mel, spec).mT[:, before : before + target.shape[1]]
             target = target[:, : known.shape[1]].flatten(0, 1)
             inputs = F.pad(known, (0, 1), value=1.0).flatten(0, 1)
-            if len(inputs) < inputs.shape[1]:  # waveforms too short or too few to tell
+            if len(inputs) < inputs.shape[1]:  # too few frames for a fit
                 return
             penalty = RIDGE * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
             self.high.copy_(torch.linalg.solve(inputs.mT @ inputs + penalty, inputs.mT @ target).mT)
 
 
 def natural(mel: Tensor, spec: MelSpec) -> Tensor:
-    """Log-mel values as natural logarithms of amplitudes, float64."""
+    """Convert log-mel values to natural logarithms of amplitudes, float64."""
     return mel.double() * ((1.0 if spec.log_base == "e" else math.log(10)) / spec.power)
 
 
 class _Constants(NamedTuple):
-    """Of a `MelSpec`: log-sums of its filters, first and last frequencies of groups above them, matrix of levels."""
+    """Constants of a `MelSpec`: log-sums of its filters, frequency groups above them (first, end), interpolation."""
 
     log_area: Tensor
     groups: list[tuple[int, int]]
@@ -117,12 +117,12 @@ def _constants(spec: MelSpec) -> _Constants:
     groups = min(math.ceil((count - 1 - first) * width / GROUP_WIDTH), count - first) if first < count - 1 else 0
     edges = np.linspace(first, count, groups + 1).astype(int) if groups else np.zeros(0, int)
     pairs = [(int(low), int(high)) for low, high in itertools.pairwise(edges)] if groups else []
-    places = np.concatenate([centres, [(low + high - 1) / 2 * width for low, high in pairs]])
-    # Bands narrower than a frequency's distance have no filter: nothing is known of them.
+    positions = np.concatenate([centres, [(low + high - 1) / 2 * width for low, high in pairs]])
+    # Bands narrower than a frequency bin have an empty filter, and their level is unknown.
     known = np.concatenate([area.numpy() > 0, np.ones(len(pairs), bool)])
-    matrix = np.zeros((len(places), count))
+    matrix = np.zeros((len(positions), count))
     matrix[known] = np.stack(
-        [np.interp(np.arange(count) * width, places[known], row) for row in np.eye(int(known.sum()))]
+        [np.interp(np.arange(count) * width, positions[known], row) for row in np.eye(int(known.sum()))]
     )
     return _Constants(torch.where(area > 0, area, 1.0).log(), pairs, torch.from_numpy(matrix))
 
@@ -130,13 +130,19 @@ def _constants(spec: MelSpec) -> _Constants:
 def autocorrelation(
     log_amplitude: Float[Tensor, "*batch frequencies"], spec: MelSpec, order: int
 ) -> Float[Tensor, "*batch order+1"]:
-    """Autocorrelation of a sample at lags 0 … order, float64, from the log-amplitudes of a windowed transform."""
+    """Compute the autocorrelation at lags 0 … order from the log-amplitudes of a windowed transform, float64.
+
+    Args:
+        log_amplitude: natural log-amplitudes of the spectrum.
+        spec: settings of the transform.
+        order: largest lag.
+    """
     return (2 * log_amplitude).exp() @ _cosines(spec, order).to(log_amplitude.device)
 
 
 @functools.lru_cache(maxsize=8)
 def _cosines(spec: MelSpec, order: int) -> Float[Tensor, "frequencies lags"]:
-    """The inverse Fourier transform of a power spectrum, per sample of the window's energy."""
+    """Return the inverse Fourier transform of a power spectrum as a matrix, divided by the window's energy."""
     count = spec.n_fft // 2 + 1
     weight = np.full(count, 2.0)
     weight[0] = 1.0
@@ -148,7 +154,7 @@ def _cosines(spec: MelSpec, order: int) -> Float[Tensor, "frequencies lags"]:
 
 
 def conditioned(r: Float[Tensor, "*batch order+1"], rate: int) -> Float[Tensor, "*batch order+1"]:
-    """Autocorrelations of a smoothed spectrum with some white noise, of which every filter is stable."""
+    """Smooth the spectrum and add white noise, by lag windowing of its autocorrelation; this keeps filters stable."""
     lags = torch.arange(r.shape[-1], dtype=r.dtype, device=r.device)
     r = r * (-0.5 * (2 * math.pi * LAG_WINDOW / rate * lags).square()).exp()
     noise = torch.zeros_like(lags)
@@ -159,15 +165,15 @@ def conditioned(r: Float[Tensor, "*batch order+1"], rate: int) -> Float[Tensor, 
 def levinson_durbin(
     r: Float[Tensor, "*batch order+1"],
 ) -> tuple[Float[Tensor, "*batch order"], Float[Tensor, "*batch"], Float[Tensor, "*batch order"]]:
-    """Coefficients a of the linear prediction Σ a_k x_{t−k} with the smallest mean squared error.
+    """Compute the coefficients a of the linear prediction Σ a_k x_{t−k} with the smallest mean squared error.
 
-    The Levinson–Durbin recursion; Rabiner & Schafer, "Digital processing of speech signals", 1978, section 8.3.2.
+    Levinson–Durbin recursion; Rabiner & Schafer, "Digital processing of speech signals", 1978, section 8.3.2.
 
     Args:
         r: autocorrelations at lags 0 … order, positive definite.
 
     Returns:
-        The coefficients, the mean squared error, and the reflection coefficients, all of which are within (−1, 1): the
+        The coefficients, the mean squared error, and the reflection coefficients. These lie within (−1, 1), so the
         inverse filter is stable.
     """
     order = r.shape[-1] - 1
@@ -192,31 +198,31 @@ def levinson_durbin(
 @compiled
 def _levinson_durbin(r: Any, a: Any, error: Any, reflections: Any) -> None:
     order = a.shape[1]
-    before = np.zeros(order, r.dtype)
+    previous = np.zeros(order, r.dtype)
     for row in range(len(r)):
-        own, given = a[row], r[row]
-        left = given[0]
+        coefficients, correlation = a[row], r[row]
+        residual = correlation[0]
         for i in range(order):
-            k = given[i + 1]
+            k = correlation[i + 1]
             for j in range(i):
-                k -= own[j] * given[i - j]
-            k /= left
-            before[:i] = own[:i]
+                k -= coefficients[j] * correlation[i - j]
+            k /= residual
+            previous[:i] = coefficients[:i]
             for j in range(i):
-                own[j] = before[j] - k * before[i - 1 - j]
-            own[i] = k
+                coefficients[j] = previous[j] - k * previous[i - 1 - j]
+            coefficients[i] = k
             reflections[row, i] = k
-            left *= 1 - k * k
-        error[row] = left
+            residual *= 1 - k * k
+        error[row] = residual
 
 
 class Filters(NamedTuple):
     """Linear prediction of every sub-frame.
 
     Attributes:
-        coefficients: (batch, sub-frames, order), of the previous samples, the last one first.
-        gain: (batch, sub-frames), the residual's standard deviation, g.
-        level: (batch, sub-frames), that of the signal.
+        coefficients: (batch, sub-frames, order), coefficients of the previous samples, the most recent first.
+        gain: (batch, sub-frames), standard deviation of the residual, g.
+        level: (batch, sub-frames), standard deviation of the signal.
     """
 
     coefficients: Float[Tensor, "batch subframes order"]
@@ -227,16 +233,16 @@ class Filters(NamedTuple):
 def filters(
     log_amplitude: Float[Tensor, "batch frames frequencies"], spec: MelSpec, order: int, per_frame: int
 ) -> Filters:
-    """Linear prediction of the sub-frames of all frames but the first and the last; float64.
+    """Compute the linear prediction of the sub-frames of all frames but the first and the last; float64.
 
-    The autocorrelation of a sub-frame is interpolated between those of the frames whose middles lie around its own. As
-    a convex combination of autocorrelations it is one itself, and so every filter is stable.
+    The autocorrelation of a sub-frame is interpolated linearly between the nearest frames. A convex combination of
+    autocorrelations is an autocorrelation, so every filter is stable.
 
     Args:
-        log_amplitude: spectra of the frames and of one more at either end.
+        log_amplitude: spectra of the frames and of one more frame at either end.
         spec: settings of the mel spectrograms.
-        order: of the prediction.
-        per_frame: sub-frames of a frame.
+        order: order of the prediction.
+        per_frame: sub-frames per frame.
     """
     r = conditioned(interpolated(autocorrelation(log_amplitude, spec, order), spec, per_frame), spec.sample_rate)
     coefficients, error, _ = levinson_durbin(r)
@@ -246,11 +252,18 @@ def filters(
 def interpolated(
     values: Float[Tensor, "batch frames features"], spec: MelSpec, per_frame: int
 ) -> Float[Tensor, "batch subframes features"]:
-    """Frame-wise values at the middles of the sub-frames of all frames but the first and the last, linearly."""
+    """Interpolate frame-wise values linearly at the centres of the sub-frames of all frames but the first and last.
+
+    Args:
+        values: values of the frames and of one more frame at either end.
+        spec: settings of the mel spectrograms.
+        per_frame: sub-frames per frame.
+    """
     frames = values.shape[1] - 2
-    place = (torch.arange(per_frame, dtype=torch.float64) + 0.5) / per_frame - (0.5 if spec.padding == "same" else 0.0)
-    after = place >= 0
-    weight = (place - place.floor()).to(values)[:, None]
+    centre = 0.5 if spec.padding == "same" else 0.0
+    position = (torch.arange(per_frame, dtype=torch.float64) + 0.5) / per_frame - centre
+    after = position >= 0
+    weight = (position - position.floor()).to(values)[:, None]
     previous, own, following = (values[:, shift : shift + frames, None] for shift in range(3))
     after = after.to(values.device)[:, None]
     mixed = torch.lerp(torch.where(after, own, previous), torch.where(after, following, own), weight)
@@ -260,7 +273,11 @@ def interpolated(
 def predict(
     x: Float[Tensor, "batch samples"], coefficients: Float[Tensor, "batch subframes order"]
 ) -> Float[Tensor, "batch samples"]:
-    """Linear prediction of each sample from those before it; zeros precede the first."""
+    """Predict each sample linearly from the samples before it; zeros precede the first.
+
+    >>> predict(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.ones(1, 1, 1))
+    tensor([[0., 1., 2., 3.]])
+    """
     order, subframes = coefficients.shape[-1], coefficients.shape[1]
     past = F.pad(x, (order, 0))[:, :-1].unfold(1, order, 1)
     past = past.unflatten(1, (subframes, -1))
@@ -268,17 +285,20 @@ def predict(
 
 
 class LinearPrediction(Bijection):
-    """e_t = (x_t − Σ a_k x_{t−k}) / g, with coefficients and gains that the context brings.
+    """Residual of a linear prediction, e_t = (x_t − Σ a_k x_{t−k}) / g, with coefficients and gains from the context.
 
-    A unit-triangular map but for the gain, of log-determinant −Σ log g. The inverse is an all-pole filter, a compiled
-    loop on CPUs.
+    The Jacobian is triangular with log-determinant −Σ log g. The inverse is an all-pole filter, compiled on CPUs.
 
-    The context is (batch, sub-frames, order + 1): the coefficients of each sub-frame and log g; waveforms are
-    (batch, samples), a multiple of the sub-frames.
+    The context is (batch, sub-frames, order + 1): the coefficients of each sub-frame, then log g. Waveforms are
+    (batch, samples), where samples is a multiple of the sub-frames.
+
+    >>> e, _ = LinearPrediction()(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[[0.5, 0.0]]]))
+    >>> e
+    tensor([[1.0000, 1.5000, 2.0000, 2.5000]])
     """
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Waveform → residual."""
+        """Map waveforms to residuals."""
         coefficients, log_gain = self._parts(x, context)
         per_sample = log_gain.repeat_interleave(x.shape[1] // log_gain.shape[1], 1)
         with full_precision(x):
@@ -286,13 +306,13 @@ class LinearPrediction(Bijection):
         return residual, -per_sample.sum(1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Residual → waveform."""
+        """Map residuals to waveforms."""
         coefficients, log_gain = self._parts(z, context)
         length = z.shape[1] // log_gain.shape[1]
         excitation = z * log_gain.exp().repeat_interleave(length, 1)
         log_det = length * log_gain.sum(1)
-        wanted = torch.is_grad_enabled() and (excitation.requires_grad or coefficients.requires_grad)
-        if wanted or is_transformed() or torch.compiler.is_compiling():
+        needs_grad = torch.is_grad_enabled() and (excitation.requires_grad or coefficients.requires_grad)
+        if needs_grad or is_transformed() or torch.compiler.is_compiling():
             return _differentiable_all_pole(excitation, coefficients), log_det
         x = np.zeros(z.shape, excitation.detach().cpu().numpy().dtype)
         _all_pole(excitation.detach().cpu().numpy(), coefficients.detach().cpu().double().numpy(), x)
@@ -300,16 +320,16 @@ class LinearPrediction(Bijection):
 
     def _parts(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if context is None:
-            raise UserError("linear prediction needs the coefficients of each sub-frame as its context")
+            raise UserError("linear prediction needs the coefficients of each sub-frame: pass them as context")
         if not context.shape[1] or x.shape[1] % context.shape[1]:
-            raise UserError(f"{x.shape[1]} samples are no multiple of {context.shape[1]} sub-frames")
+            raise UserError(f"{x.shape[1]} samples are not a multiple of {context.shape[1]} sub-frames: pad them")
         return context[..., :-1], context[..., -1].to(x.dtype)
 
 
 def _differentiable_all_pole(
     excitation: Float[Tensor, "batch samples"], coefficients: Float[Tensor, "batch subframes order"]
 ) -> Float[Tensor, "batch samples"]:
-    """`_all_pole` sample by sample in PyTorch, for gradients."""
+    """Compute `_all_pole` in PyTorch, for gradients."""
     length = excitation.shape[1] // coefficients.shape[1]
     past = torch.zeros_like(excitation[:, :1]).expand(-1, coefficients.shape[2])  # the newest first
     samples = []
@@ -322,7 +342,7 @@ def _differentiable_all_pole(
 
 @compiled
 def _all_pole(excitation: Any, coefficients: Any, x: Any) -> None:
-    """x_t = e_t + Σ a_k x_{t−k}, with sums in float64."""
+    """Compute x_t = e_t + Σ a_k x_{t−k}, with sums in float64."""
     length = x.shape[1] // coefficients.shape[1]
     for example in range(len(x)):
         for t in range(x.shape[1]):

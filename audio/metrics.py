@@ -1,6 +1,6 @@
-"""What the field measures on vocoders: likelihood per sample, perceptual scores, spectra, pitch, tones of the model.
+"""Vocoder metrics: likelihood per sample, perceptual scores, spectral distances, pitch, tonal artefacts.
 
-All waveforms are float32 (samples,) in [-1, 1], of one utterance, the synthesised one in time with the original.
+All waveforms are float32 (samples,) in [-1, 1], of one utterance; the synthesised one is aligned with the original.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-import arflows.core.runtime.numba_loops  # noqa: F401  what numba compiles for librosa is then kept under a lock
+import arflows.core.runtime.numba_loops  # noqa: F401  puts the cache of what numba compiles for librosa under a lock
 from arflows.audio.representation import MelSpec, log_mel
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.machine import double
@@ -25,7 +25,7 @@ from arflows.core.runtime.machine import double
 SAMPLE_BITS = 16
 CEPSTRUM = 13
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
-"""Transform, hop and window of the multi-resolution distance, as Yamamoto et al. 2020 have them (arXiv:1910.11480)."""
+"""Transform, hop and window of the multi-resolution STFT distance; Yamamoto et al. 2020 (arXiv:1910.11480)."""
 LOWEST_PITCH, HIGHEST_PITCH = 60.0, 500.0
 
 Wave = Float32[np.ndarray, " samples"]
@@ -33,12 +33,15 @@ Wave = Float32[np.ndarray, " samples"]
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its uncertainty.
+    """A mean over utterances with its standard error.
+
+    >>> print(Mean.of(np.array([1.0, 2.0, 3.0])))
+    2.000 ± 1.132
 
     Attributes:
         value: The mean.
-        standard_error: How far the mean of another test set of this size may lie.
-        count: Utterances that it is taken over.
+        standard_error: Standard error of the mean.
+        count: Number of utterances.
     """
 
     value: float
@@ -47,7 +50,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Float[np.ndarray, " count"]) -> Mean:
-        """The mean over utterances; those without a value (NaN) do not count."""
+        """Compute the mean over utterances, without NaN values."""
         known = np.asarray(values, np.float64)
         known = known[~np.isnan(known)]
         if not len(known):
@@ -57,11 +60,16 @@ class Mean:
 
     @classmethod
     def ratio(cls, totals: Float[np.ndarray, " count"], sizes: Float[np.ndarray, " count"]) -> Mean:
-        """The mean over all samples of utterances of different lengths: a ratio of sums, utterances being independent.
+        """Compute the mean over all samples of utterances of different lengths, as a ratio of sums.
+
+        The standard error assumes independent utterances.
+
+        >>> Mean.ratio(np.array([10.0, 60.0]), np.array([10.0, 30.0])).value
+        1.75
 
         Args:
-            totals: The sum over each utterance's samples.
-            sizes: How many these are.
+            totals: Sum over the samples of each utterance.
+            sizes: Number of samples of each utterance.
         """
         totals, sizes = np.asarray(totals, np.float64), np.asarray(sizes, np.float64)
         value, count = totals.sum() / sizes.sum(), len(totals)
@@ -71,11 +79,11 @@ class Mean:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval."""
+        """95% confidence interval."""
         return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; null where there is none."""
+        """Return plain values for JSON, with null for NaN."""
         known = {"value": self.value, "standard_error": self.standard_error}
         plain: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in known.items()}
         return {**plain, "interval_95": None if math.isnan(self.standard_error) else self.interval, "count": self.count}
@@ -89,15 +97,19 @@ class Mean:
 
 
 def dequantize(waveform: Float[Tensor, "*shape"], generator: torch.Generator | None = None) -> Float[Tensor, "*shape"]:
-    """Add noise uniform over the step of 16 bits, so that a density bounds the probability of 16-bit samples."""
+    """Add uniform noise as wide as one 16-bit step, so that a density bounds the probability of 16-bit samples."""
     noise = torch.rand(waveform.shape, generator=generator, dtype=waveform.dtype).to(waveform.device)
     return waveform + (noise - 0.5) / 2 ** (SAMPLE_BITS - 1)
 
 
 def bits_per_sample(log_prob: float, samples: int) -> float:
-    """Bits per 16-bit sample by the density of a dequantised waveform in [-1, 1], in nats.
+    """Convert the log-density of a dequantised waveform in [-1, 1] from nats to bits per 16-bit sample.
 
-    The probability of a waveform of whole numbers is at least E[p] times the volume of its cell, (2 / 2^16)^samples.
+    The probability of an integer waveform is E[p] times the volume of its cell, (2 / 2^16)^samples; by Jensen's
+    inequality the expected bits are an upper bound.
+
+    >>> bits_per_sample(0.0, samples=100)
+    15.0
     """
     return SAMPLE_BITS - 1 - log_prob / (samples * math.log(2))
 
@@ -106,7 +118,12 @@ def bits_per_sample(log_prob: float, samples: int) -> float:
 
 
 def pesq_wideband(original: Wave, synthesised: Wave, rate: int) -> float:
-    """Wide-band PESQ (ITU-T P.862.2), from 1 to 4.64, higher is better; NaN where it finds no utterance.
+    """Compute wide-band PESQ (ITU-T P.862.2), from 1 to 4.64, higher is better; NaN if it detects no utterance.
+
+    Args:
+        original: Reference waveform.
+        synthesised: Waveform to rate.
+        rate: Sample rate of both, in Hz.
 
     Raises:
         UserError: The package pesq is not installed.
@@ -120,7 +137,12 @@ def pesq_wideband(original: Wave, synthesised: Wave, rate: int) -> float:
 
 
 def stoi(original: Wave, synthesised: Wave, rate: int) -> float:
-    """Short-time objective intelligibility (Taal et al. 2011), up to 1, higher is better.
+    """Compute short-time objective intelligibility (Taal et al. 2011), up to 1, higher is better.
+
+    Args:
+        original: Reference waveform.
+        synthesised: Waveform to rate.
+        rate: Sample rate of both, in Hz.
 
     Raises:
         UserError: The package pystoi is not installed.
@@ -129,25 +151,30 @@ def stoi(original: Wave, synthesised: Wave, rate: int) -> float:
 
 
 def optional(name: str) -> Any:
-    """Import a package that the extra ``metrics`` brings.
+    """Import an optional package of the extra ``metrics``.
 
     Raises:
-        UserError: It is not installed.
+        UserError: The package is not installed.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{name} is not installed: `pip install {name}`, or leave its figure out.") from error
+        raise UserError(f"{name} is not installed: `pip install {name}`, or pass --perceptual false.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- spectra
 
 
 def mel_cepstral_distortion(original: Wave, synthesised: Wave, spec: MelSpec) -> float:
-    """Mean distance of mel-cepstra in dB, lower is better (Kubichek 1993): 10 √2 / ln 10 · |c - c'|, 13 coefficients.
+    """Compute the mel-cepstral distortion in dB, lower is better.
 
-    The cepstrum is that of the log-mel spectrum (log amplitude = c₀ + Σ c_m cos), c₀ is left out, and frames are
-    compared as they are, without warping of time.
+    Kubichek 1993: the mean over frames of 10 √2 / ln 10 · |c - c'|, with 13 coefficients. The cepstrum is computed
+    from the log-mel spectrum (log amplitude = c₀ + Σ c_m cos) without c₀; frames are compared without time warping.
+
+    Args:
+        original: Reference waveform.
+        synthesised: Waveform to compare.
+        spec: Settings of the mel spectrogram.
     """
     natural = MelSpec(**{**spec.as_dict(), "power": 1.0, "log_base": "e", "floor": 1e-5})
     difference = double(_mel(original, natural) - _mel(synthesised, natural))
@@ -158,14 +185,25 @@ def mel_cepstral_distortion(original: Wave, synthesised: Wave, spec: MelSpec) ->
 
 
 def mel_distance(original: Wave, synthesised: Wave, spec: MelSpec) -> float:
-    """Mean absolute difference of log-mel spectrograms, in the spectrograms' own unit, lower is better."""
+    """Compute the mean absolute difference of log-mel spectrograms, in the unit of ``spec``, lower is better.
+
+    Args:
+        original: Reference waveform.
+        synthesised: Waveform to compare.
+        spec: Settings of the mel spectrogram.
+    """
     return float((_mel(original, spec) - _mel(synthesised, spec)).abs().mean())
 
 
 def multi_resolution_stft(original: Wave, synthesised: Wave) -> float:
-    """Spectral convergence plus mean difference of log magnitudes over three resolutions, lower is better.
+    """Compute spectral convergence plus mean difference of log magnitudes over three resolutions, lower is better.
 
     Yamamoto et al. 2020 (arXiv:1910.11480), equations 4 to 6.
+
+    >>> silence = np.zeros(4096, np.float32)
+    >>> noise = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    >>> multi_resolution_stft(noise, noise), multi_resolution_stft(noise, silence) > 1
+    (0.0, True)
     """
     distances = []
     for transform, hop, window in RESOLUTIONS:
@@ -176,20 +214,23 @@ def multi_resolution_stft(original: Wave, synthesised: Wave) -> float:
 
 
 def tones(waveform: Wave, height: int, rate: int) -> Float[np.ndarray, " tones"]:
-    """How far tones at multiples of rate/height stand out of their surroundings, in dB: the artefact of folded flows.
+    """Compute the excess power at multiples of rate/height over neighbouring frequencies, in dB.
 
-    A flow that folds a waveform into ``height`` rows treats each row a little differently, which is heard at these
-    frequencies. The power at each is compared with the median of that around it; speech gives figures around 0.
+    These tones are an artefact of flows that fold a waveform into ``height`` rows, because each row is modelled a
+    little differently. The power at each is compared with the median around it; natural speech gives values around 0.
+
+    >>> tones(np.ones(8192, np.float32), 16, 22_050).shape
+    (7,)
 
     Args:
-        waveform: At least some tenths of a second.
-        height: Of the model.
-        rate: Of the waveform, in Hz.
+        waveform: Waveform of at least some tenths of a second.
+        height: Height of the model.
+        rate: Sample rate, in Hz.
 
     Returns:
-        For k = 1 … below height / 2 the excess at k · rate / height.
+        Excess at k · rate / height for 1 ≤ k < height / 2.
     """
-    size = 16 * height * max(1, 2048 // (16 * height))  # so that every tone lies in the middle of a frequency
+    size = 16 * height * max(1, 2048 // (16 * height))  # so that every tone is at the centre of a frequency bin
     size = min(size, len(waveform) // height * height)
     frames = np.lib.stride_tricks.sliding_window_view(waveform, size)[:: max(1, size // 2)]
     power = (np.abs(np.fft.rfft(frames * np.hanning(size), axis=-1)) ** 2).mean(0) + 1e-20
@@ -218,11 +259,11 @@ def _magnitudes(waveform: Wave, transform: int, hop: int, window: int) -> Float[
 
 @dataclass(frozen=True)
 class PitchComparison:
-    """How the pitch of a synthesised utterance follows that of the original.
+    """Pitch and voicing errors of a synthesised utterance.
 
     Attributes:
-        rmse: Root of the mean squared difference in Hz, over frames that are voiced in both; NaN where there is none.
-        voicing_f1: F1 score of the frames taken as voiced; NaN where neither has any.
+        rmse: Root mean square error in Hz over frames that are voiced in both; NaN if there are none.
+        voicing_f1: F1 score of the frames detected as voiced; NaN if neither waveform has any.
     """
 
     rmse: float
@@ -230,12 +271,18 @@ class PitchComparison:
 
 
 def compare_pitch(original: Wave, synthesised: Wave, rate: int) -> PitchComparison:
-    """Compare pitch and voicing, found by probabilistic YIN (Mauch & Dixon 2014; librosa's pyin) every 256 samples."""
-    (first, voiced), (second, taken) = (_pitch(wave, rate) for wave in (original, synthesised))
-    both = voiced & taken
+    """Compare pitch and voicing by probabilistic YIN (Mauch & Dixon 2014; librosa's pyin) with a hop of 256 samples.
+
+    Args:
+        original: Reference waveform.
+        synthesised: Waveform to compare.
+        rate: Sample rate of both, in Hz.
+    """
+    (first, voiced_first), (second, voiced_second) = (_pitch(wave, rate) for wave in (original, synthesised))
+    both = voiced_first & voiced_second
     rmse = math.sqrt(float(((first[both] - second[both]) ** 2).mean())) if both.any() else math.nan
-    either = voiced.sum() + taken.sum()
-    return PitchComparison(rmse, float(2 * both.sum() / either) if either else math.nan)
+    total = voiced_first.sum() + voiced_second.sum()
+    return PitchComparison(rmse, float(2 * both.sum() / total) if total else math.nan)
 
 
 def _pitch(waveform: Wave, rate: int) -> tuple[Float[np.ndarray, " frames"], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The lag of the pitch from a mel spectrogram alone, by a Viterbi search with bounded look-ahead."""
+"""Pitch lag from a mel spectrogram, by a Viterbi search with bounded look-ahead."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from arflows.audio.representation import MelSpec
 from arflows.core.runtime.numba_loops import compiled
 
 HIGHEST, LOWEST = 500.0, 60.0
-"""Hz, of the pitch that is looked for."""
+"""Range of the pitch, in Hz."""
 HARMONICS = 1800.0
-"""Hz up to which harmonics are looked at; above, the bands of a mel spectrogram do not tell them apart."""
+"""Upper end in Hz of the harmonics used; above it, mel bands do not resolve them."""
 SMOOTHING = 670.0
-"""Hz over which the spectrum is smoothed to get the envelope that harmonics stand out of."""
+"""Width in Hz of the smoothing that gives the spectral envelope below the harmonics."""
 JUMP = 25
-"""Most samples by which the lag may change from one frame to the next."""
+"""Maximal change of the lag between frames, in samples."""
 PENALTY = 1.0
-"""Of a change of the logarithm of the lag by one, in units of the correlation."""
+"""Penalty per unit change of the log-lag, in units of the correlation."""
 LOOK_AHEAD = 6
-"""Frames after its own that decide on a frame's lag."""
+"""Frames after a frame that its lag depends on."""
 
 
 class Pitch(NamedTuple):
-    """Of every frame.
+    """Pitch of every frame.
 
     Attributes:
-        lag: in samples.
+        lag: pitch period in samples.
         periodicity: correlation of the spectrum's harmonics at that lag, up to 1.
     """
 
@@ -40,21 +40,25 @@ class Pitch(NamedTuple):
 
 
 def lags(spec: MelSpec) -> tuple[int, int]:
-    """The shortest and the longest lag, in samples."""
+    """Return the shortest and the longest lag, in samples.
+
+    >>> lags(MelSpec())
+    (44, 367)
+    """
     return int(spec.sample_rate / HIGHEST), int(spec.sample_rate / LOWEST)
 
 
 def correlations(
     log_amplitude: Float[Tensor, "batch frames frequencies"], spec: MelSpec
 ) -> Float[Tensor, "batch frames lags"]:
-    """Autocorrelation, at every lag of `lags`, of what stands out of the spectrum's envelope; float64."""
+    """Compute the autocorrelation of the spectrum's harmonics above its envelope, at every lag of `lags`; float64."""
     smoothing, weight, cosines = (part.to(log_amplitude.device) for part in _constants(spec))
     count, reach = len(weight), len(smoothing) // 2
     part = log_amplitude[..., : count + reach]
     flat = torch.nn.functional.pad(part.flatten(0, 1)[:, None], (reach, 0), mode="replicate")[:, 0]
     envelope = flat.unfold(1, len(smoothing), 1) @ smoothing
-    stands_out = part[..., :count] - envelope.view(*part.shape[:-1], count)
-    power = (2 * stands_out.clamp(-3, 2)).exp() * weight
+    harmonics = part[..., :count] - envelope.view(*part.shape[:-1], count)
+    power = (2 * harmonics.clamp(-3, 2)).exp() * weight
     return (power @ cosines) / power.sum(-1, keepdim=True)
 
 
@@ -64,7 +68,7 @@ def _constants(spec: MelSpec) -> tuple[Tensor, Tensor, Tensor]:
     count = min(round(HARMONICS / width), spec.n_fft // 2 - round(SMOOTHING / width / 2))
     smoothing = np.hanning(2 * round(SMOOTHING / width / 2) + 1)
     weight = np.ones(count)
-    weight[: max(1, round(HIGHEST / 8 / width))] = 0.0  # no harmonics, and rumble
+    weight[: max(1, round(HIGHEST / 8 / width))] = 0.0  # no harmonics here, but low-frequency noise
     falling = count - round(0.6 * count)
     weight[-falling:] = np.linspace(1, 0, falling)
     shortest, longest = lags(spec)
@@ -73,14 +77,14 @@ def _constants(spec: MelSpec) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class PitchTracker:
-    """Follows the lag with the highest correlation along the frames of a batch, as they come.
+    """Incremental tracker of the lag with the highest correlation along the frames of a batch.
 
-    The lag of a frame is that of the best path through the frames up to `LOOK_AHEAD` after it, which changes by at
-    most `JUMP` samples a frame and pays `PENALTY` for it: a Viterbi search (Forney 1973) with decisions of fixed delay.
+    The lag of a frame is that of the best path up to `LOOK_AHEAD` frames later. A path changes by at most `JUMP`
+    samples per frame, at a cost of `PENALTY`. This is a Viterbi search (Forney 1973) with a fixed decision delay.
 
     Args:
-        batch: how many spectrograms.
-        spec: their settings.
+        batch: number of spectrograms.
+        spec: settings of the spectrograms.
     """
 
     def __init__(self, batch: int, spec: MelSpec) -> None:
@@ -92,7 +96,7 @@ class PitchTracker:
         self.seen = 0
 
     def track(self, correlation: Float[Tensor, "batch frames lags"], ended: bool) -> Int[Tensor, "batch decided"]:
-        """Takes frames and returns the lags decided by now: all that are left where frames have ended."""
+        """Append frames and return the newly decided lags; all remaining ones if ``ended``."""
         values = correlation.detach().double().cpu().numpy()
         frames = values.shape[1]
         first = max(self.seen - LOOK_AHEAD, 0)
@@ -108,13 +112,19 @@ class PitchTracker:
 
 
 def track(correlation: Float[Tensor, "batch frames lags"], spec: MelSpec) -> Pitch:
-    """Lag and periodicity of all frames of whole spectrograms."""
+    """Compute lag and periodicity of all frames of whole spectrograms."""
     lag = PitchTracker(len(correlation), spec).track(correlation, ended=True).to(correlation.device)
     return at_lags(correlation, lag, spec)
 
 
 def at_lags(correlation: Float[Tensor, "batch frames lags"], lag: Int[Tensor, "batch frames"], spec: MelSpec) -> Pitch:
-    """The lags with the correlations at them."""
+    """Return the pitch at known lags.
+
+    Args:
+        correlation: result of `correlations`.
+        lag: lag of each frame, in samples.
+        spec: settings of the spectrograms.
+    """
     return Pitch(lag, correlation.gather(2, (lag - lags(spec)[0])[..., None])[..., 0])
 
 
@@ -123,7 +133,7 @@ def _track(
     correlation: Any, log_lags: Any, penalty: float, jump: int, scores: Any, origins: Any, seen: int, ended: bool,
     decided: Any,
 ) -> None:  # fmt: skip
-    """Goes on with ``scores`` of the paths to every lag and the origins of the last frames, a ring; writes lags."""
+    """Continue the search: update path scores (lags,) and back pointers (ring of frames, lags); write decided lags."""
     frames, count = correlation.shape
     ring = len(origins)
     delay = ring - 1
@@ -133,14 +143,14 @@ def _track(
         at = seen + frame
         origin = origins[at % ring]
         for j in range(count):
-            best, place = scores[j], j
+            best, previous = scores[j], j
             if at:
                 for i in range(max(0, j - jump), min(count, j + jump + 1)):
                     value = scores[i] - penalty * abs(log_lags[i] - log_lags[j])
                     if value > best:
-                        best, place = value, i
+                        best, previous = value, i
             new[j] = best + correlation[frame, j]
-            origin[j] = place
+            origin[j] = previous
         highest = np.max(new)
         for j in range(count):
             scores[j] = new[j] - highest
@@ -153,7 +163,7 @@ def _track(
     if ended:
         lag = np.argmax(scores)
         at = seen + frames - 1
-        for place in range(len(decided) - 1, written - 1, -1):
-            decided[place] = lag
+        for index in range(len(decided) - 1, written - 1, -1):
+            decided[index] = lag
             lag = origins[at % ring, lag]
             at -= 1

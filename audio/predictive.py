@@ -1,4 +1,4 @@
-"""PredictiveFlow: an autoregressive flow over samples of speech that linear prediction has whitened."""
+"""PredictiveFlow: an autoregressive flow over the residual of a linear prediction of speech."""
 
 from __future__ import annotations
 
@@ -30,44 +30,48 @@ from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
 
 SUBFRAME = 64
-"""Samples that share a filter, at most."""
+"""Maximal number of samples that share a filter."""
 WINDOW = 256
-"""Frames of a longer waveform that are looked at together where no gradient is asked for."""
+"""Frames of a long waveform that are processed at once without gradients."""
 DENSITIES: dict[str, type[Elementwise]] = {"normal": LocationScale, "johnson": JohnsonSU}
 
 
 class PredictiveFlow(SpeechFlow):
-    """A flow over waveforms in [−1, 1], sample by sample, on top of a linear prediction that knows the mel spectrogram.
+    """Autoregressive flow over single samples in [−1, 1], after a linear prediction from the mel spectrogram.
 
-    Sample t is mapped in two steps. Linear prediction, whose coefficients a and gain g follow from the mel spectrogram
-    without anything learned (see `arflows.audio.linear_prediction`), gives the excitation
+    Sample t is mapped in two steps. Linear prediction gives the excitation
 
         e_t = (x_t − Σ a_k x_{t−k}) / g,
 
-    as in LPCNet (Valin & Skoglund 2019, arXiv:1810.11846). An elementwise map, whose parameters two networks compute
-    from what came before, makes of it the latent z_t. The first network, a stack of gated dilated causal layers (van
-    den Oord et al. 2016, arXiv:1609.03499), takes a step for each chunk of samples; the second takes one for each
-    sample. Both also see the excitation around one pitch period ago, at a lag that is followed in the mel spectrogram.
-    The map is triangular, so `log_prob` is exact, and a generation takes one step a sample.
+    as in LPCNet (Valin & Skoglund 2019, arXiv:1810.11846). Its coefficients a and gain g are computed from the mel
+    spectrogram without learned parameters (see `arflows.audio.linear_prediction`). An elementwise map then gives the
+    latent z_t; two networks compute its parameters from the past. The first network, a stack of gated dilated causal
+    layers (van den Oord et al. 2016, arXiv:1609.03499), takes one step per chunk of samples, the second one step per
+    sample. Both also see the excitation around one pitch period ago, at a lag tracked in the mel spectrogram. The
+    Jacobian is triangular, so `log_prob` is exact; generation takes one step per sample.
 
-    Beyond the ends of a waveform there is silence. A model without mel spectrograms is given their mean over training
-    data in every frame.
+    Waveforms are continued by silence. A model without mel spectrograms uses their mean over training data in every
+    frame.
+
+    >>> flow = PredictiveFlow(channels=4, dilations=(1, 2), width=4)
+    >>> flow.subframe, flow.per_frame  # samples that share a filter, filters per frame
+    (64, 4)
 
     Args:
-        spec: settings of the mel spectrograms, those of `MelSpec`; None for its defaults.
-        conditional: whether mel spectrograms are given; otherwise only the sample rate of ``spec`` counts.
-        speakers: number of speakers that are told apart; 0 for none.
-        order: of the linear prediction.
-        chunk: samples of a step of the first network; a divisor of the hop. 1 makes it a WaveNet over samples.
-        channels: of its layers.
-        dilations: of its layers, in chunks.
-        width: of the second network.
-        features: of a frame.
-        density: of the excitation given the past: "normal", or "johnson" for `JohnsonSU`, of heavier tails.
-        pitch: whether the networks see the excitation one pitch period ago.
+        spec: settings of the mel spectrograms, as for `MelSpec`; None for its defaults.
+        conditional: True if mel spectrograms are given; otherwise only the sample rate of ``spec`` is used.
+        speakers: number of speakers; 0 for a model without.
+        order: order of the linear prediction.
+        chunk: samples per step of the first network; a divisor of the hop. 1 makes it a WaveNet over samples.
+        channels: channels of the first network.
+        dilations: dilation of each layer of the first network, in chunks.
+        width: width of the second network.
+        features: number of features of a frame.
+        density: conditional density of the excitation: "normal", or "johnson" for `JohnsonSU`, with heavier tails.
+        pitch: True if the networks see the excitation one pitch period ago.
 
     Raises:
-        UserError: for a chunk that does not fit the hop or the shortest pitch period.
+        UserError: if the chunk does not fit the hop or the shortest pitch period, or the order is out of range.
     """
 
     presets = PREDICTIVE_PRESETS
@@ -115,21 +119,21 @@ class PredictiveFlow(SpeechFlow):
         self.register_buffer("mean_mel", torch.full((self.spec.bands,), self.spec.silence))
 
     @property
-    def bijection(self) -> PredictiveBijection:  # type: ignore[override]  # made anew, so that it is no part of the state
-        """Waveforms ↔ latents, given `Conditions`."""
+    def bijection(self) -> PredictiveBijection:  # type: ignore[override]  # a property: no submodule, no state
+        """Bijection between waveforms and latents, given `Conditions`."""
         return PredictiveBijection(self)
 
     @property
     def memory(self) -> int:
-        """Samples before its own that a sample's parameters depend on."""
+        """Number of past samples that a sample's parameters depend on."""
         recent = max(2 * self.chunk, RECENT, self.ahead + lags(self.spec)[1])
         return (self.trunk.stack.reach + 1) * self.chunk + recent + self.order
 
     @torch.no_grad()
     def round_weights(self) -> None:
-        """Rounds weights that each step of the first network reads to bfloat16: synthesis then reads half the memory.
+        """Round the weights of the first network to bfloat16, which halves the memory traffic of synthesis.
 
-        Density and synthesis stay inverse to each other: both use the rounded weights.
+        Density and synthesis remain inverse to each other, because both use the rounded weights.
         """
         stack = self.trunk.stack
         for weight in (stack.present, stack.residual, self.trunk.output_proj.weight):
@@ -138,13 +142,13 @@ class PredictiveFlow(SpeechFlow):
     def _context(
         self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Int[Tensor, " batch"] | None
     ) -> Conditions:
-        """What is known of the sub-frames of a waveform."""
+        """Return the conditions of a waveform's sub-frames."""
         batch, samples = waveform.shape
         frames, mel = self.spec.frames(samples), condition.mel
         if mel is None:
             mel = self.mean_mel[None, :, None].expand(1, -1, frames)
         elif not torch.compiler.is_compiling() and not mel.isfinite().all():
-            raise UserError("the mel spectrogram holds values that are no finite numbers: compute it again")
+            raise UserError("the mel spectrogram has values that are not finite: compute it again")
         surrounded = mel.shape[2] > frames
         if lengths is not None and not surrounded:
             ends = (lengths.to(mel.device) - 1) // self.spec.hop + 1
@@ -162,7 +166,7 @@ class PredictiveFlow(SpeechFlow):
     def _scaled(
         self, z: Float[Tensor, "batch samples"], temperature: Temperature, condition: Condition
     ) -> Float[Tensor, "batch samples"]:
-        """Standard normal latents at a temperature, or at one for voiced and one for unvoiced speech."""
+        """Scale latents by one temperature, or by one for voiced and one for unvoiced speech."""
         if not isinstance(temperature, tuple):
             return super()._scaled(z, temperature, condition)
         with torch.no_grad():
@@ -172,18 +176,18 @@ class PredictiveFlow(SpeechFlow):
     def _generate(
         self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform, silent after its end, and its log-determinant."""
+        """Map latents to waveforms, zero after their ends, and return the log-determinant of this direction."""
         with torch.no_grad():
             context = self.context(z, condition, lengths)
         x, log_derivative = SampleBySample(self).run(z, context)
         return within(x, lengths), within(log_derivative, lengths).sum(1)
 
     def continuation(self) -> SampleBySample:
-        """Synthesis by blocks of frames."""
+        """Return synthesis by blocks of frames."""
         return SampleBySample(self)
 
     def windows(self, start: int, stop: int, samples: int, context: Any) -> tuple[Window, Window]:
-        """Parts of a waveform around a gap, of whole frames; see `SpeechFlow.windows`."""
+        """Return windows of whole frames around a gap; see `SpeechFlow.windows`."""
         hop = self.spec.hop
         margin = -(-self.memory // hop)
         return (
@@ -199,9 +203,9 @@ class PredictiveFlow(SpeechFlow):
 
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "batch samples"], /, *conditions: Any, **options: Any) -> None:
-        """Fits what is not learned to segments of training speech; what was fitted or loaded before stays.
+        """Fit the state that is not learned to segments of training speech, unless it was fitted or loaded before.
 
-        These are the levels above the highest mel band, the units of the networks' inputs, and the mean spectrum.
+        It consists of the levels above the highest mel band, the scales of the networks' inputs, and the mean spectrum.
         """
         if self.envelope.initialized:
             return
@@ -212,12 +216,12 @@ class PredictiveFlow(SpeechFlow):
             mel = self.mean_mel[None, :, None].expand_as(mel)
         log_amplitude = self.envelope(mel)
         known, _ = known_of(self, mel, log_amplitude, track(correlations(log_amplitude, self.spec), self.spec))
-        ends = min(REACH, (known.shape[1] - 1) // 2)  # where what lies beyond the segment is missing
+        ends = min(REACH, (known.shape[1] - 1) // 2)  # whose inputs reach beyond the segment
         self.encoder.fit(known[:, ends : known.shape[1] - ends].to(self.mean_mel.dtype))
 
 
 class PredictiveBijection:
-    """The map of a `PredictiveFlow` between waveforms and latents; its context is `Conditions`."""
+    """Bijection of a `PredictiveFlow` between waveforms and latents; the context is `Conditions`."""
 
     def __init__(self, flow: PredictiveFlow) -> None:
         self.flow = flow
@@ -225,9 +229,9 @@ class PredictiveBijection:
     def transform(
         self, x: Float[Tensor, "batch samples"], context: Any = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Waveform → latents, and the log-derivative of each sample's map.
+        """Map waveforms to latents, and return the log-derivative of each sample's map.
 
-        Without gradients a long waveform is mapped piece by piece, each with what its first sample depends on.
+        Without gradients, long waveforms are mapped in pieces that overlap by the receptive field.
         """
         flow, samples, hop = self.flow, x.shape[1], self.flow.spec.hop
         x = F.pad(x, (0, -samples % hop))
@@ -245,45 +249,45 @@ class PredictiveBijection:
     def inverse(
         self, z: Float[Tensor, "batch samples"], context: Any = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform, and the log-determinant of this direction; a compiled loop on the CPU."""
+        """Map latents to waveforms by a compiled loop on the CPU, and return the log-determinant of this direction."""
         x, log_derivative = SampleBySample(self.flow).run(z, context)
         return x, log_derivative.sum(1)
 
     def _map(
         self, x: Float[Tensor, "batch samples"], conditions: Conditions
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Whole frames → latents and log-derivatives."""
+        """Map whole frames to latents and log-derivatives."""
         coefficients, gain, level = conditions.filters
         log_gain, level = (part.repeat_interleave(self.flow.subframe, 1).to(x.dtype) for part in (gain.log(), level))
         predicted = predict(x, coefficients)
         excitation = (x - predicted) * (-log_gain).exp()
         log_ratio = level.log() - log_gain
-        parameters = self._of_samples(excitation, x / level, predicted / level, log_ratio, conditions)
+        parameters = self._map_parameters(excitation, x / level, predicted / level, log_ratio, conditions)
         z, log_derivative = self.flow.elementwise(excitation, parameters)
         return z, log_derivative - log_gain
 
-    def _of_samples(
+    def _map_parameters(
         self, excitation: Tensor, x: Tensor, predicted: Tensor, log_ratio: Tensor, conditions: Conditions
     ) -> Float[Tensor, "batch samples parameters"]:
-        """The parameters of every sample's map; the waveform and its prediction are in units of the level."""
+        """Compute the parameters of every sample's map; ``x`` and ``predicted`` are divided by the level."""
         flow, samples, size = self.flow, excitation.shape[1], self.flow.chunk
-        compressed = excitation.asinh()  # what is loud must not drown what is not
+        compressed = excitation.asinh()  # limits the influence of large values
         recent = [F.pad(part, (RECENT, 0))[:, :-1].unfold(1, RECENT, 1) for part in (compressed, x)]
         coarse = [F.pad(part, (2 * size, 0)).unfold(1, 2 * size, size)[:, :-1] for part in (compressed, x)]
         if flow.pitch:
             period = self._one_period_ago(compressed, conditions.lag)
-            place = flow.ahead - PERIOD_TAPS
-            recent.append(period[:, place:].unfold(1, 2 * PERIOD_TAPS + 1, 1)[:, :samples])
-            place = flow.ahead - size
-            coarse.append(period[:, place:].unfold(1, 3 * size, size)[:, : samples // size])
+            start = flow.ahead - PERIOD_TAPS
+            recent.append(period[:, start:].unfold(1, 2 * PERIOD_TAPS + 1, 1)[:, :samples])
+            start = flow.ahead - size
+            coarse.append(period[:, start:].unfold(1, 3 * size, size)[:, : samples // size])
         state = flow.trunk(torch.cat(coarse, 2), conditions.features)
         return flow.head(torch.cat([*recent, predicted[..., None], log_ratio[..., None]], 2), state)
 
     def _one_period_ago(
         self, compressed: Float[Tensor, "batch samples"], lag: Int[Tensor, "batch subframes_and_more"]
     ) -> Float[Tensor, "batch samples_and_more"]:
-        """The excitation one pitch period before each time, from `ahead` samples before the first to after the last."""
+        """Return the excitation one pitch period earlier, for all samples and `ahead` more on both sides."""
         flow, before = self.flow, lags(self.flow.spec)[1] + self.flow.ahead
         times = torch.arange(-flow.ahead, compressed.shape[1] + flow.ahead, device=compressed.device)
-        places = times - lag[:, times.clamp_min(0) // flow.subframe + flow.per_frame]
-        return F.pad(compressed, (before, 0)).gather(1, places + before)
+        delayed = times - lag[:, times.clamp_min(0) // flow.subframe + flow.per_frame]
+        return F.pad(compressed, (before, 0)).gather(1, delayed + before)

@@ -1,4 +1,4 @@
-"""What a `PredictiveFlow` makes of a mel spectrogram: filters, pitch and features of every sub-frame."""
+"""Conditions of a `PredictiveFlow` from a mel spectrogram: filters, pitch and features of every sub-frame."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from arflows.audio.predictive import PredictiveFlow
 
 REACH = FRAME_REACH + 2
-"""So many frames next to a frame decide on all but its pitch: convolutions, interpolation, interpolation of filters."""
+"""Frames on either side that all conditions but the pitch depend on: convolutions and two interpolations."""
 SURROUNDINGS = 16
-"""Frames before and after a stretch of speech that its conditions are computed from; before these the pitch is free."""
+"""Frames before and after a segment that its conditions are computed from; pitch tracking starts with them."""
 
 AHEAD = REACH + LOOK_AHEAD
-"""Frames after a frame that decide on its conditions."""
+"""Frames after a frame that its conditions depend on."""
 
 
 class Conditions(NamedTuple):
-    """What is known of the sub-frames of a stretch of speech, apart from its samples.
+    """Conditions of the sub-frames of a segment of speech.
 
     Attributes:
         filters: linear prediction.
-        lag: of the pitch, in samples; of one frame before these sub-frames, of these, and of one frame after them.
-        periodicity: at that lag, up to 1.
-        features: given to the networks.
+        lag: pitch lag in samples, from one frame before these sub-frames to one frame after them.
+        periodicity: correlation at that lag, up to 1.
+        features: inputs of the networks.
     """
 
     filters: Filters
@@ -41,14 +41,20 @@ class Conditions(NamedTuple):
     features: Float[Tensor, "batch subframes features"]
 
     def part(self, first: int, last: int, per_frame: int) -> Conditions:
-        """Those of the frames from ``first`` to before ``last``."""
+        """Return the conditions of a range of frames.
+
+        Args:
+            first: first frame.
+            last: frame after the last.
+            per_frame: sub-frames per frame.
+        """
         inner, wider = slice(first * per_frame, last * per_frame), slice(first * per_frame, (last + 2) * per_frame)
         filters = Filters(*(part[:, inner] for part in self.filters))
         return Conditions(filters, self.lag[:, wider], self.periodicity[:, inner], self.features[:, inner])
 
     @classmethod
     def joined(cls, parts: Sequence[Conditions], per_frame: int) -> Conditions:
-        """Those of several stretches of speech, one after the other."""
+        """Concatenate the conditions of consecutive segments."""
         first, *_, last = parts if len(parts) > 1 else (parts[0], parts[0])
         lag = [
             first.lag[:, :per_frame],
@@ -66,22 +72,35 @@ class Conditions(NamedTuple):
 def conditions_of(
     flow: PredictiveFlow, mel: Float[Tensor, "batch bands surrounded_frames"], speaker: Int[Tensor, " batch"] | None
 ) -> Conditions:
-    """What is known of the sub-frames of all frames but the first and last `SURROUNDINGS`."""
+    """Compute the conditions of all frames but the first and last `SURROUNDINGS`.
+
+    Args:
+        flow: the model.
+        mel: log-mel spectrograms with their surroundings.
+        speaker: index of each speaker, or None.
+    """
     log_amplitude = flow.envelope(mel)
-    found = track(correlations(log_amplitude, flow.spec), flow.spec)
+    pitch = track(correlations(log_amplitude, flow.spec), flow.spec)
     inner = slice(SURROUNDINGS - REACH, mel.shape[2] - SURROUNDINGS + REACH)
-    found = Pitch(*(part[:, inner] for part in found))
-    return _inner_conditions(flow, mel[:, :, inner], log_amplitude[:, inner], found, speaker)
+    pitch = Pitch(*(part[:, inner] for part in pitch))
+    return _inner_conditions(flow, mel[:, :, inner], log_amplitude[:, inner], pitch, speaker)
 
 
 def known_of(
-    flow: PredictiveFlow, mel: Tensor, log_amplitude: Tensor, found: Pitch
+    flow: PredictiveFlow, mel: Tensor, log_amplitude: Tensor, pitch: Pitch
 ) -> tuple[Float[Tensor, "batch frames inputs"], Filters]:
-    """What the encoder is given of all frames but the first and the last, and their filters."""
+    """Return the encoder's inputs for all frames but the first and the last, and their filters.
+
+    Args:
+        flow: the model.
+        mel: log-mel spectrograms.
+        log_amplitude: spectra by `Envelope`, (batch, frames, frequencies).
+        pitch: pitch of every frame.
+    """
     all_filters = filters(log_amplitude, flow.spec, flow.order, flow.per_frame)
     levels = [part.log().unflatten(1, (-1, flow.per_frame)).mean(2) for part in all_filters[1:]]
     known = [natural(mel, flow.spec).mT[:, 1:-1]]
-    known += [part[..., None] for part in (*levels, found.lag.double().log()[:, 1:-1], found.periodicity[:, 1:-1])]
+    known += [part[..., None] for part in (*levels, pitch.lag.double().log()[:, 1:-1], pitch.periodicity[:, 1:-1])]
     return torch.cat(known, 2), all_filters
 
 
@@ -89,16 +108,16 @@ def _inner_conditions(
     flow: PredictiveFlow,
     mel: Float[Tensor, "batch bands frames"],
     log_amplitude: Float[Tensor, "batch frames frequencies"],
-    found: Pitch,
+    pitch: Pitch,
     speaker: Int[Tensor, " batch"] | None,
 ) -> Conditions:
-    """What is known of all frames but the first and last `REACH`, whose spectra and pitch are given."""
-    known, all_filters = known_of(flow, mel, log_amplitude, found)
+    """Compute the conditions of all frames but the first and last `REACH` from spectra and pitch."""
+    known, all_filters = known_of(flow, mel, log_amplitude, pitch)
     features = flow.encoder(known.to(flow.mean_mel.dtype), speaker)
     inner = slice((REACH - 1) * flow.per_frame, -(REACH - 1) * flow.per_frame)
     around = slice(REACH - 2, -(REACH - 2))
-    lag = interpolated(found.lag[:, around, None].double().log(), flow.spec, flow.per_frame)
-    periodicity = found.periodicity[:, REACH - 1 : -(REACH - 1), None]
+    lag = interpolated(pitch.lag[:, around, None].double().log(), flow.spec, flow.per_frame)
+    periodicity = pitch.periodicity[:, REACH - 1 : -(REACH - 1), None]
     return Conditions(
         Filters(*(part[:, inner] for part in all_filters)),
         lag[..., 0].exp().round().long(),
@@ -108,17 +127,16 @@ def _inner_conditions(
 
 
 class ConditionStream:
-    """The conditions of a mel spectrogram that arrives piece by piece.
+    """Incremental conditions of a mel spectrogram that arrives in pieces.
 
-    They are computed for blocks of frames counted from the first, always by the same operations on arrays of the same
-    sizes, so that they are the same, bit by bit, however the spectrogram is cut into pieces. A block is complete when
-    `AHEAD` more frames are known.
+    Conditions are computed for fixed blocks of frames by operations on arrays of fixed size, so they are bitwise
+    independent of how the spectrogram is cut into pieces. A block is complete when `AHEAD` more frames are known.
 
     Args:
         flow: the model.
-        batch: how many spectrograms.
-        speaker: number of the speaker of each, or of all.
-        block: frames of a block.
+        batch: number of spectrograms.
+        speaker: index of the speaker of each spectrogram, or of all.
+        block: frames per block.
     """
 
     def __init__(self, flow: PredictiveFlow, batch: int, speaker: Tensor | None, block: int) -> None:
@@ -127,21 +145,21 @@ class ConditionStream:
         self.tracker = PitchTracker(batch, flow.spec)
         self.taken = self.done = 0
         before = -(-SURROUNDINGS // block) * block
-        # Frames that wait for a block to be full; of all frames from `first` on what is known of each by itself.
+        # `waiting` holds frames of an incomplete block; the lists hold framewise results from frame `first` on.
         self.waiting, self.first = self._silence(before), -before
         self.mel, self.log_amplitude, self.correlation, self.lag = (list[Tensor]() for _ in range(4))
 
     def take(self, mel: Float[Tensor, "batch bands frames"]) -> None:
-        """Adds frames."""
+        """Append frames."""
         self.taken += mel.shape[2]
         self.waiting = torch.cat([self.waiting, mel.to(self.waiting)], 2)
 
     @torch.no_grad()
     def ready(self, ended: bool) -> Iterator[tuple[int, Conditions]]:
-        """The blocks that the frames so far complete; all that are left when they have ended, the last one filled up.
+        """Iterate over the newly completed blocks; all remaining ones if ``ended``, the last one padded.
 
         Yields:
-            How many frames of the block there are, and the conditions of the whole block.
+            Number of frames in the block without padding, and the conditions of the padded block.
         """
         if ended:
             self.waiting = torch.cat([self.waiting, self._silence(AHEAD + 2 * self.block)], 2)
@@ -150,13 +168,13 @@ class ConditionStream:
             if self.done < self.taken and self.done + self.block + REACH <= known:
                 yield self._block()
             elif self.waiting.shape[2] >= self.block:
-                self._look_at(self.waiting[:, :, : self.block].contiguous())
+                self._analyse(self.waiting[:, :, : self.block].contiguous())
                 self.waiting = self.waiting[:, :, self.block :]
             else:
                 return
 
-    def _look_at(self, mel: Tensor) -> None:
-        """What is known of a block of frames by itself, and the lags that it decides."""
+    def _analyse(self, mel: Tensor) -> None:
+        """Append spectra and correlations of a block of frames, and the lags decided by it."""
         log_amplitude = self.flow.envelope(mel)
         correlation = correlations(log_amplitude, self.flow.spec)
         self.mel.append(mel)
@@ -171,8 +189,8 @@ class ConditionStream:
         mel = torch.cat(self.mel, 2)
         others = [torch.cat(parts, 1) for parts in (self.log_amplitude, self.correlation, self.lag)]
         log_amplitude, correlation, lag = (part[:, window] for part in others)
-        found = at_lags(correlation, lag, self.flow.spec)
-        conditions = _inner_conditions(self.flow, mel[:, :, window], log_amplitude, found, self.speaker)
+        pitch = at_lags(correlation, lag, self.flow.spec)
+        conditions = _inner_conditions(self.flow, mel[:, :, window], log_amplitude, pitch, self.speaker)
         keep = max(start, 0)
         self.mel = [mel[:, :, keep:]]
         self.log_amplitude, self.correlation, self.lag = ([part[:, keep:]] for part in others)

@@ -1,4 +1,4 @@
-"""Generation by a `PredictiveFlow`, sample by sample, in one compiled loop."""
+"""Compiled sampling loop of `PredictiveFlow`, one sample per step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from arflows.core.runtime.numba_loops import compiled
 from arflows.core.runtime.numba_math import add_products, exp_minus_twice, wide
 
 _FEW = 4
-"""Fewer rows are multiplied by a matrix one by one."""
+"""Number of rows from which one matrix product is used instead of a product per row."""
 
 
 class Weights(NamedTuple):
-    """The networks' weights, contiguous, inputs times outputs.
+    """Contiguous weights of the networks, (inputs, outputs).
 
-    ``present``, ``residual`` and ``output_proj`` are the bits of bfloat16 numbers where all of their values are such
-    numbers, so that a step reads half as much memory.
+    If ``present``, ``residual`` and ``output_proj`` are exactly representable in bfloat16, they hold its bits as uint16,
+    so that a step reads half as much memory.
     """
 
     input_proj: np.ndarray
@@ -39,10 +39,10 @@ class Weights(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the next sample depends on: the samples before it, and the states of the layers.
+    """Past samples and layer states that the next sample depends on.
 
-    The states of a layer of dilation d are those of the last d steps, and what these add to the gates of the next d: a
-    matrix is then read once for d steps.
+    A layer of dilation d keeps the states of the last d steps, and their products with the weights, which are added
+    to the gates of the next d steps. The weights are therefore read once for d steps.
     """
 
     waveform: np.ndarray
@@ -53,14 +53,22 @@ class Memory(NamedTuple):
 
     @classmethod
     def empty(cls, history: int, layers: int, longest: int, channels: int, dtype: Any) -> Memory:
-        """Before the first sample there is silence."""
+        """Return the memory before the first sample: silence.
+
+        Args:
+            history: number of past samples.
+            layers: number of layers.
+            longest: largest dilation.
+            channels: channels of a layer.
+            dtype: floating-point type.
+        """
         waveform, excitation, levelled = (np.zeros(history, dtype) for _ in range(3))
         states = np.zeros((layers, longest, channels), dtype)
         return cls(waveform, excitation, levelled, states, np.zeros((layers, longest, 2 * channels), dtype))
 
 
 class Settings(NamedTuple):
-    """Sizes of the model."""
+    """Sizes and constants of the model."""
 
     chunk: int
     subframe: int
@@ -85,7 +93,7 @@ def _silu(values: Any) -> None:
 
 @compiled
 def _add_matrix(total: Any, inputs: Any, matrix: Any) -> None:
-    """Adds inputs · matrix, whose numbers may be bfloat16, to the total; eight rows at a time touch sums seldom."""
+    """Add inputs · matrix (possibly bfloat16) to the total; eight rows at a time, to load the sums less often."""
     whole = len(inputs) - len(inputs) % 8
     for k in range(0, whole, 8):
         v0, v1, v2, v3 = inputs[k], inputs[k + 1], inputs[k + 2], inputs[k + 3]
@@ -103,7 +111,7 @@ def _add_matrix(total: Any, inputs: Any, matrix: Any) -> None:
 
 @compiled
 def _product(weights: Any, inputs: Any, bias: Any, out: Any) -> None:
-    """Out = bias + inputs · weights."""
+    """Compute out = bias + inputs · weights."""
     for j in range(np.uintp(len(out))):
         out[j] = bias[j]
     _add_matrix(out, inputs, weights)
@@ -111,26 +119,26 @@ def _product(weights: Any, inputs: Any, bias: Any, out: Any) -> None:
 
 @compiled
 def _step(number: int, subframe: int, added: Any, h: Any, gates: Any, passed: Any, weights: Any, memory: Any) -> None:
-    """One step of the causal layers, by which ``h`` becomes the state after the last."""
+    """Run one step of the causal layers; ``h`` is replaced by the state after the last layer."""
     layers, channels = len(weights.dilations), np.uintp(len(h))
     one = h.dtype.type(1)
     two = one + one
     for layer in range(layers):
         dilation = weights.dilations[layer]
-        place = number % dilation
+        slot = number % dilation
         states, products = memory.states[layer], memory.products[layer]
-        if place == 0:
+        if slot == 0:
             if dilation < _FEW:
                 for row in range(dilation):
                     products[row] = 0
                     add_products(products[row], states[row], weights.past[layer], 0, len(h), 0, len(gates))
             else:
                 np.dot(states[:dilation], weights.past[layer], products[:dilation])
-        more = added[layer, subframe]
+        condition = added[layer, subframe]
         for j in range(np.uintp(2 * channels)):
-            gates[j] = products[place, j] + more[j]
+            gates[j] = products[slot, j] + condition[j]
         for j in range(channels):
-            states[place, j] = h[j]
+            states[slot, j] = h[j]
         _add_matrix(gates, h, weights.present[layer])
         for j in range(channels):
             e, f = exp_minus_twice(gates[j]), exp_minus_twice(gates[channels + j])
@@ -143,7 +151,7 @@ def _step(number: int, subframe: int, added: Any, h: Any, gates: Any, passed: An
 
 @compiled
 def _inverse(parameters: Any, z: Any, settings: Any) -> Any:
-    """The excitation of a latent, and the log-derivative: what the elementwise maps' ``inverse`` computes."""
+    """Return the excitation of a latent and the log-derivative, as ``inverse`` of the elementwise maps does."""
     one = parameters.dtype.type(1)
     bound = parameters.dtype.type(settings.bound)
     log_scale = parameters[1] * bound / (abs(parameters[1]) + bound)
@@ -168,21 +176,21 @@ def generate(
     first: int, z: Any, coefficients: Any, gain: Any, level: Any, lag: Any, added: Any, weights: Any, memory: Any,
     settings: Any, x: Any, log_derivative: Any,
 ) -> None:  # fmt: skip
-    """Goes on with a waveform.
+    """Generate the next samples of a waveform.
 
     Args:
-        first: number of the first sample, the first of a frame.
-        z: latents of the samples that follow, whole sub-frames.
-        coefficients: (sub-frames, order), float64.
-        gain: (sub-frames,) g.
-        level: (sub-frames,).
-        lag: (sub-frames and more,) of the pitch; it begins one frame before.
-        added: (layers, sub-frames, 2 · channels), what the conditions add to the gates.
-        weights: of the networks.
-        memory: of the samples before; it is brought up to date.
-        settings: sizes.
-        x: the samples, written.
-        log_derivative: of the samples by their latents, written.
+        first: index of the first sample, at the start of a frame.
+        z: latents of the samples, whole sub-frames.
+        coefficients: coefficients of the linear prediction, (sub-frames, order), float64.
+        gain: standard deviation of the residual, (sub-frames,).
+        level: standard deviation of the signal, (sub-frames,).
+        lag: pitch lag in samples, from one frame before the first sample to one frame after the last.
+        added: contribution of the conditions to the gates, (layers, sub-frames, 2 · channels).
+        weights: weights of the networks.
+        memory: past samples and layer states, updated in place.
+        settings: sizes of the model.
+        x: output, the samples.
+        log_derivative: output, log-derivative of each sample with respect to its latent.
     """
     history, count, size, length = len(memory.waveform), len(z), settings.chunk, settings.subframe
     order, recent, taps, before = coefficients.shape[1], settings.recent, settings.taps, settings.per_frame
@@ -208,8 +216,8 @@ def generate(
         if taps:
             for i in range(3 * size):
                 time = start - size + i
-                place = at - size + i - lag[_subframe(first + time, first, length, before)]
-                entry[4 * size + i] = excitation[place]
+                delayed = at - size + i - lag[_subframe(first + time, first, length, before)]
+                entry[4 * size + i] = excitation[delayed]
         _product(weights.input_proj, entry, weights.input_bias, h)
         _silu(h)
         _step((first + start) // size, subframe, added, h, gates, passed, weights, memory)
@@ -227,8 +235,8 @@ def generate(
             filled = 2 * recent
             if taps:
                 for i in range(2 * taps + 1):
-                    place = _subframe(first + t - taps + i, first, length, before)
-                    seen[filled + i] = excitation[at - taps + i - lag[place]]
+                    index = _subframe(first + t - taps + i, first, length, before)
+                    seen[filled + i] = excitation[at - taps + i - lag[index]]
                 filled += 2 * taps + 1
             seen[filled] = predicted / level[subframe]
             seen[filled + 1] = math.log(level[subframe] / gain[subframe])
@@ -251,5 +259,5 @@ def generate(
 
 @compiled
 def _subframe(time: int, first: int, length: int, before: int) -> int:
-    """Where in ``lag`` the sub-frame of a time stands; before the waveform it is that of its beginning."""
+    """Return the index in ``lag`` of a time's sub-frame; times before the waveform use its first sub-frame."""
     return max(time, 0) // length - first // length + before

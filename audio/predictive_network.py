@@ -1,4 +1,4 @@
-"""The networks of a `PredictiveFlow`: what is known of frames, of chunks of samples, of single samples."""
+"""Networks of `PredictiveFlow` over frames, chunks of samples, and single samples."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from torch.nn import functional as F
 from arflows.core.conditioners.causal_stack import CausalStack
 
 RECENT = 32
-"""Samples before its own that a sample's parameters see directly."""
+"""Number of past samples that are direct inputs of a sample's parameters."""
 PERIOD_TAPS = 12
-"""Samples before and after that of one pitch period ago that they see too."""
+"""Samples on either side of one pitch period ago that are inputs too."""
 FRAME_REACH = 3
-"""Frames to either side of its own that a frame's features depend on."""
+"""Frames on either side that a frame's features depend on."""
 
 
 class FrameEncoder(nn.Module):
-    """What is known of each frame → its features, by convolutions over neighbouring frames.
+    """Encoder of frames to features, by convolutions over neighbouring frames.
 
-    Inputs are standardised by means and scales of training data (`fit`).
+    Inputs are standardised with means and scales of training data (`fit`).
+
+    >>> FrameEncoder(inputs=5, features=8, speakers=0)(torch.zeros(1, 10, 5), None).shape
+    torch.Size([1, 4, 8])
 
     Args:
-        inputs: numbers of a frame.
-        features: size of the result.
+        inputs: number of inputs per frame.
+        features: number of features per frame.
         speakers: number of speakers; 0 for none.
     """
 
@@ -45,7 +48,7 @@ class FrameEncoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, known: Float[Tensor, "batch frames inputs"]) -> None:
-        """Sets means and scales to those of training data; what does not vary keeps its scale."""
+        """Set means and scales to those of training data; constant inputs keep scale 1."""
         deviation, mean = torch.std_mean(known.flatten(0, 1), 0)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
@@ -53,7 +56,7 @@ class FrameEncoder(nn.Module):
     def forward(
         self, known: Float[Tensor, "batch frames inputs"], speaker: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch inner features"]:
-        """Computes the features of all frames but the first and last `FRAME_REACH`."""
+        """Compute the features of all frames but the first and last `FRAME_REACH`."""
         x = ((known - self.mean) / self.scale).mT
         for number, convolution in enumerate(self.convolutions):
             x = convolution(x if number == 0 else F.silu(x))
@@ -63,14 +66,14 @@ class FrameEncoder(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The past of each chunk of samples and the condition of its sub-frame → a state for each of its samples.
+    """Causal network over chunks: the past of each chunk and its sub-frame's features → a state for each sample.
 
     Args:
-        inputs: numbers that a chunk's past is given by.
-        channels: of the causal layers.
-        dilations: of the causal layers, in chunks.
-        features: size of a sub-frame's condition.
-        chunk: samples of a chunk.
+        inputs: number of inputs per chunk.
+        channels: channels of the causal layers.
+        dilations: dilation of each causal layer, in chunks.
+        features: number of features per sub-frame.
+        chunk: samples per chunk.
         width: size of the state of a sample.
     """
 
@@ -84,7 +87,7 @@ class Trunk(nn.Module):
     def forward(
         self, past: Float[Tensor, "batch chunks inputs"], condition: Float[Tensor, "batch subframes features"]
     ) -> Float[Tensor, "batch samples width"]:
-        """Computes the states of all samples."""
+        """Compute the states of all samples."""
         entry = F.silu(self.input_proj(past.transpose(0, 1)))
         states = self.stack(entry, F.silu(condition).transpose(0, 1))
         out = self.output_proj(F.silu(states)).transpose(0, 1)
@@ -92,11 +95,14 @@ class Trunk(nn.Module):
 
 
 class Head(nn.Module):
-    """A sample's state and its own past → the parameters of its map; its last layers start at zero.
+    """Network over single samples: state and past of a sample → parameters of its map. Last layers start at zero.
+
+    >>> Head(inputs=6, width=4, outputs=2)(torch.zeros(1, 3, 6), torch.zeros(1, 3, 4)).shape
+    torch.Size([1, 3, 2])
 
     Args:
-        inputs: numbers that a sample's past is given by.
-        width: size of the state, and of the hidden layers.
+        inputs: number of inputs per sample.
+        width: size of the state and of the hidden layers.
         outputs: number of parameters.
     """
 
@@ -113,7 +119,7 @@ class Head(nn.Module):
     def forward(
         self, past: Float[Tensor, "batch samples inputs"], state: Float[Tensor, "batch samples width"]
     ) -> Float[Tensor, "batch samples outputs"]:
-        """Computes the parameters of all samples, in full precision also under autocast."""
+        """Compute the parameters of all samples, in full precision even under autocast."""
         with torch.autocast(past.device.type, enabled=False):
             hidden = F.silu(self.past(past) + state.to(past.dtype))
             return self.out(F.silu(self.hidden(hidden))) + self.direct(past)

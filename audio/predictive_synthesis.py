@@ -1,4 +1,4 @@
-"""Generation by a `PredictiveFlow`, frame by frame as the mel spectrogram arrives or from a whole one."""
+"""Synthesis by `PredictiveFlow`, from a whole mel spectrogram or frame by frame as it arrives."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from arflows.audio.predictive import PredictiveFlow
 
 BLOCK = 4
-"""Frames whose conditions are computed at once where a mel spectrogram is still arriving."""
+"""Frames whose conditions are computed at once in streaming."""
 PIECE = 32
-"""Frames of which what conditions add to the layers is held at once."""
+"""Frames whose contributions to the layers are held in memory at once."""
 VOICED = (0.25, 0.5)
-"""Up to which periodicity speech counts as unvoiced, and from which as voiced; between, temperatures are mixed."""
+"""Periodicity up to which speech is unvoiced, and from which it is voiced; temperatures are mixed in between."""
 
 
 class SampleBySample:
-    """Synthesis by a `PredictiveFlow`; each call goes on where the one before ended, see `Continuation`.
+    """Incremental synthesis by a `PredictiveFlow`; see `Continuation`.
 
-    The waveform is the same, bit by bit, however the mel spectrogram is cut into pieces; see `ConditionStream`.
+    The waveform is bitwise independent of how the mel spectrogram is cut into pieces; see `ConditionStream`.
 
     Args:
         flow: the model.
@@ -48,19 +48,19 @@ class SampleBySample:
         self.done = 0  # frames
 
     def known(self, frames: int, ended: bool) -> int:
-        """Samples of the whole blocks of frames that the first ``frames`` frames determine."""
+        """Return the number of samples, in whole blocks, that depend on the first ``frames`` frames only."""
         whole = max(frames // BLOCK * BLOCK - AHEAD, 0) // BLOCK * BLOCK
         return (frames if ended else whole) * self.flow.spec.hop
 
     def needed(self, sample: int) -> int:
-        """The first frame that has not been taken in."""
+        """Return the first frame that has not been processed."""
         return 0 if self.stream is None else self.stream.taken
 
     @torch.no_grad()
     def extend(
         self, z: Float[Tensor, "batch samples"], condition: Condition, first: int
     ) -> Float[Tensor, "batch samples"]:
-        """Synthesises the samples that follow; see `Continuation`."""
+        """Synthesise the next samples; see `Continuation`."""
         assert condition.mel is not None
         if self.stream is None:
             self.stream = ConditionStream(self.flow, len(z), condition.speaker, BLOCK)
@@ -78,7 +78,7 @@ class SampleBySample:
     def run(
         self, z: Float[Tensor, "batch samples"], conditions: Conditions
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Latents → waveform of the stretch of speech that follows, and the log-derivative of each sample's map."""
+        """Map latents to the next samples, and return the log-derivative of each sample's map."""
         flow, (batch, samples) = self.flow, z.shape
         latent = F.pad(z, (0, conditions.features.shape[1] * flow.subframe - samples)).detach().cpu().numpy()
         if not self.memories:
@@ -95,7 +95,7 @@ class SampleBySample:
         return tuple(torch.from_numpy(part[:, :samples]).to(z) for part in (x, log_derivative))  # type: ignore[return-value]
 
     def _run(self, latent: np.ndarray, conditions: Conditions, start: int, x: np.ndarray, out: np.ndarray) -> None:
-        """Writes some frames' samples, and their log-derivatives."""
+        """Write the samples of some frames to ``x`` and their log-derivatives to ``out``."""
         flow, hop = self.flow, self.flow.spec.hop
         added = flow.trunk.stack.added(F.silu(conditions.features).transpose(0, 1)).movedim(2, 0)
         gates = added.contiguous().cpu().numpy()  # (batch, layers, sub-frames, gates)
@@ -114,10 +114,15 @@ class SampleBySample:
 def mixed_temperature(
     flow: PredictiveFlow, temperatures: tuple[float, float], conditions: Conditions
 ) -> Float[Tensor, "batch samples"]:
-    """The temperature of each sample: the first of the two where speech is voiced, the second where it is not.
+    """Compute the temperature of each sample from its periodicity.
+
+    Args:
+        flow: the model.
+        temperatures: temperature of voiced and of unvoiced speech.
+        conditions: conditions of the segment.
 
     Raises:
-        UserError: for temperatures that are not above 0.
+        UserError: if a temperature is not above 0.
     """
     if len(temperatures) != 2 or not all(value > 0 for value in temperatures):
         raise UserError(f"temperatures must be two numbers greater than 0, got {temperatures}")
@@ -129,7 +134,7 @@ def mixed_temperature(
 
 
 def _weights(flow: PredictiveFlow) -> Weights:
-    """The weights as the loop wants them."""
+    """Return the weights in the layout of the compiled loop."""
 
     def array(tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().cpu().numpy())

@@ -1,4 +1,4 @@
-"""From any source of speech to a store: ``arflows audio prepare --source espeak --out espeak.h5``."""
+"""Conversion of a speech source to a store: ``arflows audio prepare --source espeak --out espeak.h5``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from arflows.data.speech_sources import SpeechSource, Utterance, assign_splits, 
 from arflows.data.store_writer import StoreWriter
 
 BATCH = 64
-"""Utterances converted between two writes."""
+"""Utterances per write."""
 
 
 def prepare(
@@ -40,25 +40,25 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Make a store of speech that `train`, `score` and `evaluate` read: 16-bit waveforms and their mel spectrograms.
+    """Write a store of speech for `train`, `score` and `evaluate`: 16-bit waveforms and their mel spectrograms.
 
-    A folder may hold WAV, FLAC, Ogg, MP3 and other files, at any rate, with any number of channels and bits: they are
-    resampled and mixed down, and the command says how many. The layouts of LJSpeech, VCTK and LibriTTS are known, and a
-    metadata.csv of lines id|text|split. Files that are damaged, silent, too short or no audio are left out, and the
-    store says which.
+    A folder may contain WAV, FLAC, Ogg, MP3 and other files of any sample rate, bit depth and number of channels. They
+    are resampled and mixed down, and the command reports how many. The layouts of LJSpeech, VCTK and LibriTTS are
+    supported, and a metadata.csv with lines id|text|split. Files that are damaged, silent, too short or not audio are
+    left out and listed in the store.
 
     Args:
-        source: espeak (built in: eSpeak NG reads sentences of this project), or the path of a folder or a file.
-        out: The store to write, such as ljspeech.h5.
-        mel: The settings of waveforms and mel spectrograms, which a model keeps.
-        split_by: What train, val and test must not share; of speakers a model knows only those it was trained on.
-        val_fraction: The part of the training utterances set aside for validation, if the source sets none aside.
-        test_fraction: The part of them set aside for testing, if the source sets none aside.
-        limit: Use at most so many utterances of each split, chosen at random.
-        mels: How mel spectrograms are stored; float16 is within 0.004 of their values.
-        workers: Processes that convert; more than one help from some hours of speech on.
-        seed: Decides which utterances are set aside or chosen, and how built-in speech sounds.
-        overwrite: Replace the store if it exists already.
+        source: espeak (built in: eSpeak NG reads sentences of this project), or the path of a folder or file.
+        out: Store to write, such as ljspeech.h5.
+        mel: Settings of waveforms and mel spectrograms, which are saved with a model.
+        split_by: Unit that train, val and test must not share; a model only supports speakers it was trained on.
+        val_fraction: Fraction of the training utterances used for validation, if the source has no such split.
+        test_fraction: Fraction of the training utterances used for testing, if the source has no such split.
+        limit: Maximal number of utterances of each split, chosen at random.
+        mels: Type of the stored mel spectrograms; float16 has an error of at most 0.004.
+        workers: Number of conversion processes; more than one pay off from some hours of speech on.
+        seed: Seed of the splits, of the choice of utterances, and of the built-in voices.
+        overwrite: Replace an existing store.
     """
     refuse_existing(out, overwrite)
     speech = _open(source, seed)
@@ -102,7 +102,8 @@ def prepare(
                 seconds[split] += sum(map(len, fields["waveforms"])) / mel.sample_rate
             if not kept:
                 raise UserError(
-                    f"{speech.name}: none of the utterances for {split} can be used: {stats[split].summary()}."
+                    f"{speech.name}: none of the utterances for {split} can be used: "
+                    f"{stats[split].summary()}; add audio files, or change the split fractions."
                 )
             names[split] = kept
         writer.provenance["splits"] = {split: counts.as_dict() for split, counts in stats.items()}
@@ -123,7 +124,7 @@ def _open(source: str, seed: int) -> SpeechSource:
 
 
 def _speakers(splits: dict[str, list[Utterance]]) -> list[str]:
-    """The speakers, numbered by name, those of ``train`` first; none if one is not known."""
+    """Return the speakers sorted by name, those of ``train`` first; empty if any speaker is unknown."""
     everyone = [u.speaker for utterances in splits.values() for u in utterances]
     if None in everyone:
         return []
@@ -136,7 +137,7 @@ def _speakers(splits: dict[str, list[Utterance]]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Converted:
-    """Result of a worker."""
+    """Conversion result of one utterance."""
 
     waveform: np.ndarray
     mel: np.ndarray
@@ -144,12 +145,12 @@ class _Converted:
 
 
 def _convert(utterance: Utterance, mel: MelSpec, mels: str) -> _Converted | str:
-    """Read one utterance; say why where it cannot be used."""
+    """Convert one utterance, or return the reason why it cannot be used."""
     try:
         clip = utterance.read(mel.sample_rate, mel.shortest + mel.hop)
     except SkippedAudio as reason:
         return str(reason)
-    whole = len(clip.samples) // mel.hop * mel.hop  # what is left of the last hop has no frame of its own
+    whole = len(clip.samples) // mel.hop * mel.hop  # an incomplete last hop has no frame
     waveform = to_int16(clip.samples[:whole])
     with torch.inference_mode():
         frames = log_mel(torch.from_numpy(from_int16(waveform))[None], mel)[0].T.numpy()
@@ -159,7 +160,7 @@ def _convert(utterance: Utterance, mel: MelSpec, mels: str) -> _Converted | str:
 def _converted(
     utterances: Sequence[Utterance], mel: MelSpec, mels: str, workers: int, title: str, stats: ReadStats
 ) -> Iterator[list[tuple[Utterance, np.ndarray, np.ndarray]]]:
-    """Convert in order, yielding batches of utterance, waveform int16 (samples,) and mel (frames, bands)."""
+    """Convert in order and yield batches of utterance, waveform int16 (samples,) and mel (frames, bands)."""
     convert = partial(_convert, mel=mel, mels=mels)
     batch: list[tuple[Utterance, np.ndarray, np.ndarray]] = []
     bar = tqdm(utterances, title, unit=" utterances", leave=False, disable=None)
@@ -184,7 +185,7 @@ def _in_order(convert: Any, utterances: Sequence[Utterance], workers: int) -> It
         return
     context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for start in range(0, len(utterances), BATCH * workers):  # no more ahead than the writer keeps up with
+        for start in range(0, len(utterances), BATCH * workers):  # bounds the results that wait for the writer
             yield from pool.map(convert, utterances[start : start + BATCH * workers], chunksize=8)
 
 
@@ -198,8 +199,8 @@ def _report(
     leaks: dict[str, int],
     split_by: str,
 ) -> None:
-    who = f"{len(speakers)} speakers" if speakers else "speakers not known"
-    print(f"{out}: {mel.sample_rate:,} Hz, {mel.bands} mel bands, {who}, from {speech.name}")
+    voices = f"{len(speakers)} speakers" if speakers else "unknown speakers"
+    print(f"{out}: {mel.sample_rate:,} Hz, {mel.bands} mel bands, {voices}, from {speech.name}")
     if speech.left_out:
         print(f"  files left out: {ReadStats(skipped=speech.left_out).summary()}")
     for split, counts in stats.items():
@@ -209,4 +210,4 @@ def _report(
         if counts.skipped:
             print(f"        skipped: {counts.summary()}")
         if split in leaks:
-            print(f"        {leaks[split]:>9,} {split_by}s of them occur in train too, as the source has it")
+            print(f"        {leaks[split]:>9,} {split_by}s are also in train, as in the source")

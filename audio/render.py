@@ -1,4 +1,4 @@
-"""What a person looks at: spectrograms of what was said and of what was synthesised, and likelihood over time."""
+"""Plots: spectrograms, and log-likelihood over time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ from arflows.audio.representation import MelSpec
 from arflows.core.runtime.files import replacing
 
 QUANTILES = (0.01, 0.999)
-"""The scale of a spectrogram leaves out what is quieter and louder."""
+"""Quantiles of the values at the ends of a spectrogram's colour scale."""
 
 Mel = Float[np.ndarray, "bands frames"]
 
 
 def spectrograms(mels: Mapping[str, Mel], spec: MelSpec, difference: tuple[str, str] | None = None) -> Figure:
-    """Draws log-mel spectrograms below each other, on one scale.
+    """Plot log-mel spectrograms below each other, on one colour scale.
 
     Args:
-        mels: Each by its title.
-        spec: Their settings.
-        difference: The titles of two of them, of the same length; the second less the first is drawn below.
+        mels: Spectrograms by title.
+        spec: Settings of the spectrograms.
+        difference: Titles of two spectrograms of the same length; the second minus the first is plotted below.
     """
     rows = len(mels) + (difference is not None)
     figure = Figure(figsize=(9, 1.9 * rows + 0.4), layout="constrained")
@@ -36,7 +36,7 @@ def spectrograms(mels: Mapping[str, Mel], spec: MelSpec, difference: tuple[str, 
     if difference is not None:
         first, second = (mels[title] for title in difference)
         reach = float(np.quantile(np.abs(second - first), 0.99)) or 1.0
-        title = f"{difference[1]} less {difference[0]}"
+        title = f"{difference[1]} minus {difference[0]}"
         image = _image(panels[-1], second - first, spec, "RdBu_r", -reach, reach, title)
         figure.colorbar(image, ax=panels[-1], label="difference", pad=0.01)
     panels[-1].set_xlabel("time in s")
@@ -46,14 +46,14 @@ def spectrograms(mels: Mapping[str, Mel], spec: MelSpec, difference: tuple[str, 
 def likelihood_curve(
     values: Float[np.ndarray, " frames"], mel: Mel, spec: MelSpec, usual: float | None = None, title: str = ""
 ) -> Figure:
-    """Draws the log-likelihood of each frame of an utterance below its spectrogram.
+    """Plot the log-likelihood of each frame of an utterance below its spectrogram.
 
     Args:
-        values: Nats per sample, a frame each.
-        mel: Its log-mel spectrogram.
-        spec: Its settings.
-        usual: The mean over training utterances, drawn as a line.
-        title: Of the picture.
+        values: Nats per sample of each frame.
+        mel: Log-mel spectrogram of the utterance.
+        spec: Settings of the spectrogram.
+        usual: Mean over training utterances, plotted as a line.
+        title: Title of the plot.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -72,7 +72,7 @@ def likelihood_curve(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a picture as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

@@ -1,4 +1,4 @@
-"""Synthesise speech with a trained flow: ``arflows audio sample``."""
+"""Speech synthesis with a trained flow: ``arflows audio sample``."""
 
 import csv
 import time
@@ -43,58 +43,57 @@ def sample(
     solver: SolverName = "sequential",
     device: str = "auto",
 ) -> None:
-    """Synthesise speech: from recordings through their mel spectrograms, from mel files, or freely.
+    """Synthesise speech from recordings, from mel files, or unconditionally.
 
-    Recordings are turned into mel spectrograms and back (copy synthesis). Mel files (.npy, .h5, .pt) hold one log-mel
-    spectrogram each, (bands, frames), made with the model's settings. A model without mel spectrograms speaks freely.
-    With a gap, that part of each recording is filled in anew, in several ways, each with its log-likelihood.
+    Recordings are converted to mel spectrograms and back (copy synthesis). Mel files (.npy, .h5, .pt) contain one
+    log-mel spectrogram each, (bands, frames), with the model's settings. A model without mel spectrograms samples
+    unconditionally. With --gap, that part of each recording is inpainted, and the log-likelihood is reported.
 
-    Writes a folder of 16-bit WAV files, named as their sources, and samples.csv with one line for each. The same seed
-    gives the same waveforms on every device, up to rounding, whatever else is synthesised beside them, and in any
-    number of processes.
+    Writes a folder of 16-bit WAV files, named like their sources, and samples.csv with one line per file. The same seed
+    gives the same waveforms up to rounding on every device, for any number of processes and any other inputs.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
-        out: Folder to write; it must not hold anything yet.
+        out: Folder to write; it must be empty or not exist.
         speech: Recordings (a folder, a file, a store), or mel spectrograms (a folder of mel files, or one).
-        gap: Fill in what lies between these two times of each recording, in seconds, instead.
-        count: How many different waveforms for each recording or mel file, or freely.
-        seconds: Length of what is spoken freely.
+        gap: Start and end in seconds of a gap to inpaint in each recording, instead of copy synthesis.
+        count: Number of waveforms per recording or mel file, or in total without input.
+        seconds: Length of unconditional samples.
         temperature: Multiplies the standard deviation of the latents; below 1 for less noise.
-        temperature_unvoiced: Of speech that is not voiced, if not the same, for a model that tells it apart, such as
+        temperature_unvoiced: Temperature of unvoiced speech, if different; for models that support it, such as
             PredictiveFlow.
-        speaker: Who speaks, for a model of several speakers; without it who speaks in the recording.
-        split: Which part of a store.
-        limit: Use at most so many recordings, the first.
+        speaker: Speaker, for a multi-speaker model; by default that of the recording.
+        split: Split of a store.
+        limit: Use only the first recordings, at most this many.
         seed: Seed of the latents.
-        solver: How the flow is inverted; all solvers give the same waveforms.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        solver: Solver that inverts the flow; all solvers give the same waveforms.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     if gap is not None and temperature_unvoiced is not None:
-        raise UserError("a gap is filled at one temperature: leave --temperature_unvoiced out.")
+        raise UserError("--gap uses one temperature: leave --temperature_unvoiced out.")
     flow = load_model(SpeechFlow, model, device)
     names = speaker_names(model)
     if speech is None and (flow.conditional or gap is not None):
-        what = "fills in recordings" if gap is not None else "needs mel spectrograms"
-        raise UserError(f"the model {what}: give --speech, a folder of recordings or of mel files.")
-    of_latents = temperature_pair(temperature, temperature_unvoiced)
+        action = "fills in recordings" if gap is not None else "needs mel spectrograms"
+        raise UserError(f"the model {action}: give --speech, a folder of recordings or of mel files.")
+    temperatures = temperature_pair(temperature, temperature_unvoiced)
     with new_folder(out) as folder, use_solver(SOLVERS[solver]()):
         if speech is None:
             number = None if not flow.speakers else speaker_number(flow, speaker or "", names)
-            written = _speak(flow, folder, count, seconds, of_latents, number, seed)
+            written = _sample_unconditional(flow, folder, count, seconds, temperatures, number, seed)
         else:
             source = _Source(speech, flow, names, split, speaker, limit)
-            written = _vocode(flow, source, folder, gap, count, of_latents, seed)
+            written = _vocode(flow, source, folder, gap, count, temperatures, seed)
             if not written:
-                raise UserError(f"{speech} holds nothing that can be synthesised: {source.summary()}.")
+                raise UserError(f"{speech} has no input that can be synthesised: {source.summary()}.")
             if source.summary():
                 print(f"skipped: {source.summary()}")
-    told = f"{temperature:g}" + ("" if temperature_unvoiced is None else f" and {temperature_unvoiced:g} unvoiced")
-    print(f"{out}: {written} waveforms, temperature {told}, seed {seed}")
+    printed = f"{temperature:g}" + ("" if temperature_unvoiced is None else f" and {temperature_unvoiced:g} unvoiced")
+    print(f"{out}: {written} waveforms, temperature {printed}, seed {seed}")
 
 
 class _Source:
-    """Recordings or mel files."""
+    """Recordings or mel files to synthesise."""
 
     def __init__(
         self, source: Path, flow: SpeechFlow, names: list[str], split: str, speaker: str | None, limit: int | None
@@ -107,10 +106,10 @@ class _Source:
         if not self._mels:
             self._speech = SpeechInput(source, flow, split=split, speaker=speaker, speakers=names, limit=limit)
         elif flow.speakers and speaker is None:
-            raise UserError(f"{source} does not say who is to speak: add --speaker.")
+            raise UserError(f"{source} has no speaker labels: add --speaker.")
 
     def utterances(self) -> Iterator[Speech]:
-        """Reads in order; what cannot be used is skipped, and told by `reasons`."""
+        """Read the utterances in order; unusable ones are skipped and reported by `summary`."""
         if self._speech is not None:
             yield from self._speech.utterances("synthesising")
             return
@@ -126,24 +125,24 @@ class _Source:
             yield Speech(path.relative_to(self._root).as_posix(), None, Condition(mel, speaker), mel)
 
     def skip(self, name: str, reason: str) -> None:
-        """Notes that something could not be used."""
+        """Record a skipped utterance."""
         self._skipped.setdefault(reason.rstrip("."), []).append(name)
 
     def summary(self) -> str:
-        """What was skipped, and why."""
+        """Return a summary of the skipped utterances and the reasons."""
         parts = [f"{', '.join(names)}: {reason}" for reason, names in self._skipped.items()]
         return ", ".join([*parts, *filter(None, [self._speech.summary() if self._speech is not None else ""])])
 
 
-class _Made(NamedTuple):
-    """What became of an utterance.
+class _Result(NamedTuple):
+    """Synthesis of an utterance.
 
     Attributes:
-        name: What it is called.
-        waveforms: (count, samples); None if there are none.
-        scores: How likely each is, if something was filled in, in nats.
-        seconds: How long it took.
-        reason: Why there are none.
+        name: Name of the utterance.
+        waveforms: (count, samples); None if the utterance was skipped.
+        scores: Log-likelihood of each waveform in nats per sample, if a gap was filled.
+        seconds: Duration of the synthesis.
+        reason: Reason for skipping it.
     """
 
     name: str
@@ -162,11 +161,11 @@ def _vocode(
     temperature: Temperature,
     seed: int,
 ) -> int:
-    """Synthesises every recording or mel file, and says how many waveforms that made."""
+    """Synthesise every recording or mel file, and return the number of waveforms."""
     rate = flow.spec.sample_rate
 
-    def work(_: int, utterance: Speech) -> _Made:
-        generator = torch_generator(seed, "utterance")  # so that the others of a folder do not matter
+    def work(_: int, utterance: Speech) -> _Result:
+        generator = torch_generator(seed, "utterance")  # independent of the other files of a folder
         start = time.perf_counter()
         scores: Tensor | None = None
         if gap is None:
@@ -176,24 +175,24 @@ def _vocode(
             try:
                 waveforms, scores = fill(flow, utterance, gap, count, temperature, generator)
             except UserError as error:
-                return _Made(utterance.name, reason=str(error))
-        return _Made(utterance.name, waveforms, scores, time.perf_counter() - start)
+                return _Result(utterance.name, reason=str(error))
+        return _Result(utterance.name, waveforms, scores, time.perf_counter() - start)
 
     stems = FileNames((*AUDIO_SUFFIXES, *MEL_SUFFIXES))
     rows: list[list[str]] = []
     spoken = busy = 0.0
-    for made in distributed_map(source.utterances(), work):
-        if made.waveforms is None:
-            source.skip(made.name, made.reason)
+    for result in distributed_map(source.utterances(), work):
+        if result.waveforms is None:
+            source.skip(result.name, result.reason)
             continue
-        busy += made.seconds
-        spoken += made.waveforms.numel() / rate
-        stem = stems(made.name)
-        for index, waveform in enumerate(made.waveforms):
+        busy += result.seconds
+        spoken += result.waveforms.numel() / rate
+        stem = stems(result.name)
+        for index, waveform in enumerate(result.waveforms):
             name = f"{stem}.wav" if count == 1 else f"{stem}-{index}.wav"
             write_wav(folder / name, waveform.numpy(), rate)
-            rows.append([name, made.name, f"{len(waveform) / rate:.3f}"])
-            rows[-1] += [] if made.scores is None else [f"{made.scores[index]:.6f}"]
+            rows.append([name, result.name, f"{len(waveform) / rate:.3f}"])
+            rows[-1] += [] if result.scores is None else [f"{result.scores[index]:.6f}"]
     if rows:
         _write_table(folder, rows, [] if gap is None else ["log_likelihood"])
         print(f"{spoken:.1f} s of speech in {busy:.1f} s: {spoken / busy:.2f} × real time in each process")
@@ -203,14 +202,17 @@ def _vocode(
 def synthesise(
     flow: SpeechFlow, utterance: Speech, count: int, temperature: Temperature, generator: torch.Generator
 ) -> Float[Tensor, "count samples"]:
-    """Waveforms in [-1, 1] from an utterance's mel spectrogram, on the CPU; from its length alone if the model is free.
+    """Sample waveforms from an utterance's mel spectrogram; an unconditional model uses its length only.
 
     Args:
         flow: The model.
-        utterance: What is to be said.
-        count: How many different waveforms.
-        temperature: Multiplies the standard deviation of the latents.
-        generator: Of the latents.
+        utterance: Utterance to synthesise.
+        count: Number of waveforms.
+        temperature: Factor of the standard deviation of the latents.
+        generator: Random generator of the latents.
+
+    Returns:
+        Waveforms, nominally in [-1, 1], on the CPU.
     """
     return flow.sample(
         count,
@@ -229,13 +231,24 @@ def fill(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "count samples"], Float[Tensor, " count"]]:
-    """Ways of filling a gap in a recording, and the log-likelihood of each recording in nats per sample.
+    """Fill a gap in a recording by `inpaint`.
+
+    Args:
+        flow: The model.
+        utterance: Recording.
+        gap: Start and end of the gap in seconds.
+        count: Number of draws.
+        temperature: Temperature of the draws.
+        generator: Random generator, on the CPU.
+
+    Returns:
+        The filled recordings, and the log-likelihood of each whole recording in nats per sample.
 
     Raises:
-        UserError: The gap does not lie in the recording, or there is none to fill.
+        UserError: The gap does not lie in the recording, or the utterance is a mel spectrogram.
     """
     if utterance.waveform is None:
-        raise UserError(f"{utterance.name} is a mel spectrogram: a gap is filled in a recording, give one.")
+        raise UserError(f"{utterance.name} is a mel spectrogram: give a recording to fill a gap.")
     rate, samples = flow.spec.sample_rate, utterance.waveform.shape[1]
     start, end = (round(time * rate) for time in gap)
     if not 0 <= start < end <= samples:
@@ -256,10 +269,10 @@ def fill(
     return filled.cpu(), log_likelihoods.cpu() / samples
 
 
-def _speak(
+def _sample_unconditional(
     flow: SpeechFlow, folder: Path, count: int, seconds: float, temperature: Temperature, speaker: int | None, seed: int
 ) -> int:
-    """Draws waveforms from a model without mel spectrograms."""
+    """Sample waveforms from a model without mel spectrograms, and return their number."""
     spec = flow.spec
     frames = max(1, round(seconds * spec.sample_rate / spec.hop))
 

@@ -1,4 +1,4 @@
-"""Say how likely a trained flow holds utterances, and each moment of them: ``arflows audio score``."""
+"""Log-likelihood of utterances under a trained flow: ``arflows audio score``."""
 
 import csv
 import itertools
@@ -33,38 +33,38 @@ def score(
     limit: PositiveInt | None = None,
     device: str = "auto",
 ) -> None:
-    """Score speech by a trained flow and write a CSV file, one line an utterance.
+    """Score speech by a trained flow and write a CSV file with one line per utterance.
 
     Columns: utterance, samples, log_likelihood (nats per sample, a density of waveforms in [-1, 1]; higher is
-    likelier), percentile (the share in percent of training utterances that are likelier; near 100: unlike the training
-    data) and typicality (distance of the log-likelihood from its mean over training utterances, Nalisnick et al. 2019;
-    quiet or simple sounds can be too likely). Rank by typicality to find recordings from elsewhere.
+    likelier), percentile (percentage of training utterances that are likelier; near 100: unlike the training data) and
+    typicality (distance of the log-likelihood from its mean over training utterances, Nalisnick et al. 2019). Rank by
+    typicality to find out-of-distribution recordings, because quiet or simple sounds can be too likely.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
-        speech: A folder of audio files, an audio file, or a store.
-        out: The CSV file to write; replaced if it exists.
-        curves: A folder for the log-likelihood of each frame of each utterance, as CSV and as picture.
-        split: Which part of a store.
-        speaker: Who speaks, for a model of several speakers and speech of which it is not known.
-        limit: Score at most so many utterances, the first.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        speech: Folder of audio files, audio file, or store.
+        out: CSV file to write; replaced if it exists.
+        curves: Folder for the log-likelihood of each frame of each utterance, as CSV and as plot.
+        split: Split of a store.
+        speaker: Speaker, for a multi-speaker model and speech without speaker labels.
+        limit: Score only the first utterances, at most this many.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     flow = load_model(SpeechFlow, model, device)
     reference = Reference.load(model)
-    given = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
+    source = SpeechInput(speech, flow, split=split, speaker=speaker, speakers=speaker_names(model), limit=limit)
     names, totals, lengths = [], [], []
     stems = FileNames()
-    utterances, heard = itertools.tee(given.utterances("scoring"))
+    utterances, scored = itertools.tee(source.utterances("scoring"))
     likelihoods = distributed_map(utterances, lambda _, utterance: sample_log_likelihoods(flow, utterance))
-    for values, utterance in zip(likelihoods, heard, strict=False):
+    for values, utterance in zip(likelihoods, scored, strict=False):
         names.append(utterance.name)
         totals.append(float(values.sum()))
         lengths.append(len(values))
         if curves is not None and is_main():
             _write_curve(curves, stems(utterance.name), utterance, frame_means(values, flow.spec.hop), flow, reference)
     if not names:
-        raise UserError(f"{speech} holds no utterance that can be scored: {given.summary()}.")
+        raise UserError(f"{speech} holds no utterance that can be scored: {source.summary()}.")
     means = np.array(totals) / np.array(lengths)
     columns = {
         "utterance": names,
@@ -78,22 +78,26 @@ def score(
         print(f"training utterances: log-likelihood {-reference.mean:.4f} nats/sample")
         order = np.argsort(-reference.typicality(-means[:, None]))[:LISTED]
         print("least typical: " + ", ".join(f"{names[i]} ({means[i]:.3f} nats/sample)" for i in order))
-    for remark, count in sorted(given.converted.items()):
+    for remark, count in sorted(source.converted.items()):
         print(f"{count:,} of them {remark}")
-    if given.skipped:
-        print(f"skipped: {given.summary()}")
+    if source.skipped:
+        print(f"skipped: {source.summary()}")
 
 
 @torch.no_grad()
 def sample_log_likelihoods(flow: SpeechFlow, utterance: Speech) -> np.ndarray:
-    """Log-likelihood of each sample of an utterance in nats, float64 (samples,); their sum is the utterance's."""
+    """Compute the log-likelihood in nats of each sample of an utterance, float64 (samples,)."""
     assert utterance.waveform is not None
     waveform, conditions = utterance.waveform.to(flow.device), utterance.condition.keywords(flow.device)
     return flow.log_prob_per_sample(waveform, **conditions)[0].cpu().double().numpy()
 
 
 def frame_means(values: np.ndarray, hop: int) -> np.ndarray:
-    """Mean over the samples of each frame."""
+    """Average values over the samples of each frame.
+
+    >>> frame_means(np.arange(6.0), hop=3)
+    array([1., 4.])
+    """
     return values.reshape(-1, hop).mean(1)
 
 

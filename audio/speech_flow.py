@@ -1,4 +1,4 @@
-"""The interface of flows over waveforms, given mel spectrograms and speakers or not."""
+"""Interface of flows over waveforms, optionally conditioned on mel spectrograms and speakers."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
 
 Temperature: TypeAlias = float | tuple[float, float]
-"""Factor of the latents' standard deviation; or that of voiced and that of unvoiced speech."""
+"""Factor of the latents' standard deviation, or a pair of factors for voiced and unvoiced speech."""
 
 
 class SampleBijection(Protocol):
-    """A bijection between waveforms and latents, (batch, samples) both, with a triangular Jacobian."""
+    """Bijection between waveforms and latents, both (batch, samples), with a triangular Jacobian."""
 
     def transform(
         self, x: Float[Tensor, "batch samples"], context: Any = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Waveform → latents, and the log-derivative of each sample's map."""
+        """Map waveforms to latents, and return the log-derivative of each sample's map."""
 
     def inverse(
         self, z: Float[Tensor, "batch samples"], context: Any = None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform, and the log-determinant of this direction."""
+        """Map latents to waveforms, and return the log-determinant of this direction."""
 
 
 class Window(NamedTuple):
-    """A part of a waveform that a flow can be applied to by itself.
+    """Part of a waveform that a flow can be applied to separately.
 
     Attributes:
         first: First sample.
-        last: The sample after the last.
-        context: Context of these samples, as the bijection takes it.
+        last: Sample after the last.
+        context: Context of these samples for the bijection.
     """
 
     first: int
@@ -51,52 +51,52 @@ class Window(NamedTuple):
 
 
 class Continuation(Protocol):
-    """Synthesis of a waveform part by part; each part goes on exactly where the one before ended."""
+    """Incremental exact synthesis of a waveform; each part continues the one before."""
 
     def known(self, frames: int, ended: bool) -> int:
-        """Number of samples that the first so many mel frames determine, all of them if none follow."""
+        """Return the number of samples that the first ``frames`` mel frames determine; all if ``ended``."""
 
     def needed(self, sample: int) -> int:
-        """The first mel frame that samples from this one on depend on."""
+        """Return the first mel frame that this sample and later ones depend on."""
 
     def extend(
         self, z: Float[Tensor, "batch samples"], condition: Condition, first: int
     ) -> Float[Tensor, "batch samples"]:
-        """Synthesises the samples that follow.
+        """Synthesise the next samples.
 
         Args:
-            z: their latents.
-            condition: the speaker, and the mel frames from frame ``first`` on.
-            first: a multiple of `SpeechFlow.frame_step`.
+            z: latents of the samples.
+            condition: speaker, and mel frames from frame ``first`` on.
+            first: index of the first mel frame, a multiple of `SpeechFlow.frame_step`.
         """
 
 
 class SpeechFlow(Flow, Pretrained):
-    """A flow over waveforms in [−1, 1] with standard normal latents, one for each sample.
+    """Base class of flows over waveforms in [−1, 1] with one standard normal latent per sample.
 
-    `log_prob` is the density in nats of a waveform as a vector of numbers in [−1, 1], in the literature's convention;
-    divide by the number of samples for the published nats per sample.
+    `log_prob` is the log-density in nats of a waveform as a vector in [−1, 1], in the convention of the literature;
+    divide it by the number of samples for the published nats per sample.
 
-    Waveforms of a batch may differ in length: their missing samples act as the zeros beyond a border, and the density
-    of each is that of the waveform alone.
+    Waveforms of a batch may differ in length. Missing samples are treated like the zero padding at a border, so the
+    density of each waveform equals that of the waveform alone.
 
-    A subclass sets ``bijection`` and defines `_context`; `windows` is for inpainting, `continuation` for streaming.
+    Subclasses set ``bijection`` and implement `_context`, `windows` and, for exact streaming, `continuation`.
 
     Args:
         spec: settings of the mel spectrograms.
-        conditional: True if mel spectrograms are given; otherwise only the sample rate of ``spec`` counts.
-        speakers: number of speakers that are told apart; 0 for none.
+        conditional: True if mel spectrograms are given; otherwise only the sample rate of ``spec`` is used.
+        speakers: number of speakers; 0 for a model without.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Arguments of known sizes, by their names."""
+    """Constructor arguments of named model sizes."""
     bijection: SampleBijection
     height: int = 1
-    """Samples of a column, if the waveform is folded to columns; parts of a waveform begin at a column."""
+    """Samples per column of a folded waveform; parts of a waveform begin at a column."""
     lead: int = 0
-    """Frames before a training segment that it comes with and that the loss leaves out."""
+    """Frames before a training segment that are included but left out of the loss."""
     surroundings: int = 0
-    """Frames of the mel spectrogram that a training segment comes with before its lead and after its end."""
+    """Mel frames included before the lead and after the end of a training segment."""
 
     def __init__(self, spec: MelSpec, conditional: bool, speakers: int) -> None:
         super().__init__()
@@ -106,10 +106,10 @@ class SpeechFlow(Flow, Pretrained):
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> Self:
-        """An untrained model of a known size, such as "h16_c64"; ``options`` are the other arguments.
+        """Build an untrained model of a named size, such as "h16_c64"; ``options`` are other constructor arguments.
 
         Raises:
-            UserError: for an unknown name.
+            UserError: if the name is unknown.
         """
         if name not in cls.presets:
             raise UserError(f"there is no preset {name!r}: choose {', '.join(cls.presets)}")
@@ -117,36 +117,36 @@ class SpeechFlow(Flow, Pretrained):
 
     @property
     def frame_step(self) -> int:
-        """Mel frames that fill whole columns: parts of a spectrogram begin at multiples of it."""
+        """Smallest number of mel frames that fill whole columns; parts of a spectrogram begin at its multiples."""
         return math.lcm(self.spec.hop, self.height) // self.spec.hop
 
     @property
     def likelihood(self) -> Literal["exact", "density", "bound"]:
-        """A density of waveforms."""
+        """Kind of the likelihood: a density of waveforms."""
         return "density"
 
     @abstractmethod
     def _context(
         self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Int[Tensor, " batch"] | None
     ) -> Any:
-        """What the bijection is given beside a waveform of this shape; the condition has been checked."""
+        """Return the bijection's context for a waveform of this shape; the condition has been checked."""
 
     @abstractmethod
     def windows(self, start: int, stop: int, samples: int, context: Any) -> tuple[Window, Window]:
-        """Two parts of a waveform around the samples ``start`` … ``stop`` − 1.
+        """Return two windows of a waveform around the samples ``start`` … ``stop`` − 1.
 
-        Changes of these samples change the density of the first part as they change that of the whole waveform. The
-        second part is smaller: the density's gradient with respect to the samples is about right in it.
+        Changing these samples changes the log-density of the first window by the same amount as that of the whole
+        waveform. The second window is smaller and gives an approximate gradient with respect to the samples.
 
         Args:
             start: first sample.
-            stop: the sample after the last.
-            samples: samples of the waveform.
+            stop: sample after the last.
+            samples: number of samples of the waveform.
             context: context of the waveform.
         """
 
     def continuation(self) -> Continuation | None:
-        """Exact synthesis part by part; None for a flow whose samples depend on all frames to come."""
+        """Return exact incremental synthesis, or None if samples depend on all future frames."""
         return None
 
     # ------------------------------------------------------------------------------------------------- densities
@@ -159,17 +159,17 @@ class SpeechFlow(Flow, Pretrained):
         speaker: Int[Tensor, " batch"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Log-density of each waveform in nats.
+        """Compute the log-density of each waveform in nats.
 
         Args:
-            waveform: samples in [−1, 1]; zeros after the end of those that are shorter.
-            mel: log-mel spectrograms with a frame for each hop that has begun; `surroundings` more frames may come
-                before and after them, where the waveform is part of a longer one.
-            speaker: number of the speaker of each waveform.
+            waveform: samples in [−1, 1]; shorter waveforms are padded with zeros.
+            mel: log-mel spectrograms of ⌈samples / hop⌉ frames; for an excerpt of a longer waveform, `surroundings`
+                more frames may be given on both sides.
+            speaker: index of the speaker of each waveform.
             lengths: samples of each waveform; None if all are full.
 
         Raises:
-            UserError: for a condition that is missing, superfluous, or does not fit the waveform.
+            UserError: if a condition is missing, superfluous, or does not fit the waveform.
         """
         return self.log_prob_per_sample(waveform, mel=mel, speaker=speaker, lengths=lengths).sum(1)
 
@@ -181,10 +181,10 @@ class SpeechFlow(Flow, Pretrained):
         speaker: Int[Tensor, " batch"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch samples"]:
-        """Contribution of each sample to `log_prob`: its latent's log-density and its log-derivative.
+        """Compute the log-density of each sample given those generated before it, in nats.
 
-        The contributions add up to the waveform's log-density; each is that of the sample given those generated before.
-        Arguments are those of `log_prob`.
+        It is the log-density of the sample's latent plus the log-derivative of its map; the sum over samples is
+        `log_prob`. See `log_prob` for the arguments.
         """
         context = self.context(waveform, Condition(mel, speaker), lengths)
         z, log_derivative = self.bijection.transform(within(waveform, lengths), context)
@@ -198,7 +198,7 @@ class SpeechFlow(Flow, Pretrained):
         speaker: Int[Tensor, " batch"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch samples"]:
-        """Waveform → latents, in evaluation mode; arguments are those of `log_prob`."""
+        """Map waveforms to latents, in evaluation mode; see `log_prob` for the arguments."""
         with evaluating(self):
             context = self.context(waveform, Condition(mel, speaker), lengths)
             return self.bijection.transform(within(waveform, lengths), context)[0]
@@ -211,7 +211,7 @@ class SpeechFlow(Flow, Pretrained):
         speaker: Int[Tensor, " batch"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch samples"]:
-        """Latents → waveform, in evaluation mode; conditions are those of `log_prob`."""
+        """Map latents to waveforms, in evaluation mode; see `log_prob` for the conditions."""
         with evaluating(self):
             return self._generate(within(z, lengths), Condition(mel, speaker), lengths)[0]
 
@@ -224,7 +224,7 @@ class SpeechFlow(Flow, Pretrained):
         speaker: Int[Tensor, " batch"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Largest difference of each waveform from what its latents decode to; arguments are those of `log_prob`."""
+        """Compute the largest reconstruction error of each waveform; see `log_prob` for the arguments."""
         z = self.encode(waveform, mel=mel, speaker=speaker, lengths=lengths)
         back = self.decode(z, mel=mel, speaker=speaker, lengths=lengths)
         return (back - within(waveform, lengths)).abs().amax(1)
@@ -243,22 +243,22 @@ class SpeechFlow(Flow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> Float[Tensor, "batch samples"]:
-        """Draws waveforms, in evaluation mode and without gradients.
+        """Draw waveforms, in evaluation mode and without gradients.
 
         Args:
-            count: how many; None for one of each condition.
-            mel: log-mel spectrograms to vocode; a single one serves all.
-            speaker: number of the speaker of each waveform, or of all.
+            count: number of waveforms; None for one per condition.
+            mel: log-mel spectrograms to vocode, one per waveform or one for all.
+            speaker: index of the speaker of each waveform, or of all.
             samples: length of the waveforms; None for all frames of the mel spectrogram.
-            lengths: samples of each waveform where they differ; zeros follow.
-            temperature: multiplies the latents' standard deviation; a flow that tells voiced from unvoiced speech takes
-                one for each.
-            generator: source of randomness; a CPU generator gives the same latents on every device.
-            solver: how the flows are inverted; None for the active solver, `Sequential` by default.
+            lengths: samples of each waveform, if they differ; the rest is zero.
+            temperature: factor of the latents' standard deviation; some flows accept a pair for voiced and unvoiced
+                speech.
+            generator: random generator; a CPU generator gives the same latents on every device.
+            solver: solver that inverts the flow; None for the active solver, `Sequential` by default.
 
         Raises:
-            UserError: for a condition that is missing, superfluous or does not fit, or no length.
-            InversionError: if the solver finds no solution.
+            UserError: if a condition is missing, superfluous or does not fit, or the length is unknown.
+            InversionError: if the solver does not converge.
         """
         return self.sample_with_log_prob(
             count,
@@ -284,17 +284,14 @@ class SpeechFlow(Flow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Draws waveforms, and gives the log-density of each in nats, at temperature 1.
-
-        Arguments are those of `sample`.
-        """
+        """Draw waveforms, and return the log-density of each in nats, at temperature 1; see `sample`."""
         given = [part for part in (mel, speaker, lengths) if part is not None]
         count = count if count is not None else max((len(part) for part in given), default=1)
         if count < 1:
             raise UserError(f"the number of samples must be at least 1, got {count}")
         if samples is None:
             if mel is None:
-                raise UserError("an unconditional model does not know how long a waveform shall be: give samples")
+                raise UserError("an unconditional model does not know the length of a waveform: give samples")
             samples = mel.shape[-1] * self.spec.hop
         condition = Condition(_repeated(mel, count), _repeated(speaker, count))
         self.check(condition, count, samples, lengths)
@@ -308,9 +305,9 @@ class SpeechFlow(Flow, Pretrained):
     def _scaled(
         self, z: Float[Tensor, "batch samples"], temperature: Temperature, condition: Condition
     ) -> Float[Tensor, "batch samples"]:
-        """Standard normal latents at a temperature."""
+        """Scale standard normal latents by a temperature."""
         if isinstance(temperature, tuple):
-            raise UserError(f"{type(self).__name__} does not tell voiced from unvoiced speech: give one temperature")
+            raise UserError(f"{type(self).__name__} does not detect voiced speech: give one temperature")
         if not temperature > 0:
             raise UserError(f"temperature must be greater than 0, got {temperature}")
         return temperature * z
@@ -318,7 +315,7 @@ class SpeechFlow(Flow, Pretrained):
     def _generate(
         self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform, and its log-determinant."""
+        """Map latents to waveforms, and return the log-determinant of this direction."""
         return self.bijection.inverse(z, self.context(z, condition, lengths))
 
     # ------------------------------------------------------------------------------------------------ conditions
@@ -326,21 +323,27 @@ class SpeechFlow(Flow, Pretrained):
     def context(
         self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None = None
     ) -> Any:
-        """Context of a waveform, as the bijection takes it.
+        """Return the context of a waveform for the bijection.
 
         Args:
-            waveform: samples or latents; only their number matters.
+            waveform: samples or latents, of which only the shape matters.
             condition: mel spectrograms and speakers.
             lengths: samples of each waveform; None if all are full.
 
         Raises:
-            UserError: for a condition that is missing, superfluous, or does not fit the waveform.
+            UserError: if a condition is missing, superfluous, or does not fit the waveform.
         """
         self.check(condition, len(waveform), waveform.shape[1], lengths)
         return self._context(waveform, condition, None if lengths is None else lengths.to(waveform.device))
 
     def check(self, condition: Condition, batch: int, samples: int, lengths: Tensor | None = None) -> None:
-        """Refuses conditions that do not fit ``batch`` waveforms of ``samples`` samples, or the model.
+        """Check that conditions fit the waveforms and the model.
+
+        Args:
+            condition: mel spectrograms and speakers.
+            batch: number of waveforms.
+            samples: samples of the padded waveforms.
+            lengths: samples of each waveform; None if all are full.
 
         Raises:
             UserError: if they do not fit.
@@ -350,7 +353,7 @@ class SpeechFlow(Flow, Pretrained):
             raise UserError("a waveform without samples has no density: leave it out")
         if lengths is not None and lengths.shape != (batch,):
             raise UserError(f"expected the lengths of {batch} waveforms, got {tuple(lengths.shape)}")
-        # Values are not looked at while they are traced.
+        # Tracing does not know values.
         if (
             lengths is not None
             and not torch.compiler.is_compiling()
@@ -361,8 +364,8 @@ class SpeechFlow(Flow, Pretrained):
             )
         for name, part, wanted in (("mel", mel, self.conditional), ("speaker", speaker, self.speakers > 0)):
             if (part is not None) != wanted:
-                which = "is conditional on" if wanted else "was trained without"
-                raise UserError(f"this model {which} {name}: {'give it' if wanted else 'leave it out'}")
+                relation = "is conditional on" if wanted else "was trained without"
+                raise UserError(f"this model {relation} {name}: {'give it' if wanted else 'leave it out'}")
             if part is not None and len(part) not in (1, batch):
                 raise UserError(f"expected {name} of each of {batch} waveforms, got {len(part)}")
         fitting = self.spec.frames(samples), self.spec.frames(samples) + 2 * self.surroundings
@@ -374,14 +377,14 @@ class SpeechFlow(Flow, Pretrained):
 
 
 def temperature_pair(temperature: float, unvoiced: float | None) -> Temperature:
-    """One temperature, or one for voiced and one for unvoiced speech where the latter is given."""
+    """Return one temperature, or a pair for voiced and unvoiced speech if the latter is given."""
     return temperature if unvoiced is None else (temperature, unvoiced)
 
 
 def within(
     values: Float[Tensor, "batch samples"], lengths: Int[Tensor, " batch"] | None
 ) -> Float[Tensor, "batch samples"]:
-    """Values with zeros after the end of each waveform."""
+    """Set values after the end of each waveform to zero."""
     if lengths is None:
         return values
     return values * (torch.arange(values.shape[1], device=values.device) < lengths.to(values.device)[:, None])

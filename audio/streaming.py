@@ -1,4 +1,4 @@
-"""Synthesis of speech while its mel spectrogram is still arriving."""
+"""Streaming synthesis of speech from a mel spectrogram that arrives in chunks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from arflows.core.runtime.noise import Noise
 
 
 def latents(batch: int, start: int, stop: int, seed: int) -> Float[Tensor, "batch samples"]:
-    """Standard normal latents of samples ``start`` … ``stop`` − 1: functions of the seed, the waveform and the sample.
+    """Return standard normal latents of samples ``start`` … ``stop`` − 1, functions of seed, waveform and sample.
+
+    >>> latents(2, 0, 8, seed=0).shape
+    torch.Size([2, 8])
 
     Args:
-        batch: The number of waveforms.
-        start: The first sample.
-        stop: The sample after the last.
-        seed: The seed of all latents.
+        batch: Number of waveforms.
+        start: First sample.
+        stop: Sample after the last.
+        seed: Seed of all latents.
     """
     waveforms = [Noise(seed, f"waveform {index}") for index in range(batch)]
     return torch.stack([noise.normal(start, stop - start) for noise in waveforms]).float()
@@ -38,43 +41,42 @@ def stream(
     block: int = 64,
     margin: int = 16,
 ) -> Iterator[Float[Tensor, "batch samples"]]:
-    """Synthesises waveforms chunk by chunk; what comes out does not depend on how the frames are cut into chunks.
+    """Synthesise waveforms chunk by chunk; the result does not depend on the chunk sizes.
 
     The waveform is `SpeechFlow.decode` of `latents` times the temperature, given all frames. A flow with a
-    `continuation` (`WaveFlow` of causal width) gives exactly that, up to rounding, as soon as two more frames are
-    known.
+    `continuation` (such as `WaveFlow` of causal width) gives exactly this, up to rounding, as soon as the frames
+    that follow a sample are known: two for `WaveFlow`.
 
-    A flow that looks to both sides would have to wait for the end, since every sample depends on all others within
-    `WaveFlow.reach`, though ever more weakly. It synthesises blocks of frames, each with a margin of frames on both
-    sides that is thrown away. With a margin of at least `WaveFlow.reach` this is exact too; with less, blocks differ
-    from the whole waveform by what the frames beyond the margin contribute. Of a trained model of 6 flows of 6 layers,
-    whose reach is 357 frames, samples differed by 3e-4 at most with a margin of 4 frames, by 2e-6 with 8, by rounding
-    with 16.
+    A sample of any other flow depends on all frames within `WaveFlow.reach` on both sides, with decreasing influence.
+    Such a flow synthesises blocks of frames with a margin on both sides that is discarded. A margin of at least
+    `WaveFlow.reach` is exact; a smaller one neglects the frames beyond it. With a trained model of 6 flows of 6 layers
+    and a reach of 357 frames, samples differed by at most 3e-4 with a margin of 4 frames, by 2e-6 with 8, and by
+    rounding errors with 16.
 
     Args:
         flow: the model.
-        mel_chunks: log-mel spectrograms, one after the other, of any numbers of frames.
-        speaker: number of the speaker of each waveform.
-        temperature: multiplies the latents' standard deviation.
-        seed: of the latents.
+        mel_chunks: consecutive chunks of log-mel spectrograms, of any number of frames.
+        speaker: index of the speaker of each waveform.
+        temperature: factor of the latents' standard deviation.
+        seed: seed of the latents.
         block: frames synthesised at once, for a flow without a continuation.
-        margin: frames synthesised with them on both sides.
+        margin: frames added on both sides of a block.
 
     Yields:
-        The samples that follow; together as many as the frames' hops.
+        The next samples; hop samples per frame in total.
 
     Raises:
-        UserError: for a model without mel spectrograms, or chunks that do not fit it or each other.
+        UserError: if the model takes no mel spectrograms, or chunks do not fit the model or each other.
     """
     if not flow.conditional:
         raise UserError("this model was trained without mel spectrograms: there is nothing to stream, use sample")
     if (speaker is not None) != (flow.speakers > 0):
-        which = "is conditional on" if flow.speakers else "was trained without"
-        raise UserError(f"this model {which} speaker: {'give it' if flow.speakers else 'leave it out'}")
+        relation = "is conditional on" if flow.speakers else "was trained without"
+        raise UserError(f"this model {relation} speaker: {'give it' if flow.speakers else 'leave it out'}")
     if not temperature > 0:
         raise UserError(f"temperature must be greater than 0, got {temperature}")
     if block < 1 or margin < 0 or seed < 0:
-        raise UserError(f"block={block}, margin={margin} and seed={seed} must be at least 1, 0 and 0")
+        raise UserError(f"block={block}, margin={margin} and seed={seed} must be at least 1, 0 and 0, respectively")
     continuation = flow.continuation()
     synthesis: _Synthesis
     if continuation is None:
@@ -88,7 +90,7 @@ def stream(
 
 
 class _Synthesis(ABC):
-    """A waveform in the making: the frames that are still needed, and how many came before."""
+    """State of a streaming synthesis: the buffered mel frames and the index of the first one."""
 
     def __init__(self, flow: SpeechFlow, speaker: Tensor | None, temperature: float, seed: int) -> None:
         self.flow, self.speaker, self.temperature, self.seed = flow, speaker, temperature, seed
@@ -97,44 +99,46 @@ class _Synthesis(ABC):
 
     @abstractmethod
     def ready(self, ended: bool) -> Iterator[Tensor]:
-        """Synthesises what the frames so far allow; all that is left when they have ended."""
+        """Synthesise the samples that the buffered frames allow; all remaining ones if ``ended``."""
 
     @property
     def count(self) -> int:
-        """Frames so far."""
+        """Number of frames received."""
         return self.first + (0 if self.mel is None else self.mel.shape[2])
 
     def take(self, chunk: Tensor) -> None:
-        """Adds frames."""
+        """Append frames."""
         if chunk.ndim != 3 or chunk.shape[1] != self.flow.spec.bands:
             raise UserError(
                 f"a chunk of the mel spectrogram must be (batch, {self.flow.spec.bands}, frames), got "
                 f"{tuple(chunk.shape)}: compute it with the model's settings"
             )
         if self.mel is not None and len(chunk) != len(self.mel):
-            raise UserError(f"chunks of {len(self.mel)} mel spectrograms are followed by one of {len(chunk)}")
+            raise UserError(
+                f"chunks of {len(self.mel)} mel spectrograms are followed by one of {len(chunk)}: keep the batch size"
+            )
         chunk = chunk.to(self.flow.device)
         self.mel = chunk if self.mel is None else torch.cat([self.mel, chunk], 2)
 
     def window(self, start: int, stop: int) -> Tensor:
-        """Frames ``start`` … ``stop`` − 1."""
+        """Return the frames ``start`` … ``stop`` − 1."""
         assert self.mel is not None
         return self.mel[:, :, start - self.first : stop - self.first]
 
     def forget(self, frame: int) -> None:
-        """Lets go of the frames before one, as far as whole columns go."""
+        """Drop the frames before ``frame``, in whole columns."""
         start = max(frame // self.flow.frame_step * self.flow.frame_step, self.first)
         self.mel, self.first = self.window(start, self.count), start
 
     def draw(self, start: int, stop: int) -> Tensor:
-        """Latents of samples."""
+        """Return the scaled latents of the samples ``start`` … ``stop`` − 1."""
         assert self.mel is not None
         z = latents(len(self.mel), start, stop, self.seed)
         return self.temperature * z.to(self.mel.device, self.flow.dtype)
 
 
 class _Blocks(_Synthesis):
-    """Blocks with margins, at places that do not depend on the chunks."""
+    """Synthesis in blocks with margins, at positions that do not depend on the chunks."""
 
     def __init__(
         self, flow: SpeechFlow, speaker: Tensor | None, temperature: float, seed: int, block: int, margin: int
@@ -145,7 +149,7 @@ class _Blocks(_Synthesis):
 
     @torch.no_grad()
     def ready(self, ended: bool) -> Iterator[Tensor]:
-        """Synthesises the blocks of which all frames and their margins are known."""
+        """Synthesise the blocks whose frames and margins are known."""
         hop = self.flow.spec.hop
         while self.done < self.count and (ended or self.done + self.block + self.margin <= self.count):
             start, stop = max(self.done - self.margin, 0), min(self.done + self.block + self.margin, self.count)
@@ -158,7 +162,7 @@ class _Blocks(_Synthesis):
 
 
 class _Continued(_Synthesis):
-    """Samples that go on where those before them ended."""
+    """Synthesis by a continuation."""
 
     def __init__(
         self, flow: SpeechFlow, speaker: Tensor | None, temperature: float, seed: int, continuation: Continuation
@@ -169,7 +173,7 @@ class _Continued(_Synthesis):
 
     @torch.no_grad()
     def ready(self, ended: bool) -> Iterator[Tensor]:
-        """Synthesises the samples whose features are known."""
+        """Synthesise the samples whose features are known."""
         known = self.continuation.known(self.count, ended)
         if known <= self.done:
             return

@@ -1,4 +1,4 @@
-"""Train a flow on a store of speech: ``arflows audio train --config recipe.yaml``.
+"""Training of a flow on a store of speech: ``arflows audio train --config recipe.yaml``.
 
 On several GPUs: ``--trainer.devices 8``, or ``torchrun --nproc-per-node 8 --no-python arflows audio train …``.
 """
@@ -30,22 +30,22 @@ from arflows.core.training.sharding import whole_weights
 from arflows.data.audio_files import write_wav
 
 REFERENCE_UTTERANCES = 100
-"""Training utterances whose scores are kept with the model."""
+"""Number of training utterances whose scores are saved with the model."""
 
 
 class SpeechFlowTraining(FlowTraining):
-    """Trains a flow of speech in nats per sample; see `FlowTraining`.
+    """Training of a speech flow, with the loss in nats per sample; see `FlowTraining`.
 
     Args:
         flow: The flow, such as arflows.audio.WaveFlow, and its arguments.
-        **options: Those of `FlowTraining`.
+        **options: Options of `FlowTraining`.
     """
 
     def __init__(self, flow: SpeechFlow, **options: Any) -> None:
         super().__init__(flow, unit="nats_per_dim", **options)
 
     def _losses(self, batch: Batch) -> Float[Tensor, " batch"]:
-        """Leaves what comes before a training segment out of the mean."""
+        """Compute the mean loss of each segment, without its lead."""
         assert isinstance(self.flow, SpeechFlow)
         if not self.training or not self.flow.lead:
             return super()._losses(batch)
@@ -54,16 +54,16 @@ class SpeechFlowTraining(FlowTraining):
         return -log_prob[:, self.flow.lead * self.flow.spec.hop :].mean(1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Scores a whole utterance, of a length of its own, for which compiling would take longer than it saves."""
+        """Score a whole utterance, uncompiled: utterances differ in length, and compiling for each would not pay."""
         compiled, self._log_prob = self._log_prob, self.flow.log_prob
         super().validation_step(batch, batch_idx)
         self._log_prob = compiled
 
 
 class SampleClip(Callback):
-    """Vocodes the beginning of the first validation utterance at each validation: samples/<step>.wav, and TensorBoard.
+    """Callback that vocodes the beginning of the first validation utterance, to samples/<step>.wav and TensorBoard.
 
-    The latents are the same every time, so that one hears the same clip develop.
+    The latents are the same at every validation, so that clips are comparable.
 
     Args:
         seconds: Length of the clip.
@@ -75,7 +75,7 @@ class SampleClip(Callback):
         self.temperature = temperature
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Synthesises, while the averaged weights are in place."""
+        """Synthesise the clip with the averaged weights."""
         if trainer.sanity_checking:
             return
         with whole_weights(trainer):
@@ -87,7 +87,7 @@ class SampleClip(Callback):
         assert isinstance(flow, SpeechFlow)
         try:
             clip = self._clip(flow, data)
-        except InversionError as error:  # an early state of a model is not worth a run
+        except InversionError as error:  # should not end the training
             rank_zero_warn(f"no clip after step {trainer.global_step}: {error}", category=RuntimeWarning)
             return
         with replacing(Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:07d}.wav") as temporary:
@@ -112,7 +112,7 @@ class SampleClip(Callback):
 
 
 class SpeechExperiment(Experiment):
-    """Trains a flow on a store of speech."""
+    """Experiment that trains a flow on a store of speech."""
 
     model: SpeechFlowTraining
     datamodule: SpeechDataModule
@@ -121,10 +121,10 @@ class SpeechExperiment(Experiment):
         super().__init__(SpeechFlowTraining, SpeechDataModule, words, "audio", [SampleClip()])
 
     def check(self) -> None:
-        """Makes sure that the flow is one of such mel spectrograms, and of their speakers.
+        """Check that the flow fits the store's settings and speakers.
 
         Raises:
-            UserError: If it is not.
+            UserError: If it does not.
         """
         flow, data = self.model.flow, self.datamodule
         assert isinstance(flow, SpeechFlow)
@@ -143,12 +143,12 @@ class SpeechExperiment(Experiment):
             )
         data.mels, data.speakers = flow.conditional, flow.speakers > 0
         data.lead, data.surroundings = flow.lead, flow.surroundings
-        data.train_dataloader()  # refuses a store that has too few utterances for a batch
+        data.train_dataloader()  # raises if there are too few utterances for a batch
         if left_out := data.dataset("train", training=True).left_out:
             print(f"{left_out:,} training utterances are shorter than a segment of {data.segment} samples: left out")
 
     def data_facts(self) -> dict[str, Any]:
-        """Which store the model was trained on, how much of it, and who spoke."""
+        """Return the facts of the store, the limit and the speakers."""
         data = self.datamodule
         return {**data.store.facts(), "limit": data.limit, "speakers": data.speaker_names}
 
@@ -160,12 +160,12 @@ class SpeechExperiment(Experiment):
         return Estimate(mean.value, mean.standard_error, "nats/sample", self.model.flow.likelihood, mean.count)
 
     def _reference(self) -> Reference:
-        """Scores of whole training utterances, chosen at random."""
+        """Return the scores of whole training utterances, chosen at random."""
         scores, lengths = self._score("train", REFERENCE_UTTERANCES, "scoring training data")
         return Reference.of(torch.from_numpy(-scores / lengths))
 
     def _score(self, split: str, count: int | None, title: str) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities of whole utterances of a split, in nats, and their lengths in samples."""
+        """Return the log-likelihoods of whole utterances of a split in nats, and their lengths in samples."""
         dataset = self.datamodule.dataset(split)
         order = np.random.default_rng(self.config.seed).permutation(len(dataset))[:count]
         lengths: list[int] = []
@@ -183,10 +183,10 @@ def train(*words: str) -> None:
     """Train a flow on a store of speech by maximum likelihood.
 
     Args:
-        *words: The words of the command line, such as ``"--config", "recipe.yaml", "--out", "run"``;
+        *words: Command-line arguments, such as ``"--config", "recipe.yaml", "--out", "run"``;
             `arflows audio train --help` lists the options.
 
     Raises:
-        UserError: If the options do not fit together, or training cannot go on.
+        UserError: If the options do not fit together, or training cannot continue.
     """
     run_experiment(SpeechExperiment, words)

@@ -21,31 +21,35 @@ from arflows.core.conditioners.wavenet import WaveNet
 from arflows.core.runtime.errors import UserError
 
 WIDTH_CYCLE = 8
-"""Period, in layers, of the dilations along the rows, which are powers of two."""
+"""Period in layers of the dilations along the width, which are powers of two."""
 
 
 class WaveFlow(SpeechFlow):
-    """A flow over waveforms in [−1, 1] that are folded to rows, autoregressive over these.
+    """Autoregressive flow over the rows of a folded waveform with samples in [−1, 1].
 
     Ping, Peng, Zhao & Song, "WaveFlow", 2020 (arXiv:1912.01219). A waveform is folded to columns of ``height``
     consecutive samples; row i holds the i-th samples of all columns. Each flow maps a sample affinely, with parameters
-    that a `WaveNet` computes from the rows generated before; between flows rows are reversed, in the second half of the
-    flows each half by itself (bipartite). Waveforms need not fill their last column.
+    that a `WaveNet` computes from the rows generated before. Rows are reversed between flows; in the second half of the
+    flows each half of the rows is reversed separately (bipartite). The last column may be incomplete.
+
+    >>> flow = WaveFlow({"bands": 5}, height=4, channels=4, layers=2, flows=2)
+    >>> flow.log_prob(torch.zeros(2, 512), mel=torch.zeros(2, 5, 2)).shape
+    torch.Size([2])
 
     Args:
-        spec: settings of the mel spectrograms, those of `MelSpec`; None for its defaults.
-        conditional: whether mel spectrograms are given; otherwise only the sample rate of ``spec`` counts.
-        speakers: number of speakers that are told apart; 0 for none.
-        height: samples of a column, h: how many steps a generation takes. As many as a waveform has make a WaveNet
-            over single samples.
-        channels: of the WaveNets.
-        layers: of each WaveNet.
+        spec: settings of the mel spectrograms, as for `MelSpec`; None for its defaults.
+        conditional: True if mel spectrograms are given; otherwise only the sample rate of ``spec`` is used.
+        speakers: number of speakers; 0 for a model without.
+        height: samples per column, h, and number of generation steps. A height equal to the length of the waveform
+            gives a WaveNet over single samples.
+        channels: channels of the WaveNets.
+        layers: layers of each WaveNet.
         flows: number of flows.
-        kernel: of the convolutions, down the rows and along them.
-        causal_width: let no column see later columns, so that synthesis can be streamed exactly.
+        kernel: kernel size of the convolutions, along height and width.
+        causal_width: use convolutions that are causal along the width, so that synthesis can be streamed exactly.
 
     Raises:
-        UserError: for a height below 2.
+        UserError: if the height is below 2.
     """
 
     presets = PRESETS
@@ -64,7 +68,7 @@ class WaveFlow(SpeechFlow):
     ) -> None:
         mel_spec = MelSpec.from_dict(spec or {})
         if height < 2:
-            raise UserError(f"height={height} must be at least 2: a single row has nothing to depend on")
+            raise UserError(f"height={height} must be at least 2: with one row no sample depends on another")
         features = (mel_spec.bands if conditional else channels) if conditional or speakers else 0
         kernel = (int(kernel[0]), int(kernel[1]))
         down = height_dilations(height, layers, kernel[0])
@@ -87,7 +91,7 @@ class WaveFlow(SpeechFlow):
     def _generate(
         self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform, and its log-determinant."""
+        """Map latents to waveforms, and return the log-determinant of this direction."""
         batch, samples = z.shape
         if z.is_cuda:
             self.check(condition, batch, samples, lengths)
@@ -98,9 +102,17 @@ class WaveFlow(SpeechFlow):
     def widened(
         self, z: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
     ) -> tuple[Tensor, Condition, Tensor]:
-        """The same latents, followed by zeros that do not count, in one of eight widths an octave.
+        """Pad latents and mel spectrograms to one of eight widths per octave.
 
-        On CUDA the loops of generation are captured for each shape; so waveforms of most lengths find theirs captured.
+        On CUDA, generation is captured as a graph for each shape; with few widths most lengths reuse a captured graph.
+
+        Args:
+            z: latents.
+            condition: mel spectrograms and speakers.
+            lengths: samples of each waveform; None if all are full.
+
+        Returns:
+            Padded latents and condition, and the lengths without padding.
         """
         batch, samples = z.shape
         columns = -(-samples // self.height)
@@ -113,8 +125,8 @@ class WaveFlow(SpeechFlow):
         return F.pad(z, (0, wide - samples)), Condition(mel, condition.speaker), lengths
 
     def windows(self, start: int, stop: int, samples: int, context: Any) -> tuple[Window, Window]:
-        """Parts of a waveform around a gap, of whole columns; see `SpeechFlow.windows`."""
-        # Latents that depend on the gap lie within the receptive field around it, and depend on twice as much.
+        """Return windows of whole columns around a gap; see `SpeechFlow.windows`."""
+        # Latents that depend on the gap lie within one receptive field of it, and depend on samples within two.
         reach = sum(layer.margins[0] for network in self.bijection.networks for layer in network.stack)
         return (
             self._window(start, stop, samples, context, 2 * reach),
@@ -128,32 +140,37 @@ class WaveFlow(SpeechFlow):
         return Window(left * self.height, min(right * self.height, samples), part)
 
     def continuation(self) -> Continuation | None:
-        """Synthesis column by column, of a flow of causal width."""
+        """Return synthesis column by column, if the flow has causal width."""
         return _ColumnByColumn(self) if self.causal_width else None
 
     def reach(self) -> int:
-        """Mel frames before and after a sample's own that can have a part in its synthesis.
+        """Return the number of mel frames on either side of a sample that can affect its synthesis.
 
-        A row depends on the rows before it as far as the convolutions are wide, these on the rows before them as far
-        again.
+        A row depends on earlier rows within the width of the receptive field, and this width adds up over the rows.
         """
         width = sum(max(layer.margins) for network in self.bijection.networks for layer in network.stack)
         columns = (self.height - 1) * width
-        return math.ceil(columns * self.height / self.spec.hop) + 2  # the encoder's convolution and interpolation
+        return math.ceil(columns * self.height / self.spec.hop) + 2  # + the encoder's convolution and interpolation
 
     # ------------------------------------------------------------------------------------------------ conditions
 
     def _context(
         self, waveform: Float[Tensor, "batch samples"], condition: Condition, lengths: Tensor | None
     ) -> Float[Tensor, "batch features *rows columns"] | None:
-        """Features of each column, or of each sample; see `WaveNet`."""
+        """Return the features of each column, or of each sample; see `WaveNet`."""
         features = self.column_features(condition, -(-waveform.shape[1] // self.height), lengths)
         return self.counted(features, waveform, lengths)
 
     def column_features(
         self, condition: Condition, columns: int, lengths: Tensor | None = None
     ) -> Float[Tensor, "batch features *rows columns"] | None:
-        """What the mel spectrogram and the speaker say of each column, or of each sample if columns span frames."""
+        """Compute the features of each column, or of each sample if a column is longer than a frame.
+
+        Args:
+            condition: mel spectrograms and speakers.
+            columns: number of columns.
+            lengths: samples of each waveform; None if all are full.
+        """
         if self.encoder is None:
             return None
         if not self.conditional or self.height <= self.spec.hop:
@@ -163,10 +180,16 @@ class WaveFlow(SpeechFlow):
     def counted(
         self, features: Tensor | None, waveform: Float[Tensor, "batch samples"], lengths: Tensor | None = None
     ) -> Float[Tensor, "batch features *rows columns"] | None:
-        """The features with the count of each column's samples where not all columns of ``waveform`` are full."""
+        """Append the number of samples in each column to the features, unless all columns are full.
+
+        Args:
+            features: features of columns or samples; None for none.
+            waveform: samples or latents, of which only the shape matters.
+            lengths: samples of each waveform; None if all are full.
+        """
         batch, samples = waveform.shape
         if features is not None:
-            # In full precision also where the encoder ran in half: counts would be rounded.
+            # Full precision even if the encoder ran under autocast, which would round the counts.
             features = features.expand(batch, *features.shape[1:]).to(waveform.dtype)
         if lengths is None:
             if samples % self.height == 0:
@@ -182,7 +205,7 @@ class WaveFlow(SpeechFlow):
 
 
 class _ColumnByColumn:
-    """Synthesis by a flow of causal width: each layer keeps the columns that it still needs."""
+    """Incremental synthesis by a flow of causal width, with a cache of past columns for each layer."""
 
     def __init__(self, flow: WaveFlow) -> None:
         self.flow = flow
@@ -190,21 +213,21 @@ class _ColumnByColumn:
         self.memories: list[list[Tensor]] = []
 
     def known(self, frames: int, ended: bool) -> int:
-        """Samples whose features the first ``frames`` frames determine, in whole columns."""
+        """Return the number of samples, in whole columns, whose features depend on the first ``frames`` frames only."""
         height, hop = self.flow.height, self.flow.spec.hop
-        # Sample t lies (t + ½) / hop − ½ frames in. Its features are interpolated up to the next frame, whose features
-        # are those of a convolution that sees one more.
+        # Sample t is at frame (t + ½) / hop − ½. Its features are interpolated with those of the next frame, which a
+        # convolution computes from one frame more.
         whole = math.ceil(((frames - 1.5) * hop + 0.5) / height) - 1
         return frames * hop if ended else max(whole * height, 0)
 
     def needed(self, sample: int) -> int:
-        """The first frame that samples from this one on depend on."""
+        """Return the first frame that this sample and later ones depend on."""
         return max(math.floor((sample + 0.5) / self.flow.spec.hop - 0.5) - 2, 0)
 
     def extend(
         self, z: Float[Tensor, "batch samples"], condition: Condition, first: int
     ) -> Float[Tensor, "batch samples"]:
-        """Synthesises the samples that follow; see `Continuation`."""
+        """Synthesise the next samples; see `Continuation`."""
         flow, folded = self.flow, self.flow.bijection
         offset = first * flow.spec.hop // flow.height
         done, columns = self.done, self.done - (-z.shape[1] // flow.height)
@@ -220,7 +243,7 @@ class _ColumnByColumn:
             assert bijection.order is not None
             assert bijection.rank is not None
             arranged = rows.index_select(1, bijection.order)
-            at_work = network.stream(arranged, context, memory)
-            rows, _ = at_work.generate(bijection.elementwise, arranged)
+            stream = network.stream(arranged, context, memory)
+            rows, _ = stream.generate(bijection.elementwise, arranged)
             rows = rows.index_select(1, bijection.rank)
         return folded.unfold(rows, z.shape[1])

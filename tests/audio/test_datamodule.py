@@ -96,5 +96,5 @@ def test_speakers_must_be_known(tmp_path, speech):
     store = Store(speech)
     fields = {name: [np.array(store.ragged("test", name)[0])] for name in ("waveforms", "mels")}
     write_store(tmp_path / "s.h5", domain="audio", spec=store.spec, splits={"train": fields})
-    with pytest.raises(UserError, match="does not know who speaks"):
+    with pytest.raises(UserError, match="has no speaker labels"):
         SpeechDataset(Store(tmp_path / "s.h5"), "train", speakers=True)

@@ -103,7 +103,7 @@ def test_bijection_inverts_with_its_log_determinant(dtype):
 def test_bijection_refuses_what_does_not_fit():
     with pytest.raises(UserError, match="needs the coefficients"):
         LinearPrediction()(torch.zeros(1, 8))
-    with pytest.raises(UserError, match="no multiple of 3 sub-frames"):
+    with pytest.raises(UserError, match="not a multiple of 3 sub-frames"):
         LinearPrediction()(torch.zeros(1, 8), torch.zeros(1, 3, 5))
 
 

@@ -166,5 +166,5 @@ class TestPerception:
 
     def test_what_is_missing_is_named(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "pesq", None)
-        with pytest.raises(UserError, match=r"pesq is not installed: `pip install pesq`"):
+        with pytest.raises(UserError, match="pesq is not installed: `pip install pesq`"):
             metrics.optional("pesq")

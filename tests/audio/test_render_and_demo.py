@@ -19,7 +19,7 @@ def test_spectrograms_and_their_difference(tmp_path):
     assert len(images) == 3
     assert images[0].get_clim() == images[1].get_clim()
     np.testing.assert_allclose(images[2].get_array(), 0.5)
-    assert images[2].axes.get_title() == "b less a"
+    assert images[2].axes.get_title() == "b minus a"
     assert images[0].get_extent()[1] == pytest.approx(100 * 256 / 22_050)
     save_figure(figure, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

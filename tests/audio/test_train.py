@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import yaml
 
+from arflows import audio
 from arflows.audio import WaveFlow, train
 from arflows.audio.prepare import prepare
 from arflows.audio.representation import MelSpec
@@ -97,15 +98,9 @@ def test_a_resumed_run_is_the_run(tmp_path, recipe):
 
 def test_every_recipe_describes_a_model_that_can_be_built():
     recipes = sorted((Path(train.__file__).parent / "recipes").glob("*.yaml"))
-    assert [path.stem for path in recipes] == [
-        "demo",
-        "waveflow_cpu",
-        "waveflow_kathleen_h16_c64_cpu",
-        "waveflow_ljspeech_h16_c128",
-        "waveflow_ljspeech_h16_c64",
-        "waveflow_vctk",
-    ]
+    assert len(recipes) >= 7
     for path in recipes:
         assert path.read_text().startswith("#")
         flow = yaml.safe_load(path.read_text())["model"]["flow"]
-        assert WaveFlow(**flow["init_args"]).height >= 2
+        kind = getattr(audio, flow["class_path"].removeprefix("arflows.audio."))
+        assert sum(parameter.numel() for parameter in kind(**flow["init_args"]).parameters()) > 10_000

@@ -191,9 +191,9 @@ class TestMels:
         ("change", "sentence"),
         [
             (lambda mel: mel[:64], "64 bands, the model 80"),
-            (lambda mel: mel.T, "turn it"),
+            (lambda mel: mel.T, "transpose it"),
             (lambda mel: 20 / math.log(10) * mel, "looks like decibels"),
-            (lambda mel: mel * np.nan, "no finite floats"),
+            (lambda mel: mel * np.nan, "not finite floats"),
             (lambda mel: mel[:, :0], "no frames"),
             (lambda mel: np.stack([mel, mel]), "give one mel spectrogram"),
             (lambda mel: mel[0], "give one mel spectrogram"),
@@ -233,7 +233,7 @@ class TestMels:
             ("link.h5", "leads elsewhere, which is refused"),
             ("bomb.pt", "is compressed"),
             ("x.pt", "cannot be read"),
-            ("x.txt", "is no mel spectrogram"),
+            ("x.txt", "is not a mel spectrogram file"),
             ("d.pt", "holds a dict"),
             ("no.npy", "there is no file"),
         ):
@@ -267,7 +267,7 @@ class TestSpeakers:
         out = tmp_path / "s.csv"
         command(score)(["--model", str(speaker_run), "--speech", str(tmp_path / "in"), "--out", str(out)])
         assert [row["utterance"] for row in rows_of(out)] == ["ada/x.wav"]
-        assert "1 of a speaker the model does not know (zoe/x.wav)" in capsys.readouterr().out
+        assert "1 of a speaker unknown to the model (zoe/x.wav)" in capsys.readouterr().out
 
     def test_who_speaks_matters(self, tmp_path, speaker_run, folder):
         waves = []
@@ -279,13 +279,13 @@ class TestSpeakers:
 
     def test_who_speaks_must_be_told(self, capsys, tmp_path, speaker_run, folder):
         words = ["--model", speaker_run, "--speech", folder / "0.wav", "--out", tmp_path / "out"]
-        assert "of which the speaker is not told (--speaker)" in fails(capsys, sample, *words)
+        assert "without a speaker label (add --speaker)" in fails(capsys, sample, *words)
         assert "does not know the speaker 'zoe': give one of ada, ben" in fails(
             capsys, sample, *words, "--speaker", "zoe"
         )
 
     def test_a_model_without_speakers(self, flow):
-        with pytest.raises(UserError, match="knows no speakers"):
+        with pytest.raises(UserError, match="the model has no speakers"):
             speaker_number(flow, "ada", [])
 
 

@@ -53,7 +53,7 @@ def test_every_domain_has_its_chapter_and_folder(install, tmp_path, capsys):
     assert (tmp_path / "here/second_spare/samples.txt").exists()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1/2] first_spare — the first_spare"
-    assert lines[-1].startswith(f"{tmp_path / 'report.html'} shows")
+    assert lines[-1].startswith(f"{tmp_path / 'report.html'} is the report; the demo took")
 
 
 def test_failed_chapter_does_not_lose_the_others(install, tmp_path, capsys):

@@ -81,5 +81,5 @@ def test_the_checksums_are_those_of_sha256sum(run):
 def test_other_paths_are_refused(kind, tmp_path, fails):
     if kind == "text":
         (tmp_path / "text").write_text("hello")
-    sentence = "check the path" if kind == "missing" else "is no store, no model folder and no folder of a run"
+    sentence = "check the path" if kind == "missing" else "is neither a store nor a model folder nor a run folder"
     assert sentence in fails(2, cli.main, ["verify", str(tmp_path / kind)])
