@@ -17,8 +17,8 @@ _FEW = 4
 class Weights(NamedTuple):
     """Contiguous weights of the networks, (inputs, outputs).
 
-    If ``present``, ``residual`` and ``output_proj`` are exactly representable in bfloat16, they hold its bits as uint16,
-    so that a step reads half as much memory.
+    If ``present``, ``residual`` and ``output_proj`` are exactly representable in bfloat16, they hold its bits as
+    uint16, so that a step reads half as much memory.
     """
 
     input_proj: np.ndarray

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,35 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def graph(root: Path) -> dict[str, set[str]]:
+    """The modules of arflows under ``root``, each with those that it imports anywhere, also for types alone."""
+    files = {
+        ".".join(["arflows", *path.relative_to(root).with_suffix("").parts]): path
+        for package in sorted(PACKAGES)
+        for path in sorted((root / package).rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+    return {
+        module: {each for _, name in imported(path, module) for each in (name, name.rpartition(".")[0])}
+        & files.keys() - {module}
+        for module, path in files.items()
+    }
+
+
 def test_imports_go_one_way():
     assert violations(ROOT) == []
+
+
+def test_no_modules_import_each_other():
+    TopologicalSorter(graph(ROOT)).prepare()
+
+
+def test_modules_that_import_each_other_are_found(tmp_path):
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text("if TYPE_CHECKING:\n    from arflows.core.b import B")
+    (tmp_path / "core" / "b.py").write_text("def f():\n    from arflows.core import a")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(tmp_path)).prepare()
 
 
 def test_only_the_mathematics_lies_at_the_root_of_core():
