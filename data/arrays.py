@@ -24,7 +24,7 @@ import numpy as np
 from arflows.core.runtime.errors import UserError
 
 LONGEST_HEADER = 10_000
-"""Maximum bytes of an array's header; that of an array of numbers takes about a hundred."""
+"""Maximum bytes of an array's header; for numbers it takes about a hundred."""
 
 CHUNK = 1 << 24
 """Bytes read at a time."""

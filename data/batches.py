@@ -86,7 +86,7 @@ class ResumableOrder(DistributedSampler[Batch]):
     Args:
         dataset: The examples of all processes.
         seed: Decides the order.
-        epoch: The first epoch, at which a resumed run goes on.
+        epoch: The first epoch, in which a resumed run continues.
         done: Number of examples of that epoch that this process has processed already.
         options: Of `DistributedSampler`.
     """
@@ -163,7 +163,7 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
             seed: Decides the order of the examples, and which are used with a limit.
 
         Raises:
-            UserError: The file is no store of the domain, or a setting is out of range.
+            UserError: The file is not a store of the domain, or a setting is out of range.
         """
         super().__init__()
         settings = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}

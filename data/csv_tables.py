@@ -67,7 +67,7 @@ class FileColumns:
         names: Names of the columns; None if the file has none.
         columns: Their values, float64 (rows,); NaN for a missing number and in a column that holds no numbers.
         unusable: Description of the content of each column that holds no numbers, by its index.
-        remarks: Sentences on what was left out or converted.
+        remarks: Sentences about omissions and conversions.
         place: Name of a row, counted from 0, in messages.
     """
 
@@ -225,7 +225,7 @@ def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[s
             if len(cells) > 1 or (cells and cells[0].strip()):
                 yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error:
-        return  # pyarrow says what is wrong
+        return  # pyarrow reports the error
 
 
 def _file_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -277,7 +277,7 @@ def _has_header(path: Path, head: Sequence[Sequence[str]], decimal: str) -> bool
         below = rest[0] if rest else []
         text = [not _is_number(cell, decimal) and cell.lower() not in MISSING for cell in first]
         same = [not _is_number(cell, decimal) and cell.lower() not in MISSING for cell in below]
-        # A row of data in which some columns are text is no header, unless no cell of it is a number.
+        # Numbers, and text in the same columns as below: a row of data. A row without numbers is a header.
         return all(text) or text != same or not any(_is_number(cell, decimal) for cell in first)
     if rest and len(first) > 1 and len(rest[0]) == len(first) and first[0] == "" and first[1:]:
         numbers = first[1:]  # behind an index
@@ -301,7 +301,7 @@ def _numbers(column: pyarrow.ChunkedArray, decimal: str) -> tuple[np.ndarray, st
     """Convert cells to float64.
 
     Returns:
-        The numbers, a remark on their conversion, and the index of the first cell that is no number.
+        The numbers, a remark on their conversion, and the index of the first cell that is not a number.
     """
     import pyarrow
     import pyarrow.compute as compute

@@ -97,7 +97,7 @@ def speak(text: str, voice: str, pitch: int, rate: int, seed: int = 0) -> tuple[
         The samples, and their rate in Hz.
 
     Raises:
-        UserError: There is no such voice, or the synthesiser failed.
+        UserError: The voice does not exist, or the synthesiser failed.
     """
     parts: list[np.ndarray] = []
 
@@ -127,7 +127,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 def _synthesiser(seed: int) -> Iterator[tuple[ctypes.CDLL, int]]:
     """Load the library, and yield it with its sample rate.
 
-    Its output depends on what it spoke before, even after a restart; only unloading resets it.
+    Its output depends on earlier speech, even after a restart; only unloading resets it.
     """
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]

@@ -95,7 +95,7 @@ class FileExamples:
         labels: The class number of each image, or None.
         classes: Names of the classes, or None.
         crop: Part of each image that is taken, or None for all of it.
-        strays: Files beside the class folders that are no images, and are left out.
+        strays: Files beside the class folders that are not images, and are left out.
     """
 
     folder: Path
@@ -180,7 +180,7 @@ class ImageSource:
             unused: Numbers of the classes.
 
         Raises:
-            UserError: Another split has images of such a class.
+            UserError: Another split has images of one of these classes.
         """
         classes = self.classes
         assert classes is not None
@@ -210,7 +210,7 @@ def uniform_batches(
     stats: ReadStats,
     white: int = WHITE,
 ) -> Iterator[tuple[UInt8[np.ndarray, "batch channels height width"], Int64[np.ndarray, " batch"] | None]]:
-    """Convert images and yield them in batches, in order, with their labels; count what was converted and skipped.
+    """Convert images and yield them in batches, in order, with their labels; count conversions and skipped images.
 
     Args:
         examples: The images.

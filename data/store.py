@@ -47,7 +47,7 @@ OFFSETS = ".offsets"
 """Suffix of the name of the offsets of a ragged field."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Functions from the attributes of a format version to those of the next; absent where nothing changes."""
+"""Functions that convert the attributes of a format version to the next; none where nothing changes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FieldLayout:
 
 @dataclass(frozen=True)
 class Ragged:
-    """A field of examples of different lengths, mapped from the file; slicing an example reads just what it touches.
+    """A field of examples of different lengths, mapped from the file; slicing reads only the selected values.
 
     Attributes:
         values: (all lengths together, …): the examples one after the other.
@@ -159,19 +159,19 @@ class Store:
         """Return the layout of each field of a split.
 
         Raises:
-            UserError: There is no such split; the sentence names those there are.
+            UserError: The split does not exist; the sentence names the existing ones.
         """
         if split not in self._fields:
             raise UserError(f"{self.path} has no split {split!r}: it has {', '.join(self._fields)}.")
         return dict(self._fields[split])
 
     def array(self, split: str, name: str) -> np.ndarray:
-        """Return one field as a read-only array mapped from the file; indexing reads just what it touches.
+        """Return one field as a read-only array mapped from the file; indexing reads only the selected values.
 
         Of a ragged field these are the values of all examples one after the other; see `ragged`.
 
         Raises:
-            UserError: There is no such split or field, or the file was replaced since the store was opened.
+            UserError: The split or field does not exist, or the file was replaced since the store was opened.
         """
         layout = self.fields(split).get(name)
         if layout is None:
@@ -187,7 +187,7 @@ class Store:
         """Return a field of examples of different lengths.
 
         Raises:
-            UserError: There is no such split or field, or its offsets are damaged.
+            UserError: The split or field does not exist, or its offsets are damaged.
         """
         field = Ragged(self.array(split, name), self.array(split, name + OFFSETS))
         if field.offsets[0] != 0 or field.offsets[-1] != len(field.values) or (field.lengths < 0).any():
@@ -232,7 +232,7 @@ class Store:
 
 
 def opened(source: Path | Store, domain: str) -> Store | None:
-    """Return the store of a domain that is given open or by its path; None if the path is that of something else.
+    """Return the store of a domain that is given open or by its path; None if the path is not a store.
 
     Args:
         source: The store, or a path.

@@ -232,7 +232,7 @@ def write_store(
 
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    """Return a field in the form it has in the file: C order, little-endian; refuse what has no fixed size."""
+    """Return a field in the form it has in the file: C order, little-endian; refuse types without a fixed size."""
     array = np.asarray(array)
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise ValueError(f"field {name!r} must be an array of numbers with a leading axis of examples")

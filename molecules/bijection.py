@@ -80,7 +80,7 @@ class DecisionCDFs(Bijection):
     def logits(
         self, given: Decisions, context: Float[Tensor, "batch context"] | None
     ) -> tuple[Float[Tensor, "batch types categories"], Float[Tensor, "batch rows choices"]]:
-        """Logits of types and of bonds: −∞ for what is no decision of the representation.
+        """Logits of types and of bonds: −∞ for decisions that the representation does not have.
 
         There is no molecule without atoms, and none with more than the spec has. An atom has at least one bond to
         earlier ones, and they come in their order.
@@ -97,7 +97,7 @@ class DecisionCDFs(Bijection):
     def prefix_log_prob(
         self, x: UInt8[Tensor, "batch packed"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, " batch"]:
-        """Log-probability that a molecule begins like this, whether or not it goes on."""
+        """Log-probability that a molecule begins with these decisions, complete or not."""
         given = self.read(x)
         return self._sum(given, *self.logits(given, context), ends=False)
 

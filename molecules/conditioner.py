@@ -36,7 +36,7 @@ class GraphTransformer(nn.Module):
         context_features: Size of what molecules are conditioned on; 0 for nothing.
 
     Raises:
-        ValueError: If ``width`` is no multiple of ``heads``.
+        ValueError: If ``width`` is not a multiple of ``heads``.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class GraphTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention with biases, then a perceptron of four times the width, each added to what it was computed from."""
+    """Attention with biases, then a perceptron of four times the width, each as a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ def evaluate(
     properties from these is measured.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows molecules train` holds the moving average of its weights; that is what is measured.
+    A model trained by `arflows molecules train` holds the moving average of its weights, which is measured.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
@@ -158,7 +158,7 @@ def round_trip(flow: GraphFlow, batch: Batch) -> dict[str, Any]:
 
     Args:
         flow: The model.
-        batch: Molecules, at most `ROUND_TRIP_MOLECULES` of which are taken.
+        batch: Molecules; at most `ROUND_TRIP_MOLECULES` are used.
     """
     x = batch["x"][:ROUND_TRIP_MOLECULES].to(flow.device)
     context = batch["context"][:ROUND_TRIP_MOLECULES].to(flow.device) if "context" in batch else None

@@ -14,7 +14,7 @@ from arflows.molecules.graph import Graph, permuted, walk
 from arflows.molecules.representation import MoleculeSpec
 
 ORDERS = 32
-"""Number of random orders of a fragment's atoms, of which the likeliest under the model is taken."""
+"""Number of random orders of a fragment's atoms; the likeliest under the model is used."""
 
 
 class Fragment(NamedTuple):

@@ -114,7 +114,7 @@ class GraphFlow(Flow, Pretrained):
         workers: Workers | None = None,
         **options: Any,
     ) -> Iterator[Molecule]:
-        """Draw molecules one after the other, for any number of them; arguments are those of `sample`.
+        """Draw molecules one after the other, for any number of them; arguments as for `sample`.
 
         Args:
             count: Number of molecules.
@@ -122,7 +122,7 @@ class GraphFlow(Flow, Pretrained):
             seed: Seed of the latents; by default a new one.
             generator: Source of a new seed; by default PyTorch's global generator.
             workers: Processes in which RDKit finishes the molecules; by default it works in this one.
-            **options: Those of `generate`.
+            **options: Options of `generate`.
         """
         if seed is None:
             seed = int(torch.randint(2**62, (), generator=generator))

@@ -183,7 +183,7 @@ class MoleculeFlow(GraphFlow):
         Args:
             count: Number of molecules.
             context: Wanted properties, for a conditional model.
-            **options: Those of `sample`.
+            **options: Options of `sample`.
         """
         drawn = self.sample(count, context, **options)
         return drawn, torch.tensor([each.log_prob for each in drawn], dtype=self.dtype, device=self.device)

@@ -58,7 +58,7 @@ def prepare(
         max_atoms: Leave out molecules of more heavy atoms.
         val_fraction: The part of the source set aside for validation.
         test_fraction: The part of the source set aside for testing, if there is no test file.
-        limit: Use at most so many molecules of the source, chosen at random.
+        limit: Maximum number of molecules from the source, chosen at random.
         workers: Processes; one for each core if not given.
         seed: Decides which molecules are set aside or chosen.
         overwrite: Replace the store if it exists already.
@@ -153,7 +153,7 @@ def _divided(
 
 
 def _covered(molecules: list[Example], spec: MoleculeSpec, reading: Reading) -> list[Example]:
-    """Leave out test molecules for which the training data have no place."""
+    """Leave out test molecules for which the model of the training data has no representation."""
     objections = {molecule.smiles: spec.objection(molecule.graph) for molecule in molecules}
     keep(reading, (objections.get(molecule.smiles) for molecule in reading.molecules))
     covered = [molecule for molecule in molecules if objections[molecule.smiles] is None]

@@ -59,7 +59,7 @@ def sample(
 
     The file's name decides its form. A .csv has columns smiles (canonical), log_prob (nats, of the graph in the order
     in which it was generated, under the model), log_prob_policy (the same under the policy: masks, limits,
-    temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model what was wanted. A .smi has
+    temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model the targets. A .smi has
     SMILES and log_prob; an .sdf structures with coordinates of a drawing, and all the figures. Molecules that RDKit
     refuses, which there are only without masks, are lines without SMILES in a .csv, and missing elsewhere.
 
@@ -70,7 +70,7 @@ def sample(
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         out: The file to write, which ends in .csv, .smi or .sdf; it must not exist.
         count: Number of molecules.
-        masks: Allow only decisions that respect valences; without masks samples are those of the model alone.
+        masks: Allow only decisions that respect valences; without masks samples follow the model alone.
         fragment: SMILES of a fragment that is kept in every molecule, with * at the atoms that may get more bonds, such
             as '*c1ccncc1'; without any * all of its atoms may.
         fill_attachments: Require that every * of the fragment gets a bond.

@@ -29,7 +29,7 @@ class ImageFlowTraining(FlowTraining):
 
     Args:
         flow: The flow, such as arflows.vision.RealNVP or arflows.vision.Glow, and its arguments.
-        **options: Those of `FlowTraining`.
+        **options: Options of `FlowTraining`.
     """
 
     def __init__(self, flow: ImageFlow, **options: Any) -> None:

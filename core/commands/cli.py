@@ -45,7 +45,7 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``arflows`` with the words ``args``, by default those of the process.
+    """Run ``arflows`` with the words ``args``, by default the words of the process.
 
     Raises:
         SystemExit: With code 2 and one sentence on standard error for a user error.
@@ -144,7 +144,7 @@ def run(
 
     Args:
         function: The function; its parameters are annotated and described under ``Args:``.
-        args: The words of the command line, by default those of the process.
+        args: The words of the command line, by default the words of the process.
         prog: The words that the user typed to get here, for messages; by default the function's name.
         positional: Take parameters without a default that are not keyword-only as words without ``--name``.
 

@@ -30,7 +30,7 @@ def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
     Guards may be nested, so that a command can call another: the outermost one handles the errors.
 
     Args:
-        args: Words of the command line; by default those of the process.
+        args: Words of the command line; by default the words of the process.
 
     Yields:
         The words without ``--debug``.

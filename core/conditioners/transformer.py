@@ -141,7 +141,7 @@ class CausalTransformer(AutoregressiveConditioner):
             previous: the token before each.
             shift: the projected context, (batch, 1, width); None for no context.
             start: position of the first token.
-            cache: keys and values, of which those of earlier tokens are read and those of these tokens written.
+            cache: keys and values; reads those of earlier tokens and writes those of these tokens.
         """
         stop = start + previous.shape[1]
         hidden = self.input_proj(previous) + self.positions[start:stop]

@@ -50,8 +50,8 @@ def match_names(kind: str, names: Iterable[str], known: Sequence[str], where: ob
     names, numbers = list(names), {name: number for number, name in enumerate(known)}
     for name in names:
         if name not in numbers:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
             listed = ", ".join([*known[:20], *(["…"] if len(known) > 20 else [])])
-            raise UserError(f"{where}: the model knows no {kind} {name!r}.{hint} It knows {listed}.")
+            raise UserError(
+                f"{where}: the model knows no {kind} {name!r}.{did_you_mean(name, known)} It knows {listed}."
+            )
     return [numbers[name] for name in names]

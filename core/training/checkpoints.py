@@ -125,7 +125,7 @@ class RunCheckpoint(FixedNameCheckpoint):
         folder: Folder of the checkpoint.
         name: Its name, without ``.ckpt``.
         keep: Number of states that are kept: this one, and older ones as ``<name>-1.ckpt``, ``<name>-2.ckpt``, …
-        every: Save after so many optimizer steps too; None for after validation alone.
+        every: Save after so many optimizer steps too; None for only after validation.
         **options: Of `ModelCheckpoint`.
     """
 

@@ -114,14 +114,14 @@ class Experiment(SeededCLI):
             default=None,
             help="Start from this trained model, whose architecture, standardisation and names are kept.",
         )
-        parser.add_argument("--resume", type=bool, default=False, help="Go on with the run in --out where it stopped.")
+        parser.add_argument("--resume", type=bool, default=False, help="Resume the run in --out from its last state.")
         parser.add_argument(
             "--save_every",
             type=PositiveInt | None,
             default=None,
             help="Also save the state to resume from after every so many steps, not only after validation.",
         )
-        parser.add_argument("--keep", type=PositiveInt, default=2, help="How many of the newest states are kept.")
+        parser.add_argument("--keep", type=PositiveInt, default=2, help="Number of newest states that are kept.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links the seed of the data to that of the run."""
