@@ -31,7 +31,7 @@ def evaluate(
     """Measure a trained flow on a split of a store: log-likelihood, speed, and how exactly it is inverted.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows tabular train` holds the moving average of its weights; which is measured. The
+    A model trained by `arflows tabular train` holds the moving average of its weights, which is measured. The
     log-likelihood is that of the rows in their own units; published figures of standardised data are of such units.
 
     Args:

@@ -1,4 +1,4 @@
-"""Files of the formats that were: whatever comes, they are read. Never change them; add those of a new version."""
+"""Files of older formats, which must always load. Never change them; add those of a new version."""
 
 import json
 import shutil

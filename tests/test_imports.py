@@ -1,4 +1,4 @@
-"""Imports go one way: domains import data and core, data the ground floor of core, and core's storeys go downwards."""
+"""Imports go one way: domains import data and core, data only core.runtime, and core's storeys go downwards."""
 
 import ast
 import subprocess
@@ -29,12 +29,12 @@ PACKAGES = {name for name in MAY_IMPORT if "." not in name}
 
 
 def inside(name: str, package: str) -> bool:
-    """Whether a dotted name is that of a package or of something in it."""
+    """True if a dotted name is a package or something in it."""
     return name == package or name.startswith(f"{package}.")
 
 
 def may_import(module: str, name: str) -> bool:
-    """Whether a module of arflows may import a name of arflows, both without the leading ``arflows.``."""
+    """True if a module of arflows may import a name of arflows, both without the leading ``arflows.``."""
     rule = MAY_IMPORT[max((package for package in MAY_IMPORT if inside(module, package)), key=len)]
     allowed = any(inside(name, package) for package in rule if not package.startswith("-"))
     return allowed and not any(inside(name, package[1:]) for package in rule if package.startswith("-"))

@@ -1,4 +1,4 @@
-"""Files of arrays that were made to do harm."""
+"""Malicious files of arrays."""
 
 import pickle
 import zipfile

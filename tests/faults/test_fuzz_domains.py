@@ -1,4 +1,4 @@
-"""Made-up molecules and sound: a molecule, a recording, or a reason; never a traceback, a hang or a crash."""
+"""Random molecules and sound: a result or a reason, never a traceback, a hang or a crash."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Every recipe builds a model of its data, and says what it is for."""
+"""Recipes: each builds a model of its data and states its target."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every recipe builds the model that its data need, and can take a step."""
+"""Recipes: each builds the model for its data, which can take a step."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Model folders: what comes back, and what is refused."""
+"""Model folders: saving, loading and refusing."""
 
 import json
 import os
