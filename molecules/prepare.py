@@ -153,7 +153,7 @@ def _divided(
 
 
 def _covered(molecules: list[Example], spec: MoleculeSpec, reading: Reading) -> list[Example]:
-    """Leave out test molecules for which the model of the training data has no representation."""
+    """Leave out test molecules that the settings of the training data do not cover."""
     objections = {molecule.smiles: spec.objection(molecule.graph) for molecule in molecules}
     keep(reading, (objections.get(molecule.smiles) for molecule in reading.molecules))
     covered = [molecule for molecule in molecules if objections[molecule.smiles] is None]

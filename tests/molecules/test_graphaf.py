@@ -48,6 +48,17 @@ def test_convolutions_are_those_of_the_equation():
     assert (hidden[3] == 0).all()
 
 
+def test_weights_of_older_versions_are_loaded(flow):
+    older = {
+        name.replace("type_head", "of_type").replace("bond_head", "of_bond"): weight
+        for name, weight in flow.state_dict().items()
+    }
+    assert older.keys() != flow.state_dict().keys()
+    loaded = GraphAF(SPEC.as_dict(), width=8, layers=2, look_back=6)
+    loaded.load_state_dict(older)
+    assert all(torch.equal(weight, flow.state_dict()[name]) for name, weight in loaded.state_dict().items())
+
+
 def test_each_step_sees_the_graph_so_far_and_no_more(flow):
     """Steps in one batch against each by itself, on a graph in which nothing later exists."""
     graph = graph_of("CC(=O)Nc1ccc(O)cc1", "bfs")
