@@ -59,7 +59,7 @@ def evaluate(
     """Measure a trained flow on test molecules: exact likelihood, three validities, and the metrics of MOSES.
 
     The test molecules are a split of the store, or those of one or several files or stores, such as MOSES' Test and
-    TestSF; of several, the first one is measured against in full, and the others are added to the table by their names.
+    TestSF; of several, the first one gives all metrics, and the others are added to the table by their names.
 
     Validity is given raw (samples of the model as it is, without masks), masked (decisions that break valences are
     excluded while sampling; all other metrics are of these samples), and after post-processing (raw samples,
@@ -68,21 +68,21 @@ def evaluate(
     From a conditional model each sample is drawn for the properties of a random test molecule, and the distance of its
     properties from these is measured.
 
-    Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows molecules train` holds the moving average of its weights, which is measured.
+    Writes a JSON file with the figures and everything that is needed to repeat them: options, model, data, software,
+    hardware. A model trained by `arflows molecules train` holds the moving average of its weights, which is measured.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         store: The store that holds the split, and the training molecules for novelty.
-        out: The JSON file to write; replaced if it exists.
+        out: JSON file to write; replaced if it exists.
         split: Part of a store that holds the test molecules.
         tests: Files or stores of test molecules, several at once, to take instead of the store's split.
         samples: Molecules to draw, with masks and without; published figures mostly take 10,000.
         fcd: Compute the Fréchet ChemNet distance to the test molecules. Needs `pip install fcd`.
         seed: Seed of the samples.
         batch_size: Molecules computed at a time when scoring.
-        workers: Processes that work with RDKit; one for each core if not given.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        workers: Processes that work with RDKit; by default one for each core.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
 
     Returns:
         The content of the JSON file.

@@ -41,15 +41,15 @@ def prepare(
     """Make a store of molecules that `train`, `score` and `evaluate` read.
 
     Molecules are kekulised graphs of heavy atoms; stereochemistry is dropped, and counted. Each molecule is kept once,
-    by its canonical SMILES; one that is also a test molecule is not trained on. What cannot be used is listed with the
-    reason in a file beside the store, and the others are used. logP, QED, TPSA and MW are computed and stored.
+    by its canonical SMILES; one that is also a test molecule is not trained on. Molecules that cannot be used are
+    listed with the reason in a file beside the store. logP, QED, TPSA and MW are computed and stored.
 
     Args:
         source: nci (built in), or a file: SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf), also
             as .gz.
-        out: The store to write, such as zinc250k.h5; beside it zinc250k.rejects.csv.
-        test: Another such file with the test molecules; without it test_fraction of the source.
-        column: The column of a table that holds SMILES; without it the one whose name contains "smiles".
+        out: Store to write, such as zinc250k.h5; beside it zinc250k.rejects.csv.
+        test: Another such file with the test molecules; by default test_fraction of the source.
+        column: The column of a table that holds SMILES; by default the one whose name contains "smiles".
         values: Columns of a table, or fields of an SD file, with numbers to keep as further properties. A molecule that
             lacks one is kept; a model that is conditional on it is trained without that molecule.
         salts: What to do with molecules of several parts: reject them, or keep the part with the most heavy atoms
@@ -59,9 +59,9 @@ def prepare(
         val_fraction: The part of the source set aside for validation.
         test_fraction: The part of the source set aside for testing, if there is no test file.
         limit: Maximum number of molecules from the source, chosen at random.
-        workers: Processes; one for each core if not given.
-        seed: Decides which molecules are set aside or chosen.
-        overwrite: Replace the store if it exists already.
+        workers: Processes; by default one for each core.
+        seed: Seed of the choice of molecules.
+        overwrite: Replace an existing store.
     """
     refuse_existing(out, overwrite)
     _check(max_atoms, val_fraction, test_fraction if test is None else 0)

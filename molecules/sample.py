@@ -57,11 +57,11 @@ def sample(
 ) -> None:
     """Draw molecules with a trained flow.
 
-    The file's name decides its form. A .csv has columns smiles (canonical), log_prob (nats, of the graph in the order
-    in which it was generated, under the model), log_prob_policy (the same under the policy: masks, limits,
-    temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model the targets. A .smi has
-    SMILES and log_prob; an .sdf structures with coordinates of a drawing, and all the figures. Molecules that RDKit
-    refuses, which there are only without masks, are lines without SMILES in a .csv, and missing elsewhere.
+    The suffix of the file decides its format. A .csv has columns smiles (canonical), log_prob (nats, of the graph in
+    the order in which it was generated, under the model), log_prob_policy (the same under the policy: masks, limits,
+    temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model the targets. A .smi has SMILES
+    and log_prob; an .sdf structures with coordinates of a drawing, and all the figures. Molecules that RDKit refuses,
+    possible only without masks, are lines without SMILES in a .csv and are left out of other files.
 
     Molecules are written to OUT.part as they are drawn, which is renamed at the end; --resume continues it.
     The same seed gives the same molecules, in batches of any size, up to rounding.
@@ -75,15 +75,15 @@ def sample(
             as '*c1ccncc1'; without any * all of its atoms may.
         fill_attachments: Require that every * of the fragment gets a bond.
         property: Wanted properties for a conditional model: values or ranges, such as 'logP=2..3,QED=0.9'.
-        min_atoms: The least number of heavy atoms.
-        max_atoms: The most.
+        min_atoms: Minimum number of heavy atoms.
+        max_atoms: Maximum number of heavy atoms.
         temperature: Divides the logits of all decisions; below 1 for likelier molecules.
         seed: Seed of the latents.
         grid: A picture of the first molecules, .png or .svg.
         resume: Continue an interrupted run of the same model and options.
         batch_size: Molecules computed at a time.
-        workers: Processes that work with RDKit; one for each core if not given.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        workers: Processes that work with RDKit; by default one for each core.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     if out.suffix not in FORMS:
         raise UserError(f"{out} is no form that can be written: give a name that ends in {', '.join(FORMS)}.")

@@ -53,7 +53,7 @@ def score(
     molecule's graph in its order), order (canonical, the order in which the model was trained; or other, where the
     model has no decisions for the canonical one), rank (1 is the likeliest), with --orders also log_prob_all_orders (an
     estimate of the log-probability in any order), its standard_error (empty where the samples do not support one) and
-    effective_orders (the effective number of orders that the estimate rests on), percentile (the share in percent of
+    effective_orders (the effective sample size of the estimate), percentile (the share in percent of
     training molecules that are likelier; near 100: unlike the training data) and typicality (distance of -log_prob from
     its mean over training molecules). An input column of one of these names is written as NAME_given.
 
@@ -62,15 +62,15 @@ def score(
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         molecules: A file: SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf), also as .gz; or nci.
-        out: The CSV file to write; replaced if it exists.
-        column: The column of a table that holds SMILES; without it the one whose name contains "smiles".
+        out: CSV file to write; replaced if it exists.
+        column: The column of a table that holds SMILES; by default the one whose name contains "smiles".
         values: Columns or fields with numbers that the model is conditional on, beside logP, QED, TPSA and MW.
         orders: Number of orders of each molecule by which to estimate its probability over all orders; 0 for none.
         ranked: Write the likeliest molecule first, instead of the order of the input.
         seed: Seed of the orders.
         batch_size: Molecules computed at a time.
-        workers: Processes that read molecules; one for each core if not given.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        workers: Processes that read molecules; by default one for each core.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     if orders == 1:
         raise UserError(f"orders is {orders}: give 2 or more for an estimate with its standard error, or 0.")

@@ -28,20 +28,20 @@ def evaluate(
     batch_size: PositiveInt = 1000,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure a trained flow on a split of a store: log-likelihood, speed, and how exactly it is inverted.
+    """Measure a trained flow on a split of a store: log-likelihood, speed, and round-trip error.
 
-    Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows tabular train` holds the moving average of its weights, which is measured. The
-    log-likelihood is that of the rows in their own units; published figures of standardised data are of such units.
+    Writes a JSON file with the figures and everything that is needed to repeat them: options, model, data, software,
+    hardware. A model trained by `arflows tabular train` holds the moving average of its weights, which is measured. The
+    log-likelihood is in the units of the rows, so published figures of standardised data need standardised rows.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         store: The store that holds the split.
-        out: The JSON file to write; replaced if it exists.
-        split: Which part of the store.
-        solver: How autoregressive flows are inverted; see `arflows tabular sample`.
+        out: JSON file to write; replaced if it exists.
+        split: Split of the store.
+        solver: Solver that inverts autoregressive flows; see `arflows tabular sample`.
         batch_size: Rows computed at a time.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
 
     Returns:
         The content of the JSON file.

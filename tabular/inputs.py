@@ -36,7 +36,7 @@ class Rows:
 
         Args:
             source: The path of the file, or an open store.
-            split: Which part of a store, or of a table in splits.
+            split: Split of a store, or of a table in splits.
             flow: The model that the rows must fit.
             columns: Names of its columns.
 

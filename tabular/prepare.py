@@ -37,23 +37,23 @@ def prepare(
 
     An .npz or HDF5 file holds the arrays train, val and test (or trn, tst, validation), each (rows, columns); a .csv,
     .parquet or .npy file is shuffled and divided into 80, 10 and 10 %. Numbers keep their own units: a model
-    standardises them itself, and its log-densities are those of the data as they are here. Columns that float32 would
-    round too coarsely, such as times in seconds since 1970, are stored minus an offset, which the verbs add back.
+    standardises them itself, and its log-densities are in these units. Columns that float32 would round too coarsely,
+    such as times in seconds since 1970, are stored minus an offset, which the verbs add back.
 
     Args:
         source: A .csv, .parquet, .npy, .npz or HDF5 file, or a density of the plane: two_moons, rings, pinwheel,
             checkerboard, eight_gaussians, spirals.
-        out: The store to write, such as power.h5.
+        out: Store to write, such as power.h5.
         context: Columns that the density of the others is conditioned on, as year or '[year, price]'; columns without
             names are called x0, x1, …
-        columns: Columns to take, beside those of the context; without it all of them.
+        columns: Columns to take, besides the context's; by default all.
         drop: Columns to leave out.
-        delimiter: Character between the cells of a .csv file; found out if not given.
-        decimal: Decimal sign of a .csv file; found out if not given.
-        header: Whether the first line of a .csv file names the columns; found out if not given.
+        delimiter: Character between the cells of a .csv file; inferred by default.
+        decimal: Decimal sign of a .csv file; inferred by default.
+        header: True if the first line of a .csv file names the columns; inferred by default.
         size: Points to draw from a density of the plane; 80, 10 and 10 % of them are the splits.
-        seed: Of points drawn and rows divided.
-        overwrite: Replace the store if it exists already.
+        seed: Seed of the points and of the division into splits.
+        overwrite: Replace an existing store.
     """
     refuse_existing(out, overwrite)
     choice = _Choice(source, _listed(context), None if columns is None else _listed(columns), _listed(drop))

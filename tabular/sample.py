@@ -43,15 +43,15 @@ def sample(
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
-        out: Folder to write; it must not hold anything yet.
+        out: Folder to write; it must be empty or not exist.
         count: Number of rows.
         temperature: Multiplies the standard deviation of the latents; below 1 for rows nearer to the mode.
         context: Condition of all rows, for a conditional model, as 2019 or '[2019, 1.5]'.
         seed: Seed of the latents.
-        solver: How autoregressive flows are inverted: sequential goes column by column, jacobi all columns at once
-            until they agree, gauss-seidel-jacobi in blocks.
+        solver: Solver that inverts autoregressive flows: sequential goes column by column, jacobi updates all columns
+            at once until they converge, gauss-seidel-jacobi in blocks.
         batch_size: Rows computed at a time.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     with new_folder(out) as folder:
         flow = load_model(VectorFlow, model, device)

@@ -34,10 +34,10 @@ def score(
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         rows: A store, or a .csv, .npy, .npz or HDF5 file. Columns are found by the names they had in training where
             the file has names, else by their order, those conditioned on last.
-        out: The CSV file to write; replaced if it exists.
-        split: Which part of a store, or of an .npz or HDF5 file.
+        out: CSV file to write; replaced if it exists.
+        split: Split of a store, or of an .npz or HDF5 file.
         batch_size: Rows computed at a time.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     flow = load_model(VectorFlow, model, device)
     reference = Reference.load(model)

@@ -36,19 +36,19 @@ def evaluate(
     batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure a trained flow on a split of a store: bits/dim, speed, and how exactly it is inverted.
+    """Measure a trained flow on a split of a store: bits/dim, speed, and round-trip error.
 
     Of a model that takes pixels through a logit (RealNVP, MAF, MADE) it gives the negative log-density in logit space
-    too, in nats, which is what the MAF paper reports, with its sign turned.
+    too, in nats, the negative of the MAF paper's figure.
 
-    Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows vision train` holds the moving average of its weights, which is measured.
+    Writes a JSON file with the figures and everything that is needed to repeat them: options, model, data, software,
+    hardware. A model trained by `arflows vision train` holds the moving average of its weights, which is measured.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         store: The store that holds the split.
-        out: The JSON file to write; replaced if it exists.
-        split: Which part of the store.
+        out: JSON file to write; replaced if it exists.
+        split: Split of the store.
         draws: Draws of dequantisation noise for each image; published figures mostly take one.
         fid: Samples to draw for the Fréchet inception distance to all images of the split; 0 for none. The figure falls
             with the number of samples and of images, so only figures of equal numbers compare, and means nothing below
@@ -56,7 +56,7 @@ def evaluate(
             `pip install torch-fidelity`, and fetches the network's weights at first use.
         seed: Seed of the noise and of the samples.
         batch_size: Images computed at a time, at most 256.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
 
     Returns:
         The content of the JSON file.

@@ -46,23 +46,23 @@ def prepare(
 
     A folder may hold image files of any kind; its subfolders are classes if there are at least two and no file lies
     beside them. A folder that holds train and test (and val), as folders or .npz files, brings its own splits. Files
-    that are broken, no images, or too small are left out, and the store says which.
+    that are damaged, not images, or too small are left out and listed in the store.
 
     Args:
         source: digits, patches (both built in), cifar10, cifar100, mnist, fashion_mnist, svhn, celeba, or the path of a
             folder or of an .npz file with the arrays images and, if wanted, labels.
-        out: The store to write, such as cifar10.h5.
+        out: Store to write, such as cifar10.h5.
         test: A folder or .npz file with the test images, if the source has none of its own.
         image_size: Crop the images to their central part and reduce them to this height and width, as 32 or 24,32;
-            without it they must all be of one size already.
-        channels: 1 for grey, 3 for colour; without it as the images are.
+            by default all must have one size already.
+        channels: 1 for grey, 3 for colour; by default as in the images.
         white: Value of white in 16-bit grey images; 4095 for 12 bits in files of 16.
         val_fraction: The part of the training images set aside for validation, if the source sets none aside.
         limit: Maximum number of images from each split of the source, chosen at random.
-        root: Where the downloadable sets are kept; ~/.cache/arflows if not given.
-        download: Fetch a downloadable set that is not there.
-        seed: Decides which images are set aside or chosen.
-        overwrite: Replace the store if it exists already.
+        root: Folder of the downloadable sets; by default ~/.cache/arflows.
+        download: Download a set that is missing.
+        seed: Seed of the choice of images.
+        overwrite: Replace an existing store.
     """
     refuse_existing(out, overwrite)
     if white > WHITE:

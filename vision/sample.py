@@ -38,7 +38,7 @@ def sample(
     batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> None:
-    """Draw images with a trained flow; or interpolate between two images; or reconstruct images.
+    """Draw images with a trained flow, interpolate between two images, or reconstruct images.
 
     Writes a folder: grid.png with all images, images/0000.png, …, and samples.npz with the arrays images (uint8, or
     int32 for pixels of more than 8 bits; count × channels × height × width), log_probs (nats of the discrete image, a
@@ -47,13 +47,13 @@ def sample(
     number of processes.
 
     Interpolation runs through latent space, along the sphere around the base density's mean (as Dinh et al. 2017,
-    section 4.2): a straight line would leave the shell where nearly all of the density's mass lies. Reconstruction
-    encodes images and decodes their latents; in the grid each original has its reconstruction to its right.
+    section 4.2): a straight line would leave the shell that has nearly all of the probability. Reconstruction encodes
+    images and decodes their latents; in the grid each original has its reconstruction to its right.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
-        out: Folder to write; it must not hold anything yet.
-        count: How many images; of an interpolation both ends count; of images to reconstruct, how many at most.
+        out: Folder to write; it must be empty or not exist.
+        count: Number of images; includes both ends of an interpolation, and is the maximum for reconstruction.
         temperature: Multiplies the standard deviation of the latents; below 1 for images nearer to the mode.
         label: The name of the class, for a class-conditional model; without it, samples are of all classes, in the
             proportions of the training data.
@@ -64,10 +64,10 @@ def sample(
             of another size than the model's are cropped and reduced.
         guidance: Of a class-conditional TarFlow, how much clearer the class of each sample is to be: weight of
             classifier-free guidance, say 1. Guided samples no longer follow the model's density.
-        denoise: Of a TarFlow trained with noise, take the noise out of the samples.
-        solver: How models with autoregressive parts are inverted; all solvers give the same images.
+        denoise: Remove the noise from samples of a TarFlow trained with noise.
+        solver: Solver that inverts autoregressive parts; all solvers give the same images.
         batch_size: Images computed at a time.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     if (interpolate_from is None) != (interpolate_to is None):
         raise UserError("an interpolation has two ends: give both --interpolate_from and --interpolate_to.")

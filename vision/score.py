@@ -29,24 +29,24 @@ def score(
 ) -> None:
     """Score images by a trained flow and write a CSV file, one line an image.
 
-    Columns: image (file, or place in the .npz file or split), bits_per_dim (an upper bound by dequantisation;
+    Columns: image (file, or index in the .npz file or split), bits_per_dim (an upper bound by dequantisation;
     of a TarFlow trained with noise, by the density of noisy images), percentile (the share in percent of training
     images that are likelier; near 100: unlike the training data) and typicality (distance of bits_per_dim from its mean
     over training images, Nalisnick et al. 2019: large for images that are too unlikely or, as simple images often are,
-    too likely). Rank by typicality to find images from elsewhere.
+    too likely). Rank by typicality to find images of other kinds.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         images: A folder of image files, an image file, an .npz file with the array images, or a store.
-        out: The CSV file to write; replaced if it exists.
-        split: Which part of a store.
+        out: CSV file to write; replaced if it exists.
+        split: Split of a store.
         label: The name of the class of all images, for a class-conditional model and images without labels.
         convert: Crop and reduce image files to the model's size instead of refusing those of another.
         draws: Draws of dequantisation noise for each image; more tighten the bound (Burda et al. 2016) and take longer.
             Percentile and typicality compare with the training images' scores at one draw.
         seed: Seed of the noise.
         batch_size: Images computed at a time, at most 256.
-        device: Where to compute: cpu, cuda, …; auto takes a GPU if there is one.
+        device: Device: cpu, cuda, …; auto uses a GPU if available.
     """
     flow = load_model(ImageFlow, model, device)
     reference = Reference.load(model)
