@@ -1,4 +1,4 @@
-"""From a prepared store of molecules to batches."""
+"""Batches of molecules from a prepared store."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MoleculeDataModule(StoreDataModule):
             **options: Options of `StoreDataModule`: workers, limit and seed.
 
         Raises:
-            UserError: The file is no store of molecules or of another version, or a setting is out of range.
+            UserError: The file is not a store of molecules, or is of another version, or a setting is out of range.
         """
         super().__init__(store, "molecules", batch_size, eval_batch_size, **options)
         self.spec = MoleculeSpec.from_dict(self.store.spec)

@@ -1,4 +1,4 @@
-"""From files of molecules to a store: ``arflows molecules prepare --source nci --out nci.h5``."""
+"""Conversion of files of molecules to a store: ``arflows molecules prepare --source nci --out nci.h5``."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Columns:
 
     @classmethod
     def of(cls, model: str, flow: VectorFlow) -> Self:
-        """Read them from the ``training.json`` that `train` leaves with a model, if there is one."""
+        """Read names and offsets from the ``training.json`` that `train` leaves with a model, if there is one."""
         data = (training_facts(model) or {"data": {}})["data"]
         known, offsets = data.get("columns", {}), data.get("offsets", {})
         names = default_names(flow.dims + flow.context_features)

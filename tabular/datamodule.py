@@ -39,7 +39,7 @@ class TableDataModule(StoreDataModule):
             **options: Options of `StoreDataModule`: workers, limit and seed.
 
         Raises:
-            UserError: The file is no store of rows or of another version, or a setting is out of range.
+            UserError: The file is not a store of rows, or is of another version, or a setting is out of range.
         """
         super().__init__(store, "tabular", batch_size, eval_batch_size, **options)
         self.spec = TableSpec.from_dict(self.store.spec)

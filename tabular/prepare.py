@@ -1,4 +1,4 @@
-"""From a table of numbers to a store: ``arflows tabular prepare --source power.npz --out power.h5``."""
+"""Conversion of a table of numbers to a store: ``arflows tabular prepare --source power.npz --out power.h5``."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Extent = tuple[float, float, float, float]
 
 
 def extent_of(points: Float32[np.ndarray, "count 2"], margin: float = 0.1) -> Extent:
-    """The rectangle that holds nearly all points, with a margin: left, right, bottom, top."""
+    """Rectangle that contains nearly all points, with a margin: left, right, bottom, top."""
     low, high = np.quantile(points, [0.003, 0.997], axis=0)  # a single outlier must not shrink the rest
     space = np.maximum(margin * (high - low), 1e-6 * np.abs(low).max() + 1e-12)
     (left, bottom), (right, top) = (low - space).tolist(), (high + space).tolist()
@@ -29,7 +29,7 @@ def extent_of(points: Float32[np.ndarray, "count 2"], margin: float = 0.1) -> Ex
 def density_map(
     flow: VectorFlow, extent: Extent, context: Float[Tensor, "1 context"] | None = None, resolution: int = RESOLUTION
 ) -> Float32[np.ndarray, "rows columns"]:
-    """The density of a flow over the plane on a grid of the middles of equal cells, lowest row first.
+    """Density of a flow over the plane at the centres of a grid of cells, lowest row first.
 
     Args:
         flow: The flow, over two features.

@@ -1,4 +1,4 @@
-"""Give each row its log-density under a trained flow: ``arflows tabular score``."""
+"""Log-densities of rows under a trained flow: ``arflows tabular score``."""
 
 from pathlib import Path
 

@@ -51,10 +51,10 @@ class TableExperiment(Experiment):
         super().parse_arguments(parser, args)
 
     def check(self) -> None:
-        """Makes sure that the flow fits the columns; a flow without context ignores that of the store.
+        """Makes sure that the flow fits the columns; a flow without context ignores the store's.
 
         Raises:
-            UserError: If it is not.
+            UserError: If it does not.
         """
         flow, data = self.model.flow, self.datamodule
         assert isinstance(flow, VectorFlow)

@@ -40,7 +40,7 @@ class ImageDataset(StoreDataset):
             store: A store of images.
             split: Which of its splits.
             labels: Give the labels as context, where the store has them.
-            flip: Mirror each image left to right with probability 1/2, anew in each epoch.
+            flip: Mirror each image left to right with probability 1/2, again in each epoch.
             limit: Maximum number of images, chosen at random.
             seed: Decides which, and which are mirrored.
             classes: Names of a model's classes: labels become the numbers of these names. None for the store's own.
@@ -132,7 +132,7 @@ class ImageDataModule(StoreDataModule):
             **options: Options of `StoreDataModule`: workers, limit and seed.
 
         Raises:
-            UserError: The file is no store of images or of another version, or a setting is out of range.
+            UserError: The file is not a store of images, or is of another version, or a setting is out of range.
         """
         super().__init__(store, "vision", batch_size, eval_batch_size, **options)
         self.spec = ImageSpec.from_dict(self.store.spec)

@@ -170,7 +170,7 @@ def read_image(path: Path, spec: ImageSpec) -> UInt8[Tensor, "channels height wi
     """Reads one image file, cropped and reduced to a model's size as `arflows.data.images` describes.
 
     Raises:
-        UserError: If it is no image, or smaller than the model's.
+        UserError: If it is not an image, or is smaller than the model's.
     """
     if not path.is_file():
         raise UserError(f"there is no image file {path}: check the path.")

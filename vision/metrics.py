@@ -17,7 +17,7 @@ INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def inception() -> nn.Module:
-    """The network whose 2048 features published FIDs compare, with images resized as TensorFlow 1 did.
+    """Inception network of published FIDs, with 2048 features and images resized as in TensorFlow 1.
 
     Raises:
         UserError: If it is not installed, or its weights are missing and cannot be downloaded.
@@ -78,7 +78,7 @@ def logit_space_figure(
         flow: The model, of images without a frame.
         logit: Its first bijection.
         log_prob: Bounds on the log-probabilities of the images, in nats.
-        batches: The same images in the same order; their noise is drawn anew, which leaves the mean as it is.
+        batches: The same images in the same order; they get new noise, which does not bias the mean.
     """
     dequantizer = flow.dequantizer
     assert dequantizer is not None

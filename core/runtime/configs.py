@@ -14,7 +14,7 @@ MOST_VALUES = 100_000
 
 
 def check_config(path: Path) -> None:
-    """Makes sure that a YAML file is small and holds plain values alone, without building any.
+    """Make sure that a YAML file is small and holds only plain values, without building any.
 
     Raises:
         UserError: If it is not YAML, constructs objects, or its references expand to too many values.

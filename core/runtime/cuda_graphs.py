@@ -15,7 +15,7 @@ Loop = Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
 
 
 class _Captured(local):
-    """The graphs of one thread, one for each module, since a replay writes into buffers of its graph."""
+    """Graphs of one thread, one for each module, because a replay writes into the buffers of its graph."""
 
     def __init__(self) -> None:
         self.graphs: WeakKeyDictionary[nn.Module, _Graph] = WeakKeyDictionary()
@@ -81,13 +81,13 @@ def _settings(x: Tensor, context: Tensor | None) -> Iterator[object]:
 
 
 def _state(module: nn.Module) -> Iterator[object]:
-    """The state of a module and those in it: parameters and buffers by address, all other attributes by value."""
+    """State of a module and its submodules: parameters and buffers by address, other attributes by value."""
     for part in module.modules():
         yield type(part)
         for name, value in vars(part).items():
             if name in ("_parameters", "_buffers"):
                 yield from (_entry(tensor) for tensor in value.values())
-            elif name != "_modules":  # whose contents come in turn
+            elif name != "_modules":  # its modules are visited separately
                 yield name
                 yield _entry(value)
 

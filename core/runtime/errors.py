@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend: a wrong path, setting or file.
+    """A problem that the user can solve: a wrong path, setting or file.
 
-    The message is one sentence that names the file or setting and says how to mend it. The command line prints it and
+    The message is one sentence that names the file or setting and gives the remedy. The command line prints it and
     exits with code 2, as it does for any exception with a true attribute ``user_facing``.
     """
 
@@ -21,7 +21,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that nothing has, with the closest of those that exist.
+    """Return the error for an unknown name, with the closest existing one.
 
     Args:
         kind: kind of thing that was named, such as ``"recipe"``.

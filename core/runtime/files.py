@@ -67,12 +67,12 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder under a temporary name, which becomes ``out`` if all goes well and vanishes if not.
+    """Yields a folder under a temporary name, which is renamed to ``out`` if the block succeeds and removed otherwise.
 
-    Of several processes at one task the main one alone writes, as in `replacing`.
+    Of several processes at one task only the main one writes, as in `replacing`.
 
     Raises:
-        UserError: If ``out`` holds something already, or has the name of a file.
+        UserError: If ``out`` is not empty, or has the name of a file.
     """
     if out.suffix.lower() in FILE_SUFFIXES:
         raise UserError(f"--out {out} is to be a folder: give a name without {out.suffix}.")

@@ -1,7 +1,7 @@
-"""Limits on building a model from a config that may come from a stranger.
+"""Limits on building a model from an untrusted config.
 
 A config of a few bytes can ask for a model of any size. Its arguments are first compared with the annotations of the
-constructor. While the constructor then runs, every tensor is measured before memory is taken for it, and modules,
+constructor. While the constructor then runs, every tensor is measured before memory is allocated for it, and modules,
 tensors and computing time are counted: a model may be about as large as the file of its weights, no larger.
 """
 
@@ -113,7 +113,7 @@ def check_arguments(kind: type, arguments: Mapping[str, Any]) -> None:
 
 
 def _parameters(kind: type) -> dict[str, tuple[Any, Any]]:
-    """Annotation and default of each argument, of those too that a constructor passes on as ``**kwargs``."""
+    """Annotation and default of each argument, including those that a constructor passes on as ``**kwargs``."""
     found: dict[str, tuple[Any, Any]] = {}
     for parent in kind.__mro__:
         if "__init__" not in vars(parent):
@@ -191,12 +191,12 @@ class TooLarge(Exception):
 
 @contextmanager
 def limited_to(header: Header) -> Iterator[None]:
-    """Stop the building of a model inside the block where it grows larger than the weights it is built for.
+    """Stop building a model in the block if it becomes larger than its weights.
 
     Counts what this thread builds.
 
     Raises:
-        TooLarge: At the tensor, module or moment that goes beyond a limit, before memory is taken for it.
+        TooLarge: At the tensor, module or time that exceeds a limit, before memory is allocated.
     """
     allowance = _Allowance(header)
     handles = [

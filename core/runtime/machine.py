@@ -23,7 +23,7 @@ def pick_device(name: str = "auto") -> torch.device:
         UserError: If there is no such device.
     """
     if name == "auto" and local_rank() is not None and torch.cuda.is_available():
-        name = f"cuda:{local_rank()}"  # each process at a task has a GPU of its own
+        name = f"cuda:{local_rank()}"  # each of several processes has its own GPU
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -40,7 +40,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """The widest floating-point type of a device: float64, or float32 on those that lack it, as Apple's mps.
+    """The widest floating-point type of a device: float64, or float32 on devices without it, such as Apple's mps.
 
     >>> widest_float(torch.device("mps")), widest_float(torch.device("cpu"))
     (torch.float32, torch.float64)

@@ -118,7 +118,7 @@ def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class PerExample(torch.Generator):
-    """A source of randomness in which every example has its own, on the CPU.
+    """Source of randomness with separate numbers for every example, on the CPU.
 
     The latents that a base density draws for an example with it depend on the seed and on the example's index among all
     that are sampled: not on the size of its batch, nor on the process that draws it. For all other purposes it is a
@@ -141,7 +141,7 @@ class PerExample(torch.Generator):
     def draw(
         self, distribution: Distribution, count: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> Float[Tensor, "count *shape"]:
-        """Noise of the next ``count`` examples from the first on; every call draws from a stream of its own.
+        """Noise of the next ``count`` examples from the first on; every call draws from its own stream.
 
         Args:
             distribution: Standard normal, or uniform in [0, 1).
@@ -155,7 +155,7 @@ class PerExample(torch.Generator):
 
 
 def noise_rows(draw: Callable[..., Tensor], shape: tuple[int, ...], **options: Any) -> Tensor:
-    """Noise of a training batch: this process's rows of what one process alone would have drawn for all of them.
+    """Noise of a training batch: this process's rows of the noise that a single process would draw.
 
     Args:
         draw: `torch.rand` or `torch.randn`.

@@ -1,4 +1,4 @@
-"""Arguments of constructors, of those too that are passed on to a parent as ``**kwargs``."""
+"""Arguments of constructors, including those that are passed on to a parent as ``**kwargs``."""
 
 import inspect
 from functools import cache

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def is_sharded(trainer: Trainer) -> bool:
-    """True if each process holds a part of every weight, and of its gradient."""
+    """True if each process holds only a part of every weight and gradient."""
     return isinstance(trainer.strategy, FSDPStrategy)
 
 
