@@ -1,5 +1,5 @@
-# make demo    two commands from a clone to trained flows: everything is installed into .venv and nowhere else
-# make test    what the continuous integration runs
+# make demo    install into .venv, train small flows and write a report
+# make test    all checks of the continuous integration
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,8 @@ demo: $(INSTALLED) ## train, sample and score a small flow of every domain, then
 test: lint ## lint, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-# mypy does not see through an editable install, so it checks a plain one. That one also proves that a wheel is whole.
+# mypy cannot follow an editable install, so the packages are installed into build/typecheck and checked there. A file
+# that the wheel lacks then fails the check.
 lint: $(INSTALLED) ## formatting, style, types
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
@@ -34,21 +35,21 @@ lint: $(INSTALLED) ## formatting, style, types
 
 install: $(INSTALLED) ## install the package and its tools, in the versions of constraints.txt, into .venv
 
-# Those of molecules that need a trained model or a store are run by hand: --model, --store.
-bench: $(INSTALLED) ## measure speed side by side with other libraries
+# Benchmarks of molecules that need --model or --store are not run here.
+bench: $(INSTALLED) ## measure speed, next to other libraries
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	@for script in benchmarks/[!_]*.py; do \
 		case $$script in */common.py|*/molecules_sampling.py|*/molecules_streaming.py|*/molecules_training.py) continue;; esac; \
 		echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
 	done
 
-faults: $(INSTALLED) ## inject faults into every domain, 100 kills of a run among them, and print what was lost
+faults: $(INSTALLED) ## inject faults into every domain, including 100 kills of a run, and print the losses
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.run
 
-# The mark $(INSTALLING) stays behind where an installation was interrupted; the next one then begins from nothing.
+# $(INSTALLING) exists during an installation. If one was interrupted, the next one makes a new environment.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "arflows needs Python 3.11 or newer, and '$(PYTHON)' is none: install one, or name it as in" \
+		echo "arflows needs Python 3.11 or newer, but '$(PYTHON)' is older or missing: install it, or give its name, as in" \
 			"'make install PYTHON=python3.12'." >&2; exit 2; }
 	@if [ -e $(INSTALLING) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		$(PYTHON) -m venv --clear $(VENV); fi
@@ -60,6 +61,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 results: $(INSTALLED) ## write docs/results.md from the measured runs and benchmarks
 	$(BIN)/python results/make_page.py
 
-clean: ## remove what was built or cached here; .venv and runs stay
+clean: ## remove builds and caches; .venv and runs are kept
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

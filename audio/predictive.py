@@ -136,7 +136,7 @@ class PredictiveFlow(SpeechFlow):
         Density and synthesis remain inverse to each other, because both use the rounded weights.
         """
         stack = self.trunk.stack
-        for weight in (stack.present, stack.residual, self.trunk.leave.weight):
+        for weight in (stack.present, stack.residual, self.trunk.output_proj.weight):
             weight.copy_(weight.bfloat16())
 
     def _context(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from arflows.audio.linear_prediction import Filters, filters, interpolated, natural
+from arflows.audio.linear_prediction import Envelope, Filters, filters, interpolated, natural
 from arflows.audio.pitch import LOOK_AHEAD, Pitch, PitchTracker, at_lags, correlations, track
-from arflows.audio.predictive_network import FRAME_REACH
-
-if TYPE_CHECKING:
-    from arflows.audio.predictive import PredictiveFlow
+from arflows.audio.predictive_network import FRAME_REACH, FrameEncoder
+from arflows.audio.representation import MelSpec
 
 REACH = FRAME_REACH + 2
 """Frames on either side that all conditions but the pitch depend on: convolutions and two interpolations."""
@@ -23,6 +21,21 @@ SURROUNDINGS = 16
 
 AHEAD = REACH + LOOK_AHEAD
 """Frames after a frame that its conditions depend on."""
+
+
+class ConditionModel(Protocol):
+    """Parts of a `PredictiveFlow` from which conditions are computed; its attributes have the same names."""
+
+    spec: MelSpec
+    order: int
+    per_frame: int
+    envelope: Envelope
+    encoder: FrameEncoder
+    mean_mel: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
 
 
 class Conditions(NamedTuple):
@@ -70,7 +83,7 @@ class Conditions(NamedTuple):
 
 
 def conditions_of(
-    flow: PredictiveFlow, mel: Float[Tensor, "batch bands surrounded_frames"], speaker: Int[Tensor, " batch"] | None
+    flow: ConditionModel, mel: Float[Tensor, "batch bands surrounded_frames"], speaker: Int[Tensor, " batch"] | None
 ) -> Conditions:
     """Compute the conditions of all frames but the first and last `SURROUNDINGS`.
 
@@ -87,7 +100,7 @@ def conditions_of(
 
 
 def known_of(
-    flow: PredictiveFlow, mel: Tensor, log_amplitude: Tensor, pitch: Pitch
+    flow: ConditionModel, mel: Tensor, log_amplitude: Tensor, pitch: Pitch
 ) -> tuple[Float[Tensor, "batch frames inputs"], Filters]:
     """Return the encoder's inputs for all frames but the first and the last, and their filters.
 
@@ -105,7 +118,7 @@ def known_of(
 
 
 def _inner_conditions(
-    flow: PredictiveFlow,
+    flow: ConditionModel,
     mel: Float[Tensor, "batch bands frames"],
     log_amplitude: Float[Tensor, "batch frames frequencies"],
     pitch: Pitch,
@@ -139,7 +152,7 @@ class ConditionStream:
         block: frames per block.
     """
 
-    def __init__(self, flow: PredictiveFlow, batch: int, speaker: Tensor | None, block: int) -> None:
+    def __init__(self, flow: ConditionModel, batch: int, speaker: Tensor | None, block: int) -> None:
         self.flow, self.batch, self.block = flow, batch, block
         self.speaker = None if speaker is None else speaker.expand(batch).to(flow.device)
         self.tracker = PitchTracker(batch, flow.spec)

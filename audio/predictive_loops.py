@@ -17,18 +17,18 @@ _FEW = 4
 class Weights(NamedTuple):
     """Contiguous weights of the networks, (inputs, outputs).
 
-    If ``present``, ``residual`` and ``leave`` are exactly representable in bfloat16, they hold its bits as uint16,
-    so that a step reads half as much memory.
+    If ``present``, ``residual`` and ``output_proj`` are exactly representable in bfloat16, they hold its bits as
+    uint16, so that a step reads half as much memory.
     """
 
-    enter: np.ndarray
-    enter_bias: np.ndarray
+    input_proj: np.ndarray
+    input_bias: np.ndarray
     past: np.ndarray
     present: np.ndarray
     residual: np.ndarray
     residual_bias: np.ndarray
-    leave: np.ndarray
-    leave_bias: np.ndarray
+    output_proj: np.ndarray
+    output_bias: np.ndarray
     head_past: np.ndarray
     head_hidden: np.ndarray
     head_hidden_bias: np.ndarray
@@ -201,10 +201,10 @@ def generate(
         np.zeros(history + count, dtype),
     )
     wave[:history], excitation[:history], levelled[:history] = memory.waveform, memory.excitation, memory.levelled
-    channels, width = len(weights.enter_bias), len(weights.head_hidden_bias)
-    entry, h = np.zeros(len(weights.enter), dtype), np.zeros(channels, dtype)
+    channels, width = len(weights.input_bias), len(weights.head_hidden_bias)
+    entry, h = np.zeros(len(weights.input_proj), dtype), np.zeros(channels, dtype)
     gates, passed = np.zeros(2 * channels, dtype), np.zeros(channels, dtype)
-    left = np.zeros(len(weights.leave_bias), dtype)
+    left = np.zeros(len(weights.output_bias), dtype)
     seen = np.zeros(len(weights.head_past), dtype)
     hidden, second = np.zeros(width, dtype), np.zeros(width, dtype)
     parameters = np.zeros(len(weights.head_out_bias), dtype)
@@ -218,11 +218,11 @@ def generate(
                 time = start - size + i
                 delayed = at - size + i - lag[_subframe(first + time, first, length, before)]
                 entry[4 * size + i] = excitation[delayed]
-        _product(weights.enter, entry, weights.enter_bias, h)
+        _product(weights.input_proj, entry, weights.input_bias, h)
         _silu(h)
         _step((first + start) // size, subframe, added, h, gates, passed, weights, memory)
         _silu(h)
-        _product(weights.leave, h, weights.leave_bias, left)
+        _product(weights.output_proj, h, weights.output_bias, left)
         for step in range(size):
             t = start + step
             at = history + t

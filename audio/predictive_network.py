@@ -80,17 +80,17 @@ class Trunk(nn.Module):
     def __init__(self, inputs: int, channels: int, dilations: list[int], features: int, chunk: int, width: int) -> None:
         super().__init__()
         self.chunk, self.width = chunk, width
-        self.enter = nn.Linear(inputs, channels)
+        self.input_proj = nn.Linear(inputs, channels)
         self.stack = CausalStack(channels, dilations, features)
-        self.leave = nn.Linear(channels, chunk * width)
+        self.output_proj = nn.Linear(channels, chunk * width)
 
     def forward(
         self, past: Float[Tensor, "batch chunks inputs"], condition: Float[Tensor, "batch subframes features"]
     ) -> Float[Tensor, "batch samples width"]:
         """Compute the states of all samples."""
-        entry = F.silu(self.enter(past.transpose(0, 1)))
+        entry = F.silu(self.input_proj(past.transpose(0, 1)))
         states = self.stack(entry, F.silu(condition).transpose(0, 1))
-        out = self.leave(F.silu(states)).transpose(0, 1)
+        out = self.output_proj(F.silu(states)).transpose(0, 1)
         return out.reshape(len(past), -1, self.width)
 
 

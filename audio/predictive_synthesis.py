@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,17 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.audio.pitch import lags
-from arflows.audio.predictive_conditions import AHEAD, Conditions, ConditionStream
+from arflows.audio.predictive_conditions import AHEAD, ConditionModel, Conditions, ConditionStream
 from arflows.audio.predictive_loops import Memory, Settings, Weights, generate
-from arflows.audio.predictive_network import PERIOD_TAPS, RECENT
+from arflows.audio.predictive_network import PERIOD_TAPS, RECENT, Head, Trunk
 from arflows.audio.representation import Condition
 from arflows.core.bijections import johnson
+from arflows.core.bijections.elementwise import Elementwise
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.threads import multiplying
-
-if TYPE_CHECKING:
-    from arflows.audio.predictive import PredictiveFlow
 
 BLOCK = 4
 """Frames whose conditions are computed at once in streaming."""
@@ -29,6 +27,22 @@ PIECE = 32
 """Frames whose contributions to the layers are held in memory at once."""
 VOICED = (0.25, 0.5)
 """Periodicity up to which speech is unvoiced, and from which it is voiced; temperatures are mixed in between."""
+
+
+class SynthesisModel(ConditionModel, Protocol):
+    """Parts of a `PredictiveFlow` that generate samples; its attributes have the same names."""
+
+    chunk: int
+    subframe: int
+    ahead: int
+    pitch: bool
+    trunk: Trunk
+    head: Head
+    elementwise: Elementwise
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the model computes."""
 
 
 class SampleBySample:
@@ -40,7 +54,7 @@ class SampleBySample:
         flow: the model.
     """
 
-    def __init__(self, flow: PredictiveFlow) -> None:
+    def __init__(self, flow: SynthesisModel) -> None:
         self.flow = flow
         self.weights, self.settings = _weights(flow), _settings(flow)
         self.memories: list[Memory] = []
@@ -112,7 +126,7 @@ class SampleBySample:
 
 
 def mixed_temperature(
-    flow: PredictiveFlow, temperatures: tuple[float, float], conditions: Conditions
+    flow: SynthesisModel, temperatures: tuple[float, float], conditions: Conditions
 ) -> Float[Tensor, "batch samples"]:
     """Compute the temperature of each sample from its periodicity.
 
@@ -133,7 +147,7 @@ def mixed_temperature(
     return mixed.to(flow.dtype).repeat_interleave(flow.subframe, 1)
 
 
-def _weights(flow: PredictiveFlow) -> Weights:
+def _weights(flow: SynthesisModel) -> Weights:
     """Return the weights in the layout of the compiled loop."""
 
     def array(tensor: Tensor) -> np.ndarray:
@@ -146,14 +160,15 @@ def _weights(flow: PredictiveFlow) -> Weights:
 
     trunk, stack, head = flow.trunk, flow.trunk.stack, flow.head
     return Weights(
-        array(trunk.enter.weight.mT), array(trunk.enter.bias), array(stack.past), halved(stack.present),
-        halved(stack.residual), array(stack.residual_bias), halved(trunk.leave.weight.mT), array(trunk.leave.bias),
-        array(head.past.weight.mT), array(head.hidden.weight.mT), array(head.hidden.bias), array(head.out.weight.mT),
-        array(head.out.bias), array(head.direct.weight.mT), np.array(stack.dilations, np.int64),
+        array(trunk.input_proj.weight.mT), array(trunk.input_proj.bias), array(stack.past), halved(stack.present),
+        halved(stack.residual), array(stack.residual_bias), halved(trunk.output_proj.weight.mT),
+        array(trunk.output_proj.bias), array(head.past.weight.mT), array(head.hidden.weight.mT),
+        array(head.hidden.bias), array(head.out.weight.mT), array(head.out.bias), array(head.direct.weight.mT),
+        np.array(stack.dilations, np.int64),
     )  # fmt: skip
 
 
-def _settings(flow: PredictiveFlow) -> Settings:
+def _settings(flow: SynthesisModel) -> Settings:
     return Settings(
         flow.chunk, flow.subframe, flow.per_frame, RECENT, PERIOD_TAPS if flow.pitch else 0,
         isinstance(flow.elementwise, JohnsonSU), johnson.LIGHTEST, johnson.HEAVIEST, johnson.MOST_SKEWED,

@@ -17,9 +17,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "h16_c64": {"height": 16, "channels": 64, "layers": 8, "flows": 8},
     "h16_c128": {"height": 16, "channels": 128, "layers": 8, "flows": 8},
     "h64_c64": {"height": 64, "channels": 64, "layers": 8, "flows": 8},
-    # For CPUs: faster than real time on two cores; and the size of the demo.
+    # For CPUs: faster than real time on two cores.
     "h16_c32": {"height": 16, "channels": 32, "layers": 6, "flows": 6},
-    "h8_c16": {"height": 8, "channels": 16, "layers": 5, "flows": 4},
 }
 
 

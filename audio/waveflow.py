@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from arflows.audio.conditions import ConditionEncoder
+from arflows.audio.condition_encoder import ConditionEncoder
 from arflows.audio.folding import Folded, rows_reversed
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec

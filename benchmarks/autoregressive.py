@@ -1,4 +1,4 @@
-"""Autoregressive flows beside zuko's and nflows' of equal size: ``python benchmarks/autoregressive.py``.
+"""Autoregressive flows compared with zuko's and nflows' of equal size: ``python benchmarks/autoregressive.py``.
 
 Density and samples of a MAF and of an autoregressive neural spline flow, in the same process, in turn, in float32 and
 without compilation; then how the cost of a streamed sample grows with the number of variables and with the batch.

@@ -1,4 +1,4 @@
-"""What all benchmarks share: measuring, and writing down what was measured on which machine."""
+"""Shared parts of the benchmarks: measurement, and records of figures and machine."""
 
 from __future__ import annotations
 

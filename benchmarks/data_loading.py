@@ -1,4 +1,4 @@
-"""How fast batches come out of a store, with nothing else to do: ``python benchmarks/data_loading.py``.
+"""Speed of reading batches from a store: ``python benchmarks/data_loading.py``.
 
 The store has the size of CIFAR-10's training set, 50,000 images of 32×32×3; one repeat is one shuffled epoch.
 """

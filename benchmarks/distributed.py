@@ -1,4 +1,4 @@
-"""What two processes cost on two cores, beside two threads of one process: ``python benchmarks/distributed.py``.
+"""Two processes on two cores compared with two threads of one process: ``python benchmarks/distributed.py``.
 
 The same run of a RealNVP on random images of 32×32, at the same global batch: once in one process with two threads,
 once in two processes (gloo) with one thread each, by the command line. The speed is the run's own, over its steps after

@@ -1,4 +1,4 @@
-"""Glow beside normflows' Glow of equal levels, steps and width: ``python benchmarks/glow_normflows.py``.
+"""Glow compared with normflows' Glow of equal levels, steps and width: ``python benchmarks/glow_normflows.py``.
 
 Both models train (forward, backward, Adam) and sample in the same process, in turn, in float32 without compilation.
 Needs ``pip install arflows[bench]``.

@@ -1,4 +1,4 @@
-"""Peak memory of training against depth, activations kept or recomputed: ``python benchmarks/invertible_memory.py``.
+"""Peak memory of training, activations stored or recomputed: ``python benchmarks/invertible_memory.py``.
 
 A Glow of one level with 8 to 128 steps of flow on images of 32×32. Peak memory is what a training step (forward,
 backward) adds to the process: allocated memory on a GPU, resident memory on a CPU (0 where the step takes no more than

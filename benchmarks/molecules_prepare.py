@@ -1,4 +1,4 @@
-"""How fast molecules become a store: ``python benchmarks/molecules_prepare.py --source zinc250k_train.smi.gz``.
+"""Speed of preparing molecules: ``python benchmarks/molecules_prepare.py --source zinc250k_train.smi.gz``.
 
 Without a source it takes the built-in set, which is small: starting the processes then counts for much.
 """

@@ -1,4 +1,4 @@
-"""Drawing molecules: ``python benchmarks/molecules_sampling.py --model runs/zinc250k_cpu``.
+"""Speed of sampling molecules: ``python benchmarks/molecules_sampling.py --model runs/zinc250k_cpu``.
 
 From nothing to canonical SMILES that RDKit sanitised, with masks, beside growing the graphs alone: over batch sizes and
 over counts, with the memory that the process had at most. Each row is measured in a process of its own.

@@ -1,4 +1,4 @@
-"""Training a flow over molecules: ``python benchmarks/molecules_training.py --store runs/zinc250k.h5``.
+"""Speed of training a flow over molecules: ``python benchmarks/molecules_training.py --store runs/zinc250k.h5``.
 
 Molecules a second of whole training steps (loading, forward and backward pass, optimizer) at the size of recipe
 zinc250k_cpu, in float32 and bfloat16, with the share of the machine's rate of matrix products that they use.

@@ -1,4 +1,4 @@
-"""Checks of MAF, NSF and RealNVP beside zuko, nflows and normflows: ``python benchmarks/peer_checks.py``.
+"""Checks of MAF, NSF and RealNVP against zuko, nflows and normflows: ``python benchmarks/peer_checks.py``.
 
 Each library gets flows of three variables and equal width, and the same table of checks. The table goes to
 ``docs/peer_checks.md``. Needs ``pip install arflows[bench]``.

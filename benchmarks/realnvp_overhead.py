@@ -1,4 +1,4 @@
-"""What RealNVP costs beyond its networks: ``python benchmarks/realnvp_overhead.py``.
+"""Overhead of RealNVP over its networks: ``python benchmarks/realnvp_overhead.py``.
 
 A training step (forward, backward, Adam) beside the same step of the coupling networks alone, on inputs of the same
 shapes; sampling beside scoring; and the peak memory of a training step. Each row is measured in a process of its own.

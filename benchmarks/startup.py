@@ -1,4 +1,4 @@
-"""How long a user waits for a help text: ``python benchmarks/startup.py``.
+"""Duration of printing a help text: ``python benchmarks/startup.py``.
 
 One repeat is one new process, from its start to its end, with the files already in the page cache.
 """

@@ -1,4 +1,4 @@
-"""Sampling from transformer flows: ``python benchmarks/transformer_sampling.py --model runs/tarflow_mnist_cpu``.
+"""Sampling speed of transformer flows: ``python benchmarks/transformer_sampling.py --model runs/tarflow_mnist_cpu``.
 
 Two comparisons. The cache of a stream, allocated once, beside loops that grow theirs by `torch.cat` at every token, by
 joining the new token to those before it or, as TarFlow's published code, by joining a list of all tokens; all make

@@ -1,4 +1,4 @@
-"""Copy synthesis without a learned model, to read vocoders' figures by: ``python benchmarks/vocoders.py --store FILE``.
+"""Copy synthesis without learned models, for comparison: ``python benchmarks/vocoders.py --store FILE``.
 
 Each row synthesises the sentences of a store's test split and compares them with the originals, as `arflows audio
 evaluate` does. All start from the mel spectrogram but WORLD, which analyses the original: its own pitch, envelope and

@@ -1,4 +1,4 @@
-"""Synthesis with WaveFlow beside the machine's rate of matrix products: ``python benchmarks/waveflow_synthesis.py``.
+"""Synthesis with WaveFlow compared with the machine's matrix products: ``python benchmarks/waveflow_synthesis.py``.
 
 How many times faster than speech, and at which share of the rate of `torch.mm` of 1024 × 1024 matrices in float32, on
 as many threads, measured in turn with it. Operations are those of the model as it is trained, two for each weight and

@@ -1,4 +1,4 @@
-"""A training step of WaveFlow beside its convolutions alone: ``python benchmarks/waveflow_training.py``.
+"""A training step of WaveFlow compared with its convolutions alone: ``python benchmarks/waveflow_training.py``.
 
 The convolutions alone are the same layers on inputs of the same shapes and types, forward and backward: what gates,
 sums, folds, log-determinants, conditions and the optimiser add to them is what the figure tells. They are those of the

@@ -24,11 +24,11 @@ class Dequantizer(nn.Module, ABC):
         levels: number of integer values; 256 for 8-bit pixels.
 
     Attributes:
-        protocol: name of the noise in reports.
+        noise: name of the noise in reports.
         likelihood: kind of a flow's `log_prob` with this dequantizer.
     """
 
-    protocol: str
+    noise: str
     likelihood: Literal["exact", "density", "bound"] = "bound"
     origin: Tensor
 
@@ -77,7 +77,7 @@ class UniformDequantizer(Dequantizer):
     tensor([[0, 3]], dtype=torch.uint8)
     """
 
-    protocol = "uniform dequantisation"
+    noise = "uniform dequantisation"
 
     def forward(
         self, x: Integer[Tensor, "batch *event"], generator: torch.Generator | None = None
@@ -99,7 +99,7 @@ class VariationalDequantizer(Dequantizer):
         levels: number of integer values; 256 for 8-bit pixels.
     """
 
-    protocol = "variational dequantisation"
+    noise = "variational dequantisation"
 
     def __init__(self, bijection: Bijection, encoder: nn.Module, levels: int = 256) -> None:
         super().__init__(levels)
@@ -135,7 +135,7 @@ class GaussianDequantizer(Dequantizer):
     def __init__(self, scale: float, levels: int = 256) -> None:
         super().__init__(levels)
         self.scale = scale
-        self.protocol = f"Gaussian noise of {scale * levels:.3g} integers' standard deviation"
+        self.noise = f"Gaussian noise of {scale * levels:.3g} integers' standard deviation"
 
     def forward(
         self, x: Integer[Tensor, "batch *event"], generator: torch.Generator | None = None

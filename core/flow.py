@@ -64,7 +64,7 @@ class Flow(nn.Module, ABC):
     def sample_with_log_prob(
         self, count: int, /, *conditions: Any, **options: Any
     ) -> tuple[Tensor | Sequence[Any], Float[Tensor, " count"]]:
-        """Draw examples and return `log_prob` of each; arguments are those of `sample`.
+        """Draw examples and return `log_prob` of each; arguments as for `sample`.
 
         Raises:
             UserError: if the flow does not offer it, see `scores_samples`.
@@ -72,7 +72,7 @@ class Flow(nn.Module, ABC):
         self._not_offered("sample_with_log_prob")
 
     def encode(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, "batch *latent"]:
-        """Map data → latent in evaluation mode; arguments are those of `log_prob`.
+        """Map data → latent in evaluation mode; arguments as for `log_prob`.
 
         Raises:
             UserError: if the flow has no latents, see `has_latents`.
@@ -80,7 +80,7 @@ class Flow(nn.Module, ABC):
         self._not_offered("encode")
 
     def decode(self, z: Float[Tensor, "batch *latent"], /, *conditions: Any, **options: Any) -> Tensor | Sequence[Any]:
-        """Map latent → data in evaluation mode; conditions are those of `log_prob`.
+        """Map latent → data in evaluation mode; conditions as for `log_prob`.
 
         Raises:
             UserError: if the flow has no latents, see `has_latents`.
@@ -88,7 +88,7 @@ class Flow(nn.Module, ABC):
         self._not_offered("decode")
 
     def round_trip_error(self, x: Any, /, *conditions: Any, **options: Any) -> Float[Tensor, " batch"]:
-        """Return the largest difference of each example from its decoded latents; arguments are those of `log_prob`.
+        """Return the largest difference of each example from its decoded latents; arguments as for `log_prob`.
 
         Raises:
             UserError: if the flow has no latents, see `has_latents`.
@@ -130,8 +130,8 @@ class Flow(nn.Module, ABC):
 
         Args:
             x: examples.
-            *conditions: those of `log_prob`.
-            **options: those of `log_prob`.
+            *conditions: as for `log_prob`.
+            **options: as for `log_prob`.
         """
         initialize(self, lambda: self.log_prob(x, *conditions, **options))
 
@@ -178,17 +178,17 @@ class BijectiveFlow(Flow):
 
     @property
     def likelihood(self) -> Literal["exact", "density", "bound"]:
-        """Kind of `log_prob`: a density for continuous data, otherwise that of the dequantizer."""
+        """Kind of `log_prob`: a density for continuous data, otherwise the kind of the dequantizer."""
         return "density" if self.dequantizer is None else self.dequantizer.likelihood
 
     @property
     def device(self) -> torch.device:
-        """Device on which the flow computes, that of its base."""
+        """Device of the base, on which the flow computes."""
         return self.base.origin.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which the flow computes, that of its base."""
+        """Type of the base, in which the flow computes."""
         return self.base.origin.dtype
 
     @property
@@ -245,7 +245,7 @@ class BijectiveFlow(Flow):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Shaped[Tensor, "count *event"], Float[Tensor, " count"]]:
-        """Draw examples and return `log_prob` of each, in nats; arguments are those of `sample`.
+        """Draw examples and return `log_prob` of each, in nats; arguments as for `sample`.
 
         The log-likelihood is that of the model at temperature 1 at any temperature of the samples. With a dequantizer
         it is computed with noise of its own, as by a call of `log_prob`.

@@ -118,7 +118,7 @@ def dequantization(flow: Flow, draws: int = 1) -> str:
     """
     if not isinstance(flow, BijectiveFlow) or flow.dequantizer is None:
         return ""
-    return f"{flow.dequantizer.protocol}, {draws} {'draw' if draws == 1 else 'draws'}"
+    return f"{flow.dequantizer.noise}, {draws} {'draw' if draws == 1 else 'draws'}"
 
 
 def call_with(method: Callable[..., Result], batch: Batch) -> Result:

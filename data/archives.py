@@ -26,7 +26,7 @@ ALWAYS_ALLOWED = 1 << 26
 def open_text(path: Path, newline: str | None = "") -> IO[str]:
     """Open a text file for reading, unpacking it on the way if its name ends in ``.gz``.
 
-    The text may be UTF-8, with or without a byte order mark, UTF-16, or Latin-1: bytes that are no UTF-8 are read as
+    The text may be UTF-8, with or without a byte order mark, UTF-16, or Latin-1: bytes that are not UTF-8 are read as
     Latin-1. Reading raises `UserError` where a packed file is damaged or unfolds beyond `LARGEST_RATIO`.
 
     Args:

@@ -24,7 +24,7 @@ import numpy as np
 from arflows.core.runtime.errors import UserError
 
 LONGEST_HEADER = 10_000
-"""Maximum bytes of an array's header; that of an array of numbers takes about a hundred."""
+"""Maximum bytes of an array's header; for numbers it takes about a hundred."""
 
 CHUNK = 1 << 24
 """Bytes read at a time."""
@@ -151,7 +151,9 @@ def _datasets(path: Path, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]
         if not isinstance(dataset, h5py.Dataset):
             continue
         if dataset.external or dataset.is_virtual:
-            raise UserError(f"{path}: {name!r} lies in other files, which is refused: save the arrays themselves.")
+            raise UserError(
+                f"{path}: {name!r} refers to other files, which are not opened: save the arrays themselves."
+            )
         settings = dataset.id.get_create_plist()
         filters = {settings.get_filter(index)[0] for index in range(settings.get_nfilters())}
         if unknown := filters - KNOWN_FILTERS:

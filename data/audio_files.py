@@ -1,8 +1,8 @@
 """Audio files, converted to one channel at one sample rate.
 
 Files are read by libsndfile: WAV, FLAC, Ogg, MP3 and more, at any rate, with any number of channels and bits. Each
-conversion has a name, so that whoever reads many files can count them, and what cannot be used is a `SkippedAudio`
-with the reason.
+conversion has a name, so that conversions can be counted over many files. Audio that cannot be used raises
+`SkippedAudio` with the reason.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ QUIETEST = 1e-4
 LOUDEST = 2.0
 """Samples of floating-point files above 1 are scaled down, unless they exceed this: then they are in other units."""
 OPEN_ENDED = 2**31 - 1
-"""A WAV file that was written to a pipe tells this length or more, and ends where it ends."""
+"""Smallest length in the header of a WAV file that was written to a pipe, whose real length is unknown."""
 CLIPPED_RUN = 8
 """Length of a run of samples at the largest value that counts as clipping."""
 
 
 def is_audio(path: Path) -> bool:
-    """Return True if a file is called like audio, or is audio that libsndfile reads, by its content."""
+    """Return True if a file has an audio suffix, or content that libsndfile reads."""
     if path.name.lower().endswith(AUDIO_SUFFIXES):
         return True
     try:
@@ -49,7 +49,7 @@ class Clip:
 
     Attributes:
         samples: In [-1, 1], at the rate that was asked for.
-        remarks: What was done to the file's samples, and what is odd about them.
+        remarks: Conversions of the samples, and unusual properties of the file.
     """
 
     samples: Float32[np.ndarray, " samples"]
@@ -65,7 +65,7 @@ def read_audio(file: Path | BinaryIO, rate: int, shortest: int = 1) -> Clip:
         shortest: The fewest samples at that rate that are of use.
 
     Raises:
-        SkippedAudio: It is no audio, is damaged, or holds nothing of use.
+        SkippedAudio: The file is not audio, is damaged, or holds no usable sound.
     """
     if isinstance(file, Path):
         if not file.exists():
@@ -84,7 +84,9 @@ def read_audio(file: Path | BinaryIO, rate: int, shortest: int = 1) -> Clip:
         raise SkippedAudio("no audio" if unknown else "damaged") from error
     except OSError as error:
         raise SkippedAudio("unreadable") from error
-    if cut_short or (len(samples) < expected and expected < 2**62):  # of a stream the length is not known beforehand
+    if cut_short or (
+        len(samples) < expected and expected < 2**62
+    ):  # the length of a stream is unknown before it is read
         raise SkippedAudio("truncated")
     return convert_audio(samples, given_rate, rate, subtype=subtype, shortest=shortest)
 
@@ -102,7 +104,7 @@ def convert_audio(
         shortest: The fewest samples at that rate that are of use.
 
     Raises:
-        SkippedAudio: They hold nothing of use.
+        SkippedAudio: The samples hold no usable sound.
     """
     remarks = [f"from {coding}"] if (coding := _coding(subtype)) else []
     if not len(samples):
@@ -168,4 +170,4 @@ def _is_clipped(samples: Float32[np.ndarray, " samples"], peak: float) -> bool:
 def _cut_short(log: str) -> bool:
     """Return True if libsndfile found less audio in a file than its header says."""
     lengths = re.findall(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", log)
-    return any(int(held) < int(told) < OPEN_ENDED for told, held in lengths)
+    return any(int(held) < int(declared) < OPEN_ENDED for declared, held in lengths)

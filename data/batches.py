@@ -74,26 +74,26 @@ class StoreDataset(Dataset[Batch]):
         }
 
     def places(self, indices: list[int]) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, " batch"]]:
-        """Return the epoch of each index, by which a domain changes examples at random, and the example's place."""
+        """Return the epoch of each index, by which a domain changes examples at random, and the example's index."""
         return np.divmod(np.asarray(indices, np.int64), max(1, self.count))
 
 
 class ResumableOrder(DistributedSampler[Batch]):
     """The order of one process's training examples, a function of seed and epoch alone, to be taken up in mid-epoch.
 
-    Indices go on counting from epoch to epoch: place + epoch × examples.
+    Indices continue from epoch to epoch: index in the epoch + epoch × examples.
 
     Args:
         dataset: The examples of all processes.
         seed: Decides the order.
-        epoch: The first epoch, at which a resumed run goes on.
+        epoch: The first epoch, in which a resumed run continues.
         done: Number of examples of that epoch that this process has processed already.
         options: Of `DistributedSampler`.
     """
 
     def __init__(self, dataset: Dataset[Batch], seed: int, epoch: int = 0, done: int = 0, **options: Any) -> None:
         super().__init__(dataset, shuffle=True, seed=seed, drop_last=True, **options)
-        # Lightning tells the epoch only when workers have begun to fetch ahead.
+        # Lightning sets the epoch only after workers have begun to fetch ahead.
         self.set_epoch(epoch)
         self._resumed_epoch = epoch
         self._done = done
@@ -135,7 +135,7 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
 
     Training batches are reshuffled each epoch and are all of full size; validation and test batches hold every
     example once, in order. With several processes each trains on its own share of an epoch, and they take validation
-    batches in turn, for which the Trainer is told ``use_distributed_sampler=False``.
+    batches in turn, which needs ``use_distributed_sampler=False`` in the Trainer.
 
     Attributes:
         store: The open store.
@@ -163,7 +163,7 @@ class StoreDataModule(lightning.LightningDataModule, ABC):
             seed: Decides the order of the examples, and which are used with a limit.
 
         Raises:
-            UserError: The file is no store of the domain, or a setting is out of range.
+            UserError: The file is not a store of the domain, or a setting is out of range.
         """
         super().__init__()
         settings = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}

@@ -1,6 +1,6 @@
 """CSV and Parquet files as columns of float64, read by pyarrow.
 
-The delimiter, the decimal sign and the header of a CSV file are found out from its first lines, unless `CsvFormat`
+The delimiter, the decimal sign and the header of a CSV file are inferred from its first lines, unless `CsvFormat`
 states them. Numbers that are missing (`MISSING`) become NaN, ISO 8601 dates become days since 1970-01-01.
 """
 
@@ -29,7 +29,7 @@ MISSING = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "-", "?", "."
 """Spellings of a missing number, in lower case."""
 
 LOOKED_AT = 200
-"""Lines from which the format of a CSV file is found out."""
+"""Number of lines from which the format of a CSV file is inferred."""
 
 _INTEGER = re.compile(r"[+-]?\d+")
 _MICROSECONDS_PER_DAY = 86_400e6
@@ -37,7 +37,7 @@ _MICROSECONDS_PER_DAY = 86_400e6
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """Format of a CSV file; None for what is to be found out.
+    """Format of a CSV file; None for a setting that is inferred.
 
     Attributes:
         delimiter: Character between two cells; a space stands for any run of spaces.
@@ -45,7 +45,7 @@ class CsvFormat:
         header: True if the first line holds the names of the columns.
 
     Raises:
-        UserError: A setting is no such character.
+        UserError: A delimiter or decimal sign is not one character.
     """
 
     delimiter: str | None = None
@@ -67,7 +67,7 @@ class FileColumns:
         names: Names of the columns; None if the file has none.
         columns: Their values, float64 (rows,); NaN for a missing number and in a column that holds no numbers.
         unusable: Description of the content of each column that holds no numbers, by its index.
-        remarks: Sentences on what was left out or converted.
+        remarks: Sentences about omissions and conversions.
         place: Name of a row, counted from 0, in messages.
     """
 
@@ -183,7 +183,7 @@ def read_parquet(path: Path) -> FileColumns:
 
 
 def _without_index(found: FileColumns) -> FileColumns:
-    """Drop what a data frame's index left: columns without a name at the start, and empty ones without a name."""
+    """Drop the columns of a data frame's index: unnamed ones at the start, and empty unnamed ones."""
     if found.names is None:
         return found
     kept, remarks = [], list(found.remarks)
@@ -225,7 +225,7 @@ def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[s
             if len(cells) > 1 or (cells and cells[0].strip()):
                 yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error:
-        return  # pyarrow says what is wrong
+        return  # pyarrow reports the error
 
 
 def _file_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -277,7 +277,7 @@ def _has_header(path: Path, head: Sequence[Sequence[str]], decimal: str) -> bool
         below = rest[0] if rest else []
         text = [not _is_number(cell, decimal) and cell.lower() not in MISSING for cell in first]
         same = [not _is_number(cell, decimal) and cell.lower() not in MISSING for cell in below]
-        # A row of data in which some columns are text is no header, unless no cell of it is a number.
+        # Numbers, and text in the same columns as below: a row of data. A row without numbers is a header.
         return all(text) or text != same or not any(_is_number(cell, decimal) for cell in first)
     if rest and len(first) > 1 and len(rest[0]) == len(first) and first[0] == "" and first[1:]:
         numbers = first[1:]  # behind an index
@@ -301,7 +301,7 @@ def _numbers(column: pyarrow.ChunkedArray, decimal: str) -> tuple[np.ndarray, st
     """Convert cells to float64.
 
     Returns:
-        The numbers, a remark on their conversion, and the index of the first cell that is no number.
+        The numbers, a remark on their conversion, and the index of the first cell that is not a number.
     """
     import pyarrow
     import pyarrow.compute as compute
@@ -335,7 +335,7 @@ def _days(cells: pyarrow.ChunkedArray) -> np.ndarray:
 
 
 def _broken(path: Path, delimiter: str, skipped: int, width: int, error: Exception) -> UserError:
-    """Return the error for a file that cannot be divided into cells, with the first line that is to blame."""
+    """Return the error for a file that cannot be divided into cells, with the first line at fault."""
     for line, cells in _file_records(path, delimiter):
         if line > skipped and len(cells) != width:
             return UserError(

@@ -107,8 +107,8 @@ def fetch(files: Sequence[Remote], folder: Path, attempts: int = ATTEMPTS, patie
     removed.
 
     Args:
-        files: What is wanted.
-        folder: Where it goes; made if it is not there.
+        files: The files to download.
+        folder: Destination; made if it is not there.
         attempts: How often a cut transfer is taken up again.
         patience: Seconds without a byte after which it counts as cut.
 

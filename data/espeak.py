@@ -28,7 +28,7 @@ VOICES = {"ada": "en-us+f2", "ben": "en-us+m3", "cleo": "en+f4", "dan": "en-gb-x
 READINGS = 2
 """Number of speakers that read each sentence."""
 ROOM = 2e-4
-"""Standard deviation of the noise that is added, as any recording has some: a density of exact zeros has no bound."""
+"""Standard deviation of added noise: recordings have some, and the density of exact zeros is unbounded."""
 
 _SYNCHRONOUS, _CHARACTERS, _UTF8 = 2, 1, 1  # of the C interface: where sound goes, positions count, the text's encoding
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # of its parameters
@@ -42,7 +42,7 @@ class SpokenUtterance(Utterance):
         voice: eSpeak NG's voice and variant, such as ``en-us+f2``.
         pitch: 0 … 100; 50 is the voice's own.
         rate: Words a minute.
-        seed: Of the noise of the room.
+        seed: Seed of the noise.
     """
 
     voice: str
@@ -63,7 +63,7 @@ def espeak(seed: int = 0) -> SpeechSource:
     """Return each of the project's sentences read by two of five speakers, at a pitch and speed of its own.
 
     Args:
-        seed: Decides who reads what, and how.
+        seed: Seed of the choice of speakers, pitches and speeds.
     """
     generator = np.random.default_rng(seed)
     speakers = list(VOICES)
@@ -84,20 +84,20 @@ def espeak(seed: int = 0) -> SpeechSource:
 
 
 def speak(text: str, voice: str, pitch: int, rate: int, seed: int = 0) -> tuple[Int16[np.ndarray, " samples"], int]:
-    """Speak a text; the same words give the same samples.
+    """Speak a text; the same arguments give the same samples.
 
     Args:
         text: What to say.
         voice: eSpeak NG's voice and variant.
         pitch: 0 … 100; 50 is the voice's own.
         rate: Words a minute.
-        seed: Of its breath.
+        seed: Seed of the noise.
 
     Returns:
         The samples, and their rate in Hz.
 
     Raises:
-        UserError: There is no such voice, or the synthesiser failed.
+        UserError: The voice does not exist, or the synthesiser failed.
     """
     parts: list[np.ndarray] = []
 
@@ -127,7 +127,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 def _synthesiser(seed: int) -> Iterator[tuple[ctypes.CDLL, int]]:
     """Load the library, and yield it with its sample rate.
 
-    Its output depends on what it spoke before, even after a restart; only unloading resets it.
+    Its output depends on earlier speech, even after a restart; only unloading resets it.
     """
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]

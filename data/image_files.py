@@ -64,7 +64,7 @@ def read_folder(folder: Path) -> FileExamples:
     Classes are numbered in the order of their names, numbers by their value.
 
     Raises:
-        UserError: There is no file.
+        UserError: The file does not exist.
     """
     paths = sorted(walk(folder))
     if not paths:
@@ -123,7 +123,7 @@ def array_examples(
     Args:
         images: As described in `read_npz`.
         labels: As described in `read_npz`.
-        where: What a message calls them.
+        where: Name of the file in messages.
         classes: Names of the classes; their numbers if None.
 
     Raises:

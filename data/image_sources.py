@@ -1,4 +1,4 @@
-"""Sources of images: splits of examples, still in their own sizes and kinds, and their way to uniform batches."""
+"""Sources of images: splits of examples, in their original sizes and modes, and their conversion to uniform batches."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class FileExamples:
         labels: The class number of each image, or None.
         classes: Names of the classes, or None.
         crop: Part of each image that is taken, or None for all of it.
-        strays: Files beside the class folders that are no images, and are left out.
+        strays: Files beside the class folders that are not images, and are left out.
     """
 
     folder: Path
@@ -117,7 +117,7 @@ class FileExamples:
         return open_image(self.folder / self.paths[index])
 
     def form(self) -> Form:
-        """Read the header of every file; those that cannot be opened have no say."""
+        """Read the header of every file; files that cannot be opened are ignored."""
         sizes, channels = set(), 1
         for index in tqdm(
             range(len(self)), f"reading sizes in {self.folder.name}", unit=" files", leave=False, disable=None
@@ -135,12 +135,12 @@ class FileExamples:
 class ImageSource:
     """A set of images with its splits.
 
-    Labels are kept if every split has them. Class numbers of all splits are brought to those of ``train``.
+    Labels are kept if every split has them. The classes of all splits are numbered as in ``train``.
 
     Attributes:
         name: The name or path a user gave.
         splits: ``train`` and, where the source itself has them, ``val`` and ``test``.
-        notes: Facts about the source that belong into the provenance.
+        notes: Facts about the source for the provenance.
     """
 
     name: str
@@ -180,7 +180,7 @@ class ImageSource:
             unused: Numbers of the classes.
 
         Raises:
-            UserError: Another split has images of such a class.
+            UserError: Another split has images of one of these classes.
         """
         classes = self.classes
         assert classes is not None
@@ -210,7 +210,7 @@ def uniform_batches(
     stats: ReadStats,
     white: int = WHITE,
 ) -> Iterator[tuple[UInt8[np.ndarray, "batch channels height width"], Int64[np.ndarray, " batch"] | None]]:
-    """Convert images and yield them in batches, in order, with their labels; count what was converted and skipped.
+    """Convert images and yield them in batches, in order, with their labels; count conversions and skipped images.
 
     Args:
         examples: The images.

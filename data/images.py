@@ -38,7 +38,7 @@ def open_image(path: Path) -> Image.Image:
     """Open an image file, reading no more than its header.
 
     Raises:
-        SkippedImage: The file is no image, cannot be read, or claims more pixels than Pillow's safety limit
+        SkippedImage: The file is not an image, cannot be read, or claims more pixels than Pillow's safety limit
             (`PIL.Image.MAX_IMAGE_PIXELS`; a small file can claim gigabytes).
     """
     try:

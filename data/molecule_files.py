@@ -33,14 +33,14 @@ _RECORDS_LOOKED_AT = 100
 
 
 NAME = "name"
-"""Column of what follows the SMILES in a file without columns, and of the titles of an SD file."""
+"""Name given to the text after the SMILES in a file without columns, and to the titles of an SD file."""
 
 
 class Entry(NamedTuple):
     """One molecule of a file.
 
     Attributes:
-        number: Its line, counted from 1; in an SD file its place.
+        number: Its line, counted from 1; in an SD file its index among the records.
         text: SMILES, or a mol block.
         values: Numbers given with it, in the order in which they were asked for; NaN where there is none.
         given: Everything else in the file about it, by the name of its column or field.
@@ -80,7 +80,7 @@ def read_molecules(path: Path, column: str | None = None, values: Sequence[str] 
 
     Args:
         path: The file.
-        column: Which column of a table holds SMILES; without it the one whose name contains "smiles".
+        column: Column of a table that holds SMILES; by default the one whose name contains "smiles".
         values: Columns of a table, or fields of an SD file, with numbers to read.
 
     Raises:
@@ -240,7 +240,7 @@ def _number(text: str) -> float:
 
 
 def nci() -> MoleculeFile:
-    """Return the 5,000 molecules of the NCI's open database that come with RDKit; they need no files of the user's."""
+    """Return the 5,000 molecules of the NCI's open database that come with RDKit; no file of the user is needed."""
     from rdkit import RDConfig
 
     path = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"

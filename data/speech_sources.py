@@ -66,8 +66,8 @@ class SpeechSource:
     Attributes:
         name: The name or path a user gave.
         utterances: In the order of the source.
-        notes: Facts about the source that belong into the provenance.
-        left_out: Files of the source that are no utterances, by the reason.
+        notes: Facts about the source for the provenance.
+        left_out: Files of the source that are not utterances, by the reason.
     """
 
     name: str
@@ -84,7 +84,7 @@ def read_speech(path: Path) -> SpeechSource:
     if there are at least two and no file lies beside them.
 
     Raises:
-        UserError: There is no folder, or no audio in it.
+        UserError: The folder does not exist, or has no audio.
     """
     if path.is_file():
         if not is_audio(path):
@@ -287,7 +287,7 @@ def assign_splits(
 
     Args:
         utterances: The utterances.
-        by: What the splits must not share.
+        by: Property that the splits must not share.
         fractions: For ``val`` and ``test`` the part of the training utterances that is set aside.
         generator: Decides which.
 

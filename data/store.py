@@ -41,13 +41,13 @@ from arflows.data.fingerprint import fingerprint
 
 FORMAT = "arflows-store"
 FORMAT_VERSION = 2
-"""2 brought ragged fields; stores without them are written as version 1, which older versions of arflows read too."""
+"""Version 2 has ragged fields; stores without them are written as version 1, which older versions of arflows read."""
 
 OFFSETS = ".offsets"
 """Suffix of the name of the offsets of a ragged field."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Functions from the attributes of a format version to those of the next; absent where nothing changes."""
+"""Functions that convert the attributes of a format version to the next; none where nothing changes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FieldLayout:
 
 @dataclass(frozen=True)
 class Ragged:
-    """A field of examples of different lengths, mapped from the file; slicing an example reads just what it touches.
+    """A field of examples of different lengths, mapped from the file; slicing reads only the selected values.
 
     Attributes:
         values: (all lengths together, …): the examples one after the other.
@@ -117,7 +117,7 @@ class Store:
             expect_domain: Refuse a store of any other domain.
 
         Raises:
-            UserError: The path leads to no store, to a damaged one, to one of a newer format or of another domain.
+            UserError: If the file is missing, damaged, of a newer format, or of another domain.
         """
         self.path = Path(path)
         self._maps: dict[tuple[str, str], np.ndarray] = {}
@@ -159,19 +159,19 @@ class Store:
         """Return the layout of each field of a split.
 
         Raises:
-            UserError: There is no such split; the sentence names those there are.
+            UserError: The split does not exist; the sentence names the existing ones.
         """
         if split not in self._fields:
             raise UserError(f"{self.path} has no split {split!r}: it has {', '.join(self._fields)}.")
         return dict(self._fields[split])
 
     def array(self, split: str, name: str) -> np.ndarray:
-        """Return one field as a read-only array mapped from the file; indexing reads just what it touches.
+        """Return one field as a read-only array mapped from the file; indexing reads only the selected values.
 
         Of a ragged field these are the values of all examples one after the other; see `ragged`.
 
         Raises:
-            UserError: There is no such split or field, or the file was replaced since the store was opened.
+            UserError: The split or field does not exist, or the file was replaced since the store was opened.
         """
         layout = self.fields(split).get(name)
         if layout is None:
@@ -187,7 +187,7 @@ class Store:
         """Return a field of examples of different lengths.
 
         Raises:
-            UserError: There is no such split or field, or its offsets are damaged.
+            UserError: The split or field does not exist, or its offsets are damaged.
         """
         field = Ragged(self.array(split, name), self.array(split, name + OFFSETS))
         if field.offsets[0] != 0 or field.offsets[-1] != len(field.values) or (field.lengths < 0).any():
@@ -199,7 +199,7 @@ class Store:
         return {
             "store": str(self.path),
             "domain": self.domain,
-            "source": Path(str(self.provenance.get("source"))).name,  # where it lay on one machine is nobody's business
+            "source": Path(str(self.provenance.get("source"))).name,  # results are published: no paths of one machine
             "available": self.provenance.get("available"),
             "fingerprint": self.fingerprint,
             "content": fingerprint(
@@ -227,12 +227,12 @@ class Store:
             raise UserError(f"{self.path} is damaged in {', '.join(damaged)}: prepare or copy it again.")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry the whole array; the process that receives the store maps it anew.
+        # A pickled memory map would carry the whole array; the process that receives the store maps the file itself.
         return self.__dict__ | {"_maps": {}}
 
 
 def opened(source: Path | Store, domain: str) -> Store | None:
-    """Return the store of a domain that is given open or by its path; None if the path is that of something else.
+    """Return the store of a domain that is given open or by its path; None if the path is not a store.
 
     Args:
         source: The store, or a path.
@@ -265,7 +265,7 @@ def verify(path: Path) -> str | None:
     """Read every byte of a store and compare it with its checksum.
 
     Returns:
-        What was found sound; None if the path is no HDF5 file, nor called like one.
+        Description of the verified data; None if the path is neither an HDF5 file nor named like one.
 
     Raises:
         UserError: Something differs; the sentence names each damaged dataset.
@@ -280,7 +280,7 @@ def verify(path: Path) -> str | None:
 
 
 def _printable(value: Any) -> Any:
-    """Return a value after checking that all its text can be encoded; that of a damaged file may not.
+    """Return a value after checking that its text can be encoded, which fails for a damaged file.
 
     Raises:
         UnicodeEncodeError: There is other text in it.
@@ -291,7 +291,7 @@ def _printable(value: Any) -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file, with one sentence for each way it can fail to be one."""
+    """Open an HDF5 file; each way to fail has its own error message."""
     if not path.exists():
         raise UserError(f"there is no store at {path}: check the path, or make one with `prepare`.")
     if path.is_dir():

@@ -31,7 +31,7 @@ ROOM = 1 << 14
 
 @dataclass
 class _Spool:
-    """One field on its way into a store: its bytes in a scratch file, its checksum so far."""
+    """Field that is being written: its bytes in a scratch file, and its checksum so far."""
 
     file: BinaryIO
     dtype: np.dtype[Any]
@@ -141,7 +141,7 @@ class StoreWriter:
                     self._commit()
         finally:
             for spool in self._all_spools():
-                with suppress(OSError):  # a full disk: what is left in the buffer has no place to go
+                with suppress(OSError):  # the disk is full: the rest of the buffer cannot be written
                     spool.file.close()
             if self._scratch is not None:
                 shutil.rmtree(self._scratch, ignore_errors=True)
@@ -232,7 +232,7 @@ def write_store(
 
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    """Return a field in the form it has in the file: C order, little-endian; refuse what has no fixed size."""
+    """Return a field in the form it has in the file: C order, little-endian; refuse types without a fixed size."""
     array = np.asarray(array)
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise ValueError(f"field {name!r} must be an array of numbers with a leading axis of examples")
@@ -240,7 +240,7 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _reserve(path: Path, attributes: int, datasets: Sequence[int]) -> None:
-    """Make sure that there is room for a store, since HDF5 brings a process down that fills the disk.
+    """Make sure that there is disk space for a store, because HDF5 crashes the process when the disk is full.
 
     Args:
         path: The file, which is made.

@@ -45,10 +45,10 @@ class Table:
         columns: Names of the columns: those of the file, or x0, x1, …
         splits: The rows of each split; the one split of a table that is not divided is `WHOLE`.
         named: True if the file itself names its columns.
-        remarks: Sentences on what was left out or converted.
+        remarks: Sentences about omissions and conversions.
 
     Raises:
-        UserError: The arrays are no such rows, or differ in their columns.
+        UserError: The arrays are not rows of finite numbers, or differ in their columns.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Table:
         """Return the indices of columns.
 
         Raises:
-            UserError: There is no such column, or one is named twice.
+            UserError: A column does not exist, or is named twice.
         """
         return find_columns(self.name, self.columns, names)
 
@@ -106,7 +106,7 @@ def find_columns(file: str, columns: Sequence[str], names: Sequence[str]) -> lis
         names: The names to look for.
 
     Raises:
-        UserError: There is no such column, or one is named twice.
+        UserError: A column does not exist, or is named twice.
     """
     for name in names:
         if name not in columns:
@@ -126,7 +126,7 @@ def read_table(path: Path, layout: CsvFormat = CsvFormat(), pick: Pick | None = 
         pick: Choice of the columns to keep, in their order; None keeps all. Other columns need not hold numbers.
 
     Raises:
-        UserError: The file is missing, damaged or of another kind, or its content is no table of finite numbers.
+        UserError: The file is missing, damaged or of another kind, or its content is not a table of finite numbers.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -190,8 +190,10 @@ def _select(name: str, splits: Mapping[str, np.ndarray], columns: Sequence[str] 
         _check_array(where[split], array)
     widths = {split: array.shape[1] for split, array in splits.items()}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{split} {width}" for split, width in widths.items())
-        raise UserError(f"the splits in {name} differ in their number of columns ({told}): give all the same.")
+        widths_by_split = ", ".join(f"{split} {width}" for split, width in widths.items())
+        raise UserError(
+            f"the splits in {name} differ in their number of columns ({widths_by_split}): give all the same."
+        )
     labels = tuple(columns or default_names(next(iter(widths.values()))))
     kept = list(range(len(labels))) if pick is None else list(pick(labels, columns is not None))
     rows = {split: np.ascontiguousarray(array[:, kept], np.float64) for split, array in splits.items()}

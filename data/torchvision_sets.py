@@ -93,10 +93,10 @@ FILES: dict[str, tuple[str, list[Remote]]] = {
         ],
     ),
 }
-"""Files of each set, and the folder below the root where torchvision looks for them. CelebA lies on a drive of
-Google's, which answers with a page for people; torchvision itself knows how to get it."""
+"""Files of each set, and the folder below the root where torchvision looks for them. CelebA is on Google Drive, which
+answers with a web page; torchvision downloads it."""
 
-# How torchvision is asked for each split: by a flag, save where said otherwise.
+# Arguments of torchvision for each split.
 TRAIN_TEST: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 SPLITS: dict[str, dict[str, dict[str, Any]]] = {
     "svhn": {"train": {"split": "train"}, "test": {"split": "test"}},

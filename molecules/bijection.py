@@ -43,14 +43,14 @@ class DecisionCDFs(Bijection):
         types, rows = (logits.to(widest_float(x.device)) for logits in self.logits(given, context))
         stop = self._stops(given)
         z = types.new_full((len(x), *latent_shape(self.spec)), 0.5)
-        places = torch.arange(types.shape[1], device=x.device)
+        steps = torch.arange(types.shape[1], device=x.device)
         z[:, : types.shape[1], 0] = torch.where(
-            places <= given.sizes[:, None], cdf(types.shape[2])(stop + 0.5, types)[0], 0.5
+            steps <= given.sizes[:, None], cdf(types.shape[2])(stop + 0.5, types)[0], 0.5
         )
         step = 1 + given.row_before.sum(2)
         molecule, row = given.row_real.nonzero(as_tuple=True)
-        of_rows = cdf(rows.shape[2])(given.row_choice + 0.5, rows)[0]
-        z[molecule, given.row_atom[molecule, row], step[molecule, row]] = of_rows[molecule, row]
+        row_latents = cdf(rows.shape[2])(given.row_choice + 0.5, rows)[0]
+        z[molecule, given.row_atom[molecule, row], step[molecule, row]] = row_latents[molecule, row]
         return z, self._sum(given, types, rows).to(self.conditioner.to_type.weight.dtype)
 
     def inverse(
@@ -79,8 +79,8 @@ class DecisionCDFs(Bijection):
 
     def logits(
         self, given: Decisions, context: Float[Tensor, "batch context"] | None
-    ) -> tuple[Float[Tensor, "batch places categories"], Float[Tensor, "batch rows choices"]]:
-        """Logits of types and of bonds: −∞ for what is no decision of the representation.
+    ) -> tuple[Float[Tensor, "batch types categories"], Float[Tensor, "batch rows choices"]]:
+        """Logits of types and of bonds: −∞ for decisions that the representation does not have.
 
         There is no molecule without atoms, and none with more than the spec has. An atom has at least one bond to
         earlier ones, and they come in their order.
@@ -97,17 +97,17 @@ class DecisionCDFs(Bijection):
     def prefix_log_prob(
         self, x: UInt8[Tensor, "batch packed"], context: Float[Tensor, "batch context"] | None = None
     ) -> Float[Tensor, " batch"]:
-        """Log-probability that a molecule begins like this, whether or not it goes on."""
+        """Log-probability that a molecule begins with these decisions, complete or not."""
         given = self.read(x)
         return self._sum(given, *self.logits(given, context), ends=False)
 
     def _stops(self, given: Decisions) -> Tensor:
-        """The decision on the type at each place, that to stop included."""
+        """Return the decisions on types, the decision to stop included."""
         return F.pad(given.types, (0, 1), value=len(self.spec.atom_types))
 
     def _sum(self, given: Decisions, types: Tensor, rows: Tensor, ends: bool = True) -> Float[Tensor, " batch"]:
-        of_types = -F.cross_entropy(types.mT, self._stops(given), reduction="none")
-        of_rows = -F.cross_entropy(rows.mT, given.row_choice, reduction="none")
-        places = torch.arange(types.shape[1], device=types.device)
-        decided = places < given.sizes[:, None] + int(ends)
-        return of_types.masked_fill(~decided, 0).sum(1) + of_rows.masked_fill(~given.row_real, 0).sum(1)
+        type_log_prob = -F.cross_entropy(types.mT, self._stops(given), reduction="none")
+        row_log_prob = -F.cross_entropy(rows.mT, given.row_choice, reduction="none")
+        steps = torch.arange(types.shape[1], device=types.device)
+        decided = steps < given.sizes[:, None] + int(ends)
+        return type_log_prob.masked_fill(~decided, 0).sum(1) + row_log_prob.masked_fill(~given.row_real, 0).sum(1)

@@ -36,7 +36,7 @@ class GraphTransformer(nn.Module):
         context_features: Size of what molecules are conditioned on; 0 for nothing.
 
     Raises:
-        ValueError: If ``width`` is no multiple of ``heads``.
+        ValueError: If ``width`` is not a multiple of ``heads``.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class GraphTransformer(nn.Module):
         self.types = types
         self.heads = heads
         self.pointer = pointer
-        # Of the tokens: the type, the place, and for each bond its order, the partner's type and its nearness.
+        # Embeddings of the tokens: type, position, and for each bond its order, the partner's type and its nearness.
         self.type_embedding = _embedding(types + 1, width)
-        self.place_embedding = _embedding(max_atoms + 1, width)
+        self.position_embedding = _embedding(max_atoms + 1, width)
         self.order_embedding = _embedding(4, width)
         self.partner_embedding = _embedding(types + 1, width)
         self.nearness_embedding = _embedding(NEARNESS, width)
@@ -66,7 +66,7 @@ class GraphTransformer(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.to_type = nn.Linear(width, types + 1)
-        # Of the rows: the type that is being bound and what was chosen for it.
+        # Embeddings of the rows: type of the atom that is being bound, and the bonds chosen for it.
         self.bound_embedding = _embedding(types + 1, width)
         self.chosen = nn.Linear(width, width, bias=False)
         self.norm_row = nn.LayerNorm(width)
@@ -80,7 +80,7 @@ class GraphTransformer(nn.Module):
 
     def forward(
         self, given: Decisions, context: Float[Tensor, "batch context"] | None = None
-    ) -> tuple[Float[Tensor, "batch places categories"], Float[Tensor, "batch rows choices"]]:
+    ) -> tuple[Float[Tensor, "batch types categories"], Float[Tensor, "batch rows choices"]]:
         """Computes the logits of all decisions: of the types, atoms + 1 of them, and of the rows."""
         every = torch.arange(len(given.types), device=given.types.device)[:, None]
         near = given.nearness.gather(2, given.row_partner[..., None])[..., 0]
@@ -104,10 +104,10 @@ class GraphTransformer(nn.Module):
 
     def start(self, batch: int, context: Tensor | None) -> Float[Tensor, "batch 1 width"]:
         """The token before all atoms."""
-        return (self.place_embedding.weight[0] + self.shift(context)).expand(batch, 1, -1)
+        return (self.position_embedding.weight[0] + self.shift(context)).expand(batch, 1, -1)
 
     def shift(self, context: Tensor | None) -> Tensor | float:
-        """Term of the context that is added to every token."""
+        """Projection of the context that is added to every token."""
         return 0.0 if self.from_context is None else self.from_context(context)[:, None]
 
     def bonds(
@@ -126,8 +126,8 @@ class GraphTransformer(nn.Module):
         self, types: Int64[Tensor, "batch atoms"], bonds: Float[Tensor, "batch atoms width"], first: int = 0
     ) -> Float[Tensor, "batch atoms width"]:
         """Atoms, from number ``first`` on, as the transformer reads them; ``bonds`` sums those to earlier atoms."""
-        places = self.place_embedding.weight[first + 1 : first + 1 + types.shape[1]]
-        return self.type_embedding(types) + bonds + places
+        positions = self.position_embedding.weight[first + 1 : first + 1 + types.shape[1]]
+        return self.type_embedding(types) + bonds + positions
 
     def biases(self, given: Decisions) -> Float[Tensor, "layers batch heads tokens tokens"]:
         """Biases of the attention of all tokens to all: −∞ to later ones."""
@@ -174,7 +174,7 @@ class GraphTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention with biases, then a perceptron of four times the width, each added to what it was computed from."""
+    """Attention with biases, then a perceptron of four times the width, each as a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class _Block(nn.Module):
         bias: Float[Tensor, "batch heads tokens seen"],
         cache: Float[Tensor, "2 batch heads seen head"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Lets tokens attend to each other; with a cache, whose last places are theirs, to all in it."""
+        """Lets tokens attend to each other; with a cache, whose last entries are theirs, to all in it."""
         joint = self.query_key_value(self.norm_attention(hidden)).unflatten(-1, (3, self.heads, -1))
         query, key, value = joint.permute(2, 0, 3, 1, 4)
         if cache is None:

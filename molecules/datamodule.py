@@ -46,7 +46,7 @@ class MoleculeDataModule(StoreDataModule):
             store: The file that `arflows molecules prepare` wrote.
             batch_size: Molecules in a training batch, on each device.
             eval_batch_size: Molecules in a validation or test batch, on each device.
-            **options: Those of `StoreDataModule`: workers, limit and seed.
+            **options: Options of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of molecules or of another version, or a setting is out of range.

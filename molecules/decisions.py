@@ -31,7 +31,7 @@ NEARNESS = 2 * (FAR + 1)
 class Decisions(NamedTuple):
     """The decisions of a batch of molecules, and the graphs that each is made in.
 
-    The *rows* are the decisions on bonds, padded to those of the molecule that has most. Graphs are prefixes: "after
+    The *rows* are the decisions on bonds, padded to the molecule with the most of them. Graphs are prefixes: "after
     atom i" is the graph of the atoms up to i and of the bonds between them.
 
     Attributes:
@@ -120,11 +120,11 @@ def decisions(
     later, earlier, order = (part.gather(1, key.argsort(1)) for part in (later, earlier, order))
     real_bond = order > 0
 
-    # An atom's bonds and the decision that ends them follow each other: bond number e of atom i has i − 1 ends before.
+    # The decisions on an atom's bonds are followed by one that ends them: i − 1 ends come before the bonds of atom i.
     count = int((bond_counts + sizes).max()) - 1 if size > 1 else 1
-    place = torch.arange(bonds.shape[1], device=device) + later - 1
+    column = torch.arange(bonds.shape[1], device=device) + later - 1
     row_choice = torch.zeros(batch, count + 1, dtype=torch.long, device=device)
-    row_choice.scatter_(1, torch.where(real_bond, place, count), torch.where(real_bond, 3 * earlier + order, 0))
+    row_choice.scatter_(1, torch.where(real_bond, column, count), torch.where(real_bond, 3 * earlier + order, 0))
     row_choice = row_choice[:, :count]
     rows = torch.arange(count, device=device)
     row_real = rows < (bond_counts + sizes - 1)[:, None]

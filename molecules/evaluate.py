@@ -20,13 +20,14 @@ from arflows.core.runtime.option_types import PositiveInt
 from arflows.core.runtime.pretrained import load_model
 from arflows.data.molecule_files import Entry, MoleculeFile
 from arflows.data.store import Store
+from arflows.molecules.chemistry import smiles_of_all
 from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.inputs import open_molecules
 from arflows.molecules.metrics import chemnet, compare, describe, distance, quality, share
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.postprocess import validities
 from arflows.molecules.properties import PROPERTIES
-from arflows.molecules.representation import MoleculeSpec, decode, smiles_of_all
+from arflows.molecules.representation import MoleculeSpec, decode
 from arflows.molecules.score import batches, covered
 from arflows.molecules.workers import Workers
 
@@ -68,7 +69,7 @@ def evaluate(
     properties from these is measured.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows molecules train` holds the moving average of its weights; that is what is measured.
+    A model trained by `arflows molecules train` holds the moving average of its weights, which is measured.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
@@ -116,7 +117,7 @@ def evaluate(
         masked = flow.sample(samples, wanted, seed=seed, workers=pool)
         seconds = time.perf_counter() - began
         raw = flow.sample(samples, wanted, seed=seed, masks=False, workers=pool)
-        at = [place for place, each in enumerate(masked) if each.smiles is not None]
+        at = [index for index, each in enumerate(masked) if each.smiles is not None]
         valid = [smiles for each in masked if (smiles := each.smiles) is not None]
         asked = {} if wanted is None else dict(zip(flow.properties, wanted[at].T.numpy(), strict=True))
         training = set(stored_smiles(data.store, "train", pool))
@@ -157,7 +158,7 @@ def round_trip(flow: GraphFlow, batch: Batch) -> dict[str, Any]:
 
     Args:
         flow: The model.
-        batch: Molecules, at most `ROUND_TRIP_MOLECULES` of which are taken.
+        batch: Molecules; at most `ROUND_TRIP_MOLECULES` are used.
     """
     x = batch["x"][:ROUND_TRIP_MOLECULES].to(flow.device)
     context = batch["context"][:ROUND_TRIP_MOLECULES].to(flow.device) if "context" in batch else None

@@ -9,11 +9,12 @@ from rdkit import Chem
 from rdkit.rdBase import BlockLogs
 
 from arflows.core.runtime.errors import UserError
+from arflows.molecules.chemistry import BOND_TYPES, atom_type
 from arflows.molecules.graph import Graph, permuted, walk
-from arflows.molecules.representation import BOND_TYPES, MoleculeSpec, atom_type
+from arflows.molecules.representation import MoleculeSpec
 
 ORDERS = 32
-"""Number of random orders of a fragment's atoms, of which the likeliest under the model is taken."""
+"""Number of random orders of a fragment's atoms; the likeliest under the model is used."""
 
 
 class Fragment(NamedTuple):
@@ -29,16 +30,16 @@ class Fragment(NamedTuple):
     free: tuple[int, ...]
     attachments: tuple[tuple[int, ...], ...] | None
 
-    def permuted(self, places: list[int]) -> Fragment:
-        """Return the fragment with its atoms in another order: the new atom k is the old one ``places[k]``."""
-        points = None if self.attachments is None else tuple(self.attachments[old] for old in places)
-        return Fragment(permuted(self.graph, places), tuple(self.free[old] for old in places), points)
+    def permuted(self, permutation: list[int]) -> Fragment:
+        """Return the fragment with its atoms in another order: the new atom k is the old one ``permutation[k]``."""
+        points = None if self.attachments is None else tuple(self.attachments[old] for old in permutation)
+        return Fragment(permuted(self.graph, permutation), tuple(self.free[old] for old in permutation), points)
 
     def orders(self, spec: MoleculeSpec, seed: int) -> list[Fragment]:
         """Return the fragment with its atoms in several different orders of generation."""
         rng = np.random.default_rng(seed)
-        found = {tuple(walk(self.graph, spec.order, rng)): None for _ in range(ORDERS)}
-        return [self.permuted(list(places)) for places in found]
+        permutations = {tuple(walk(self.graph, spec.order, rng)): None for _ in range(ORDERS)}
+        return [self.permuted(list(permutation)) for permutation in permutations]
 
 
 def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
@@ -68,7 +69,7 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
     with BlockLogs():
         Chem.Kekulize(molecule, clearAromaticFlags=True)
     inside = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 0]
-    place = {atom.GetIdx(): k for k, atom in enumerate(inside)}
+    new_index = {atom.GetIdx(): k for k, atom in enumerate(inside)}
     points: list[list[int]] = [[] for _ in inside]
     bonds = []
     for bond in molecule.GetBonds():
@@ -78,7 +79,7 @@ def fragment_of(smiles: str, spec: MoleculeSpec) -> Fragment:
                 f"the fragment {smiles!r} has a {bond.GetBondType().name.lower()} bond: give it as a single, double or "
                 "triple one."
             )
-        i, j = (place.get(index) for index in (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
+        i, j = (new_index.get(index) for index in (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
         if i is not None and j is not None:
             bonds.append((max(i, j), min(i, j), order))
         else:

@@ -82,14 +82,14 @@ class Known:
         self.latents = torch.full(
             (batch, *latent_shape(spec)), torch.nan, dtype=widest_float(packed.device), device=packed.device
         )
-        # The decisions on an atom's bonds in their order, then zeros, which mean that it has them.
+        # Decisions on an atom's bonds in their order, then zeros: no more bonds.
         self.choices = atoms.new_zeros(batch, size, spec.max_back_bonds + 1)
         later, earlier, order = bonds.unbind(-1)
         molecule, row = (order > 0).nonzero(as_tuple=True)
         i, j = later[molecule, row], earlier[molecule, row]
         key = (molecule * size + i) * size + (size - 1 - j if spec.order == "dfs" else j)
-        place = key.argsort()
-        molecule, i, j, order = molecule[place], i[place], j[place], order[molecule, row][place]
+        by_key = key.argsort()
+        molecule, i, j, order = molecule[by_key], i[by_key], j[by_key], order[molecule, row][by_key]
         owner = molecule * size + i
         starts = torch.searchsorted(owner, owner)
         self.choices[molecule, i, torch.arange(len(i), device=i.device) - starts] = 3 * j + order
@@ -103,10 +103,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Begun:
-    """Known decisions for the first atoms, and another source for the rest.
+    """Source of known decisions for the first atoms, and of another source's for the rest.
 
     Attributes:
-        beginning: One molecule, whose decisions all take over.
+        beginning: One molecule, whose decisions are used for all.
         atoms: Number of its atoms.
         rest: Source of later decisions.
     """
@@ -142,10 +142,10 @@ class Grown:
     def bonds(self) -> UInt8[Tensor, "batch bonds 3"]:
         """The bonds in the form of a store."""
         molecule, i, j = self.orders.tril(-1).nonzero(as_tuple=True)
-        place = torch.arange(len(molecule), device=molecule.device) - torch.searchsorted(molecule, molecule)
-        most = int(place.max()) + 1 if len(place) else 0
+        slot = torch.arange(len(molecule), device=molecule.device) - torch.searchsorted(molecule, molecule)
+        most = int(slot.max()) + 1 if len(slot) else 0
         bonds = self.orders.new_zeros(len(self.orders), most, 3)
-        bonds[molecule, place] = torch.stack([i, j, self.orders[molecule, i, j]], -1).to(torch.uint8)
+        bonds[molecule, slot] = torch.stack([i, j, self.orders[molecule, i, j]], -1).to(torch.uint8)
         return bonds
 
     @property
@@ -155,7 +155,7 @@ class Grown:
 
 
 def latent_shape(spec: MoleculeSpec) -> tuple[int, int]:
-    """Decisions that a molecule can have: for each atom, and the place after the last, its type and its bonds."""
+    """Decisions that a molecule can have: type and bonds of each atom, and the decision to stop after the last."""
     return spec.max_atoms + 1, spec.max_back_bonds + 2
 
 
@@ -187,7 +187,7 @@ def grow(
 
     def decide(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         ids = stream.ids[rows]
-        logits = logits.to(log_prob.dtype)  # a rare decision's bin would have no float32 in it
+        logits = logits.to(log_prob.dtype)  # the bin of a rare decision may contain no float32 number
         policy = logits
         drawn = stream.atom >= begun
         if rules is not None and drawn:

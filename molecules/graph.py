@@ -44,13 +44,14 @@ class Graph(NamedTuple):
         return sums
 
 
-def permuted(graph: Graph, places: Sequence[int]) -> Graph:
-    """Return the graph with its atoms in another order: the new atom k is the old one ``places[k]``."""
-    new = [0] * len(places)
-    for k, old in enumerate(places):
+def permuted(graph: Graph, permutation: Sequence[int]) -> Graph:
+    """Return the graph with its atoms in another order: the new atom k is the old one ``permutation[k]``."""
+    new = [0] * len(permutation)
+    for k, old in enumerate(permutation):
         new[old] = k
     return Graph(
-        tuple(graph.atoms[old] for old in places), sorted_bonds((new[i], new[j], order) for i, j, order in graph.bonds)
+        tuple(graph.atoms[old] for old in permutation),
+        sorted_bonds((new[i], new[j], order) for i, j, order in graph.bonds),
     )
 
 
@@ -78,10 +79,10 @@ def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> 
     `reorder` for the order without it.
     """
     neighbours = graph.neighbours()
-    places: list[int] = []
-    while options := continuations(neighbours, places, order):
-        places.append(min(options) if rng is None else options[int(rng.integers(len(options)))])
-    return places
+    visited: list[int] = []
+    while options := continuations(neighbours, visited, order):
+        visited.append(min(options) if rng is None else options[int(rng.integers(len(options)))])
+    return visited
 
 
 def random_orders(graph: Graph, order: Order, count: int, seed: int = 0) -> list[Graph]:
@@ -95,41 +96,41 @@ def random_orders(graph: Graph, order: Order, count: int, seed: int = 0) -> list
     """
     rng = np.random.default_rng(seed)
     drawn = dict.fromkeys(tuple(walk(graph, order, rng)) for _ in range(count))
-    return [permuted(graph, places) for places in drawn]
+    return [permuted(graph, visited) for visited in drawn]
 
 
 def walks(graph: Graph, order: Order) -> list[list[int]]:
     """Return every breadth- or depth-first order of a graph's atoms; for small graphs, since there are many."""
     neighbours = graph.neighbours()
 
-    def extend(places: list[int]) -> Iterable[list[int]]:
-        if not (options := continuations(neighbours, places, order)):
-            yield places
+    def extend(visited: list[int]) -> Iterable[list[int]]:
+        if not (options := continuations(neighbours, visited, order)):
+            yield visited
         for chosen in options:
-            yield from extend([*places, chosen])
+            yield from extend([*visited, chosen])
 
     return list(extend([]))
 
 
-def continuations(neighbours: Sequence[Sequence[int]], places: Sequence[int], order: Order) -> list[int]:
+def continuations(neighbours: Sequence[Sequence[int]], visited: Sequence[int], order: Order) -> list[int]:
     """Return the atoms that may come next in a breadth- or depth-first order.
 
     They are the unvisited neighbours of the first atom (breadth first) or the last atom (depth first) that has any.
 
     Args:
         neighbours: The neighbours of each atom.
-        places: The atoms visited so far, in their order; none yet for all atoms as continuations.
+        visited: The atoms visited so far, in their order; none yet for all atoms as continuations.
         order: Breadth or depth first.
     """
-    if not places:
+    if not visited:
         return list(range(len(neighbours)))
-    for at in places if order == "bfs" else reversed(places):
-        if options := [n for n in neighbours[at] if n not in places]:
+    for at in visited if order == "bfs" else reversed(visited):
+        if options := [n for n in neighbours[at] if n not in visited]:
             return options
     return []
 
 
-def abandoned(neighbours: Sequence[Sequence[int]], places: Sequence[int], order: Order) -> int:
+def abandoned(neighbours: Sequence[Sequence[int]], visited: Sequence[int], order: Order) -> int:
     """Count the atoms that a breadth- or depth-first order would have completed before it went on as this one does.
 
     Such an atom has unvisited neighbours though a later atom continues from one that comes after it in the order of
@@ -137,17 +138,17 @@ def abandoned(neighbours: Sequence[Sequence[int]], places: Sequence[int], order:
 
     Args:
         neighbours: The neighbours of each atom.
-        places: The atoms visited so far, in their order.
+        visited: The atoms visited so far, in their order.
         order: Breadth or depth first.
     """
-    at = {atom: k for k, atom in enumerate(places)}
-    incomplete = [any(n not in at for n in neighbours[atom]) for atom in places]
+    at = {atom: k for k, atom in enumerate(visited)}
+    incomplete = [any(n not in at for n in neighbours[atom]) for atom in visited]
     count = 0
-    reach = len(places) if order == "dfs" else -1  # of the atoms after k, the parent that is completed last
-    for k in reversed(range(len(places))):
+    reach = len(visited) if order == "dfs" else -1  # of the atoms after k, the parent that is completed last
+    for k in reversed(range(len(visited))):
         if incomplete[k] and (reach < k if order == "dfs" else reach > k):
             count += 1
         if k:
-            earlier = [at[n] for n in neighbours[places[k]] if at.get(n, k) < k]
+            earlier = [at[n] for n in neighbours[visited[k]] if at.get(n, k) < k]
             reach = min(reach, max(earlier)) if order == "dfs" else max(reach, min(earlier))
     return count

@@ -15,11 +15,13 @@ from tqdm import tqdm
 from arflows.core.flow import Flow
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.molecules.chemistry import Refused, cleaned, graph_of
 from arflows.molecules.decisions import packed, unpack
 from arflows.molecules.generation import Grown
+from arflows.molecules.graph import Graph
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.records import Generated, Molecule, Targets, molecules
-from arflows.molecules.representation import Graph, MoleculeSpec, Refused, cleaned, decode, graph_of
+from arflows.molecules.representation import MoleculeSpec, decode
 from arflows.molecules.workers import Workers
 
 Given = UInt8[Tensor, "batch packed"] | Sequence[str | Chem.Mol | Graph | Molecule]
@@ -112,7 +114,7 @@ class GraphFlow(Flow, Pretrained):
         workers: Workers | None = None,
         **options: Any,
     ) -> Iterator[Molecule]:
-        """Draw molecules one after the other, for any number of them; arguments are those of `sample`.
+        """Draw molecules one after the other, for any number of them; arguments as for `sample`.
 
         Args:
             count: Number of molecules.
@@ -120,7 +122,7 @@ class GraphFlow(Flow, Pretrained):
             seed: Seed of the latents; by default a new one.
             generator: Source of a new seed; by default PyTorch's global generator.
             workers: Processes in which RDKit finishes the molecules; by default it works in this one.
-            **options: Those of `generate`.
+            **options: Options of `generate`.
         """
         if seed is None:
             seed = int(torch.randint(2**62, (), generator=generator))

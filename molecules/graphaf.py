@@ -138,8 +138,8 @@ class GraphAF(GraphFlow):
         self.noise = noise
         self.map = LocationScale()
         self.convolutions = RelationalConvolutions(kinds, width, layers)
-        self.of_type = _perceptron(width, width, 2 * kinds)
-        self.of_bond = _perceptron(3 * width, width, 2 * bonds)
+        self.type_head = _perceptron(width, width, 2 * kinds)
+        self.bond_head = _perceptron(3 * width, width, 2 * bonds)
 
     @property
     def likelihood(self) -> Literal["exact", "density", "bound"]:
@@ -156,8 +156,8 @@ class GraphAF(GraphFlow):
         atoms, graph = _dense(x, self.spec.max_atoms)
         steps = self._steps((atoms > 0).sum(1))
         total = torch.zeros(len(x), dtype=self.dtype, device=x.device)
-        for places in torch.arange(len(steps.molecule), device=x.device).split(STEPS):
-            part = Steps(*(values[places] for values in steps))
+        for chunk in torch.arange(len(steps.molecule), device=x.device).split(STEPS):
+            part = Steps(*(values[chunk] for values in steps))
             total = total.index_add(0, part.molecule, self._step_log_prob(atoms, graph, part))
         return total
 
@@ -223,7 +223,7 @@ class GraphAF(GraphFlow):
         hidden, graph = self._embedded(atoms, orders, steps)
         whole = hidden.sum(1)[graph]
         both = torch.cat([whole, hidden[graph, steps.atom], hidden[graph, steps.earlier.clamp_min(0)]], 1)[~typed]
-        return self.of_type(whole[typed]).unflatten(1, (-1, 2)), self.of_bond(both).unflatten(1, (-1, 2))
+        return self.type_head(whole[typed]).unflatten(1, (-1, 2)), self.bond_head(both).unflatten(1, (-1, 2))
 
     def _embedded(
         self, atoms: UInt8[Tensor, "batch atoms"], orders: UInt8[Tensor, "batch atoms atoms"], steps: Steps
@@ -233,21 +233,21 @@ class GraphAF(GraphFlow):
         Most decisions on bonds are to have none, which leaves the graph as it is: two in three steps of a molecule see
         the graph of the step before, which is embedded once.
         """
-        places = torch.arange(int(steps.atom.max()) + 1, device=atoms.device)
-        row = orders[steps.molecule, steps.atom, : len(places)] * (places < steps.earlier[:, None])
+        index = torch.arange(int(steps.atom.max()) + 1, device=atoms.device)
+        row = orders[steps.molecule, steps.atom, : len(index)] * (index < steps.earlier[:, None])
         state = torch.where(steps.earlier < 0, -1, (row > 0).sum(1))
         seen = torch.stack([steps.molecule, steps.atom, state], 1)
         new = torch.ones_like(state, dtype=torch.bool)
         new[1:] = (seen[1:] != seen[:-1]).any(1)
         molecule, atom, earlier = (values[new] for values in steps)
         # Atoms before the one decided on, which is there too once its type is known; its bonds as far as decided.
-        there = places < (atom + (earlier >= 0))[:, None]
-        kinds = nn.functional.one_hot(atoms[molecule, : len(places)].long(), len(self.spec.atom_types) + 1)[..., 1:]
+        there = index < (atom + (earlier >= 0))[:, None]
+        kinds = nn.functional.one_hot(atoms[molecule, : len(index)].long(), len(self.spec.atom_types) + 1)[..., 1:]
         kinds = kinds.to(self.dtype) * there[..., None]
-        later, before = torch.maximum(places[:, None], places), torch.minimum(places[:, None], places)
+        later, before = torch.maximum(index[:, None], index), torch.minimum(index[:, None], index)
         last = atom[:, None, None]
         known = (later < last) | ((later == last) & (before < earlier[:, None, None]))
-        drawn = orders[molecule, : len(places), : len(places)] * known
+        drawn = orders[molecule, : len(index), : len(index)] * known
         return self.convolutions(kinds, drawn), new.cumsum(0) - 1
 
     def _step_log_prob(self, atoms: Tensor, orders: Tensor, steps: Steps) -> Float[Tensor, " steps"]:

@@ -16,16 +16,9 @@ from tqdm import tqdm
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.files import replacing
 from arflows.data.molecule_files import Entry, MoleculeFile, nci, read_molecules
+from arflows.molecules.chemistry import Refused, graph_and_smiles, has_stereochemistry, largest_part, parse, parse_block
 from arflows.molecules.graph import Graph, Order
 from arflows.molecules.properties import properties_of
-from arflows.molecules.representation import (
-    Refused,
-    graph_and_smiles,
-    has_stereochemistry,
-    largest_part,
-    parse,
-    parse_block,
-)
 from arflows.molecules.workers import Workers, chunked
 
 Salts = Literal["reject", "keep_largest"]

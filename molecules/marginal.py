@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from arflows.molecules.chemistry import automorphisms
 from arflows.molecules.generation import bind_atom
 from arflows.molecules.graph import Graph, abandoned
-from arflows.molecules.representation import automorphisms
 from arflows.molecules.stream import MoleculeStream
 
 ENUMERATED_ATOMS = 7
@@ -51,12 +51,12 @@ class _Prefix(NamedTuple):
     """The first atoms of an order.
 
     Attributes:
-        places: Atoms of the graph, in the order of generation.
+        atoms: Atoms of the graph, in the order of generation.
         stabilizer: Automorphisms of the graph that leave each of these atoms in place.
         draws: Indices of the random selections that the prefix has survived.
     """
 
-    places: tuple[int, ...]
+    atoms: tuple[int, ...]
     stabilizer: Int[np.ndarray, "automorphisms atoms"]
     draws: tuple[int, ...]
 
@@ -71,8 +71,8 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
     The orders are grown atom by atom, weighted by the model's probability of their beginnings. Of more than ``orders``
     beginnings those of large weight are kept, and others drawn without bias, by the optimal resampling of Fearnhead and
     Clifford ("On-line inference for hidden Markov models via particle filters", 2003, section 3.3). The beginnings of
-    the given order are always kept. So the sum is exact if there are no more than ``orders`` orders, and for molecules
-    of up to `ENUMERATED_ATOMS` atoms.
+    the given order are always kept. The sum is exact if there are at most ``orders`` orders, and for molecules of up
+    to `ENUMERATED_ATOMS` atoms.
 
     Args:
         graph: The molecule, in an order that the model has decisions for.
@@ -86,14 +86,14 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
     types = [stream.spec.atom_types.index(kind) for kind in graph.atoms]
     bonds = {(a, b): order for i, j, order in graph.bonds for a, b in ((i, j), (j, i))}
     prefixes = [_Prefix((), automorphisms(graph), ())]
-    log_p, log_w = np.zeros(1), np.zeros(1)  # probabilities, and the same divided by those of having been drawn
+    log_p, log_w = np.zeros(1), np.zeros(1)  # probabilities, and probabilities divided by those of the selection
     chances: list[float] = []
     for _ in graph.atoms:
         parents, children = _children(prefixes, neighbours)
         stream.keep(torch.tensor(parents, device=stream.ids.device))
-        gained = _extend(stream, [child.places for child in children], types, bonds)
+        gained = _extend(stream, [child.atoms for child in children], types, bonds)
         log_p, log_w = log_p[parents] + gained, log_w[parents] + gained
-        left_behind = [abandoned(neighbours, child.places, stream.spec.order) for child in children]
+        left_behind = [abandoned(neighbours, child.atoms, stream.spec.order) for child in children]
         rows, log_inclusion = select(log_w - ABANDONING * np.array(left_behind), orders, rng, log_p > -np.inf)
         log_p, log_w = log_p[rows], log_w[rows] - log_inclusion
         prefixes = [children[row] for row in rows]
@@ -119,39 +119,39 @@ def order_marginal(graph: Graph, stream: MoleculeStream, orders: int, rng: np.ra
 
 
 def _children(prefixes: Sequence[_Prefix], neighbours: Sequence[Sequence[int]]) -> tuple[list[int], list[_Prefix]]:
-    """Return all prefixes of one more atom, but one of each set of equivalent ones; and the places of their parents."""
+    """Return all prefixes of one more atom, one of each equivalence class, and their parents' indices."""
     parents, children = [], []
     for row, prefix in enumerate(prefixes):
-        seen = set(prefix.places)
-        around = {n for atom in prefix.places for n in neighbours[atom]} - seen if seen else range(len(neighbours))
+        seen = set(prefix.atoms)
+        around = {n for atom in prefix.atoms for n in neighbours[atom]} - seen if seen else range(len(neighbours))
         for atom in sorted(around):
             if prefix.stabilizer[:, atom].min() == atom:  # the first of those that automorphisms exchange
                 kept = prefix.stabilizer[prefix.stabilizer[:, atom] == atom]
-                children.append(_Prefix((*prefix.places, atom), kept, prefix.draws))
+                children.append(_Prefix((*prefix.atoms, atom), kept, prefix.draws))
                 parents.append(row)
     return parents, children
 
 
 def _extend(
-    stream: MoleculeStream, places: Sequence[tuple[int, ...]], types: Sequence[int], bonds: dict[tuple[int, int], int]
+    stream: MoleculeStream, prefixes: Sequence[tuple[int, ...]], types: Sequence[int], bonds: dict[tuple[int, int], int]
 ) -> Float[np.ndarray, " prefixes"]:
     """Add the last atom of each prefix to the stream, and return the log-probabilities of its decisions.
 
     Args:
         stream: The prefixes without their last atoms.
-        places: The prefixes.
+        prefixes: The prefixes.
         types: Index of the type of each atom of the graph.
         bonds: Order of the bond between two atoms of the graph.
     """
     device = stream.ids.device
-    rows = torch.arange(len(places), device=device)
-    kinds = torch.tensor([types[each[-1]] for each in places], device=device)
+    rows = torch.arange(len(prefixes), device=device)
+    kinds = torch.tensor([types[each[-1]] for each in prefixes], device=device)
     decisions = [
         sorted(
             (3 * at + bonds[each[-1], old] for at, old in enumerate(each[:-1]) if (each[-1], old) in bonds),
             reverse=stream.latest_first,
         )
-        for each in places
+        for each in prefixes
     ]
     most = max(map(len, decisions))
     choices = torch.tensor([each + [0] * (most + 1 - len(each)) for each in decisions], device=device)

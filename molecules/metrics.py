@@ -122,7 +122,7 @@ def _alerts() -> FilterCatalog:
 
 @functools.cache
 def _sa_score() -> ModuleType:
-    """RDKit's contributed module, which is installed with it, but no package."""
+    """RDKit's contributed module, which is installed with it outside of any package."""
     path = Path(RDConfig.RDContribDir) / "SA_Score" / "sascorer.py"
     spec = importlib.util.spec_from_file_location("sascorer", path)
     assert spec is not None
@@ -136,7 +136,7 @@ def _sa_score() -> ModuleType:
 
 
 def share(count: int, of: int, what: str) -> dict[str, Any]:
-    """A share with what it is a share of, for JSON; its value is None if that is nothing."""
+    """Share and the counts behind it, for JSON; its value is None for a total of 0."""
     return {"value": count / of if of else None, "count": count, "of": of, "what": what}
 
 
@@ -318,7 +318,7 @@ def frechet_chemnet_distance(generated: Sequence[str], reference: Sequence[str])
 
 
 def chemnet() -> ModuleType:
-    """Return the package fcd, which brings ChemNet and its weights.
+    """Return the package fcd, which contains ChemNet and its weights.
 
     Raises:
         UserError: It is not installed.

@@ -16,14 +16,15 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import Noise
 from arflows.molecules.bijection import DecisionCDFs
 from arflows.molecules.conditioner import GraphTransformer
-from arflows.molecules.conditions import KnownProperties
 from arflows.molecules.decisions import packed, unpack
 from arflows.molecules.fragments import Fragment, fragment_of
 from arflows.molecules.generation import Begun, FromLatents, Known, Source, grow, latent_shape
+from arflows.molecules.graph import Graph
 from arflows.molecules.graph_flow import Given, GraphFlow
+from arflows.molecules.known_properties import KnownProperties
 from arflows.molecules.marginal import OrderEstimate, order_marginal
 from arflows.molecules.records import Generated, Molecule, Targets, targets_from
-from arflows.molecules.representation import Graph, MoleculeSpec, decode
+from arflows.molecules.representation import MoleculeSpec, decode
 from arflows.molecules.stream import MoleculeStream
 from arflows.molecules.validity import Masks
 
@@ -40,7 +41,7 @@ class MoleculeFlow(GraphFlow):
     GraphAF (Shi et al. 2020, arXiv:2001.09382) in growing graphs by an autoregressive flow, and GraphDF (Luo et al.
     2021, arXiv:2102.01189) in that decisions stay discrete.
 
-    >>> from arflows.molecules.representation import graph_of
+    >>> from arflows.molecules.chemistry import graph_of
     >>> spec = MoleculeSpec(("C", "N", "O"), (4, 3, 2), max_atoms=9, max_back_bonds=2, look_back=8, order="dfs")
     >>> flow = MoleculeFlow(spec.as_dict(), width=16, layers=1, heads=2)
     >>> flow.log_prob(["CCO", "c1ccncc1"]).shape
@@ -182,7 +183,7 @@ class MoleculeFlow(GraphFlow):
         Args:
             count: Number of molecules.
             context: Wanted properties, for a conditional model.
-            **options: Those of `sample`.
+            **options: Options of `sample`.
         """
         drawn = self.sample(count, context, **options)
         return drawn, torch.tensor([each.log_prob for each in drawn], dtype=self.dtype, device=self.device)

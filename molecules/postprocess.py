@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from arflows.molecules.chemistry import largest_valence, smiles_of_all
 from arflows.molecules.graph import Graph
 from arflows.molecules.metrics import share
-from arflows.molecules.representation import largest_valence, smiles_of_all
 from arflows.molecules.workers import Workers
 
 
@@ -43,8 +43,8 @@ def validities(raw: Sequence[Graph], masked: Sequence[Graph], workers: Workers) 
 def repaired(graph: Graph) -> Graph:
     """Return a graph in which no atom has more bonds than its valence allows.
 
-    Bonds in order of generation keep as much of their order as the valences of both atoms leave; what has lost its last
-    bond to the rest falls off, and the largest part is kept (of several, that of the earliest atom).
+    Bonds in order of generation keep as much of their order as the valences of both atoms allow. If parts lose
+    their last bond to each other, the largest part is kept (of several, that of the earliest atom).
     """
     left = [largest_valence(kind) for kind in graph.atoms]
     bonds = []

@@ -19,7 +19,7 @@ from arflows.molecules.properties import PROPERTIES
 from arflows.molecules.representation import MoleculeSpec, encode
 from arflows.molecules.workers import Workers, chunked
 
-MOST_ATOMS = 255  # what a byte can count
+MOST_ATOMS = 255  # atoms are counted in a byte
 
 
 def prepare(
@@ -42,7 +42,7 @@ def prepare(
 
     Molecules are kekulised graphs of heavy atoms; stereochemistry is dropped, and counted. Each molecule is kept once,
     by its canonical SMILES; one that is also a test molecule is not trained on. What cannot be used is listed with the
-    reason in a file beside the store, and the rest goes on. logP, QED, TPSA and MW are computed and stored.
+    reason in a file beside the store, and the others are used. logP, QED, TPSA and MW are computed and stored.
 
     Args:
         source: nci (built in), or a file: SMILES (.smi, .smiles, .txt), a table (.csv, .tsv) or an SD file (.sdf), also
@@ -58,7 +58,7 @@ def prepare(
         max_atoms: Leave out molecules of more heavy atoms.
         val_fraction: The part of the source set aside for validation.
         test_fraction: The part of the source set aside for testing, if there is no test file.
-        limit: Use at most so many molecules of the source, chosen at random.
+        limit: Maximum number of molecules from the source, chosen at random.
         workers: Processes; one for each core if not given.
         seed: Decides which molecules are set aside or chosen.
         overwrite: Replace the store if it exists already.
@@ -153,7 +153,7 @@ def _divided(
 
 
 def _covered(molecules: list[Example], spec: MoleculeSpec, reading: Reading) -> list[Example]:
-    """Leave out test molecules for which the training data have no place."""
+    """Leave out test molecules that the settings of the training data do not cover."""
     objections = {molecule.smiles: spec.objection(molecule.graph) for molecule in molecules}
     keep(reading, (objections.get(molecule.smiles) for molecule in reading.molecules))
     covered = [molecule for molecule in molecules if objections[molecule.smiles] is None]

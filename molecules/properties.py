@@ -11,7 +11,7 @@ PROPERTIES = {
     "TPSA": "topological polar surface area, Å² (Ertl et al. 2000)",
     "MW": "average molecular weight, g/mol",
 }
-"""The properties of a molecule, in the order in which they are stored, and what they mean."""
+"""The properties of a molecule, in the order in which they are stored, and their meaning."""
 
 
 def properties_of(molecule: Chem.Mol) -> tuple[float, ...]:

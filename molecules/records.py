@@ -1,4 +1,4 @@
-"""Samples as records, and the properties that conditional ones are asked for."""
+"""Samples as records, and the target properties of conditional samples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import Noise
+from arflows.molecules.chemistry import mol_of, smiles_of
 from arflows.molecules.graph import Graph
-from arflows.molecules.representation import mol_of, smiles_of
 
 Targets = Mapping[str, "float | tuple[float, float]"]
 """Wanted properties: for the name of each a value, or the two ends of a range."""
@@ -80,8 +80,8 @@ def targets_from(
 ) -> Float[Tensor, "count properties"]:
     """Draw properties to condition on from those of training molecules that agree with the wanted ones.
 
-    For a range the rows within it are kept. For a value the nearest tenth of the rows is kept, and the value replaces
-    theirs, so that the other properties are typical of it.
+    For a range the rows within it are kept. For a value the nearest tenth of the rows is kept, and their
+    values are replaced, so that the other properties are typical of it.
 
     Args:
         rows: Properties of training molecules.

@@ -24,12 +24,12 @@ from arflows.core.runtime.option_types import PositiveFloat, PositiveInt
 from arflows.core.runtime.options import renamed
 from arflows.core.runtime.pretrained import load_model
 from arflows.core.runtime.processes import is_main, wait
+from arflows.molecules.chemistry import mol_of, smiles_of
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.parallel import draw_batches
 from arflows.molecules.properties import PROPERTIES, properties_of
 from arflows.molecules.records import Generated, Targets
 from arflows.molecules.render import save_grid
-from arflows.molecules.representation import mol_of, smiles_of
 from arflows.molecules.workers import Workers
 
 FORMS = (".csv", ".smi", ".sdf")
@@ -59,7 +59,7 @@ def sample(
 
     The file's name decides its form. A .csv has columns smiles (canonical), log_prob (nats, of the graph in the order
     in which it was generated, under the model), log_prob_policy (the same under the policy: masks, limits,
-    temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model what was wanted. A .smi has
+    temperature, given the fragment), logP, QED, TPSA, MW, and for a conditional model the targets. A .smi has
     SMILES and log_prob; an .sdf structures with coordinates of a drawing, and all the figures. Molecules that RDKit
     refuses, which there are only without masks, are lines without SMILES in a .csv, and missing elsewhere.
 
@@ -70,7 +70,7 @@ def sample(
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.
         out: The file to write, which ends in .csv, .smi or .sdf; it must not exist.
         count: Number of molecules.
-        masks: Allow only decisions that respect valences; without masks samples are those of the model alone.
+        masks: Allow only decisions that respect valences; without masks samples follow the model alone.
         fragment: SMILES of a fragment that is kept in every molecule, with * at the atoms that may get more bonds, such
             as '*c1ccncc1'; without any * all of its atoms may.
         fill_attachments: Require that every * of the fragment gets a bond.
@@ -104,7 +104,7 @@ def sample(
     wanted = read_targets(property)
     part = Part(out, {"model": flow.checksum(), "count": count, "property": property, **options}, resume)
     columns = ["smiles", "log_prob", "log_prob_policy", *PROPERTIES, *(f"wanted_{name}" for name in flow.properties)]
-    wait()  # until all processes know where they begin
+    wait()  # until all processes know the first molecule
     if part.drawn < count:
         with Workers(workers) as pool:
             drawn = draw_batches(

@@ -127,7 +127,7 @@ class MoleculeStream:
         self._begin_row()
 
     def keep(self, rows: Int64[Tensor, " kept"]) -> None:
-        """Keep some of the molecules, in any order and as often as they are named; to be called between atoms."""
+        """Keep some of the molecules, in any order, with repetitions; call it only between atoms."""
         for name in ("ids", "types", "orders", "distances", "used", "keys", "partners", "hidden"):
             setattr(self, name, getattr(self, name).index_select(0, rows))
         filled = self.cache[..., : self.atom + 1, :].index_select(2, rows)

@@ -17,7 +17,7 @@ class MoleculeFlowTraining(FlowTraining):
 
     Args:
         flow: The flow, such as arflows.molecules.MoleculeFlow or arflows.molecules.GraphAF, and its arguments.
-        **options: Those of `FlowTraining`.
+        **options: Options of `FlowTraining`.
     """
 
     def __init__(self, flow: GraphFlow, **options: Any) -> None:

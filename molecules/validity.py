@@ -34,7 +34,7 @@ class Growing(Protocol):
 class Masks:
     """Masks of the decisions after which a molecule can still be finished.
 
-    The valence of an atom is at most that of its type in the spec: what RDKit allows its element and charge, and the
+    The valence of an atom is at most the one of its type in the spec: what RDKit allows its element and charge, and the
     training data show. Every atom but the first is bound to an earlier one. A molecule whose atoms are all saturated
     stops.
 

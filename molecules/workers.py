@@ -23,7 +23,7 @@ CHUNK = 500
 class Workers:
     """Processes that apply a function to chunks of items: ``with Workers(2) as workers: workers.map(f, chunks)``.
 
-    They are started at first use, and are no copies of this process, whose threads would not survive that. Where
+    They are started at first use and are not forked, because threads do not survive a fork. Where
     several processes work together (`arflows.core.runtime.processes`) each has its own, and all share the chunks.
     """
 

@@ -66,7 +66,7 @@ def run_section(path: Path) -> str:
 
 
 def image_figures(run: dict[str, Any]) -> dict[str, str]:
-    """What was measured of a model of images."""
+    """Measurements of a model of images."""
     bits = run["bits_per_dim"]
     return {
         "test bits/dim": f"**{bits['value']:.4f} ± {bits['standard_error']:.4f}** (s.e. over {bits['count']:,} images)",
@@ -79,7 +79,7 @@ def image_figures(run: dict[str, Any]) -> dict[str, str]:
 
 
 def molecule_figures(run: dict[str, Any]) -> dict[str, str]:
-    """What was measured of a model of molecules."""
+    """Measurements of a model of molecules."""
     nats, speed = run["nats_per_molecule"], run["samples_per_second"]
     fcd, distributions = run.get("FCD"), run["distributions"]
     shares = {
@@ -119,7 +119,7 @@ def molecule_figures(run: dict[str, Any]) -> dict[str, str]:
 
 
 def speech_figures(run: dict[str, Any]) -> dict[str, str]:
-    """What was measured of a model of speech."""
+    """Measurements of a model of speech."""
     quality = {
         figure["unit"]: with_interval(figure)
         for figure in run.get("quality", {}).values()

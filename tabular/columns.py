@@ -24,7 +24,7 @@ MOST_LOST = 0.01
 
 @dataclass(frozen=True)
 class Columns:
-    """Names and offsets of the columns of a model: those of its training data, else x0, x1, … and 0.
+    """Names and offsets of a model's columns, from its training data; otherwise x0, x1, … and 0.
 
     A model, and a store, hold each number minus the offset of its column, so that times in seconds since 1970 keep
     their fractions in float32. A shift changes no density.
@@ -60,7 +60,7 @@ class Columns:
 
 
 def offset_of(values: Float64[np.ndarray, " rows"]) -> float:
-    """Return what to subtract from a column before it is rounded to float32; 0 where nothing is gained.
+    """Return the offset to subtract from a column before it is rounded to float32; 0 if it gains nothing.
 
     Args:
         values: The column.

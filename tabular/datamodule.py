@@ -36,7 +36,7 @@ class TableDataModule(StoreDataModule):
             store: The file that `arflows tabular prepare` wrote.
             batch_size: Rows in a training batch, on each device.
             eval_batch_size: Rows in a validation or test batch, on each device.
-            **options: Those of `StoreDataModule`: workers, limit and seed.
+            **options: Options of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of rows or of another version, or a setting is out of range.

@@ -22,7 +22,7 @@ from arflows.tabular.representation import TableSpec
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows for a model, with what they are conditioned on."""
+    """Rows for a model, with their context."""
 
     x: Float[Tensor, "rows features"]
     context: Float[Tensor, "rows context"] | None
@@ -99,7 +99,7 @@ def _places(source: Path, found: Sequence[str], named: bool, names: Sequence[str
     numbered = default_names(len(found))
     if named and set(names) <= set(found):
         return find_columns(str(source), found, names)
-    if set(names) == set(numbered):  # the model knows its columns by their places alone
+    if set(names) == set(numbered):  # the columns of the model have no names, only positions
         return [numbered.index(name) for name in names]
     if named:
         return find_columns(str(source), found, names)  # raises an error that names the missing one

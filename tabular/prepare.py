@@ -113,7 +113,7 @@ class _Choice:
     def indices(self, names: Sequence[str], named: bool) -> list[int]:
         """Return the indices of the columns to take of a table with these names."""
         for group in (self.context, self.columns or [], self.drop):
-            find_columns(self.source, names, group)  # raises an error for a name that there is not
+            find_columns(self.source, names, group)  # raises an error for an unknown name
         if wanted := set(self.drop) & {*self.context, *(self.columns or [])}:
             raise UserError(f"column {min(wanted)!r} is in --drop and in --columns or --context: name it in one.")
         taken = [name for name in self.columns or names if name not in self.drop]

@@ -68,8 +68,7 @@ def density_figure(
     panels = 1 + len(points)
     figure = Figure(figsize=(3.6 * panels, 3.8), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, panels))
-    # Narrow peaks can be far denser than all else, which would be black beside the highest of them: a tenth of the mass
-    # may be brighter than the scale goes.
+    # Narrow peaks can be so dense that everything else would be black: a tenth of the mass may exceed the scale.
     ordered = np.sort(density, axis=None)
     brightest = ordered[np.searchsorted(ordered.cumsum(), 0.9 * ordered.sum())]
     axes[0].imshow(density, origin="lower", extent=extent, aspect="auto", cmap="magma", vmin=0, vmax=float(brightest))

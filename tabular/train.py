@@ -23,7 +23,7 @@ class TableFlowTraining(FlowTraining):
 
     Args:
         flow: The flow, such as arflows.core.flows.MAF or arflows.core.flows.NSF, and its arguments.
-        **options: Those of `FlowTraining`.
+        **options: Options of `FlowTraining`.
     """
 
     def __init__(self, flow: VectorFlow, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and environment of all tests."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported; the tests run in as many processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported: each test process uses one core
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("ARFLOWS_DEBUG", None)
 
@@ -15,7 +15,7 @@ USUAL_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: sig
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of downloaded data sets, which few machines have: tests that ask for it are skipped elsewhere."""
+    """Folder of downloaded data sets, from ARFLOWS_DATA; tests that use it are skipped if the variable is not set."""
     folder = os.environ.get("ARFLOWS_DATA")
     if not folder:
         pytest.skip("ARFLOWS_DATA names no folder of data sets")
@@ -24,10 +24,10 @@ def data_folder() -> Path:
 
 @pytest.fixture(autouse=True)
 def _signals_left_alone():
-    """What a test leaves behind as a signal's handler outlives it: the worker processes of later tests inherit it.
+    """Fail a test that leaves a signal handler behind.
 
-    They hang where it swallows the SIGTERM that should end them. A test starts with the usual handlers, whatever this
-    process inherited: under ``nohup``, and on some machines that run tests, signals are ignored.
+    Worker processes of later tests would inherit it, and hang if it ignores SIGTERM. Each test starts with the usual
+    handlers, because ``nohup`` and some test machines make the process ignore signals.
     """
     inherited = {number: signal.getsignal(number) for number in USUAL_HANDLERS}
     for number, handler in USUAL_HANDLERS.items():
@@ -43,7 +43,7 @@ def _signals_left_alone():
 
 @pytest.fixture
 def fails(capsys):
-    """Runs a call that must end the process with an exit code and one line on standard error, which it returns."""
+    """Function that checks a call's exit code and its one line on standard error, and returns the line."""
 
     def call(code, function, *args):
         with pytest.raises(SystemExit) as ending:

@@ -1,4 +1,4 @@
-"""Calls by which the golden models of tests/golden/models_v1 were measured when they were written."""
+"""Measurements of the golden models in tests/golden/models_v1."""
 
 import torch
 from torch import Tensor

@@ -16,9 +16,9 @@ from arflows.core.flow import BijectiveFlow, Flow, evaluating
 from arflows.core.likelihood import log_probs
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.molecules.chemistry import graph_of
 from arflows.molecules.decisions import packed
 from arflows.molecules.graph_flow import GraphFlow
-from arflows.molecules.representation import graph_of
 
 from .molecules.small_flows import DRUGS
 

@@ -1,4 +1,4 @@
-"""Files of the formats that were: whatever comes, they are read. Never change them; add those of a new version."""
+"""Files of older formats, which must always load. Never change them; add those of a new version."""
 
 import json
 import shutil
@@ -115,7 +115,7 @@ def test_versions_that_never_were_are_refused(version, tmp_path):
     shutil.copytree(GOLDEN / "model_v1", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "format_version": version}))
-    with pytest.raises(UserError, match="which no arflows has written"):
+    with pytest.raises(UserError, match="which never existed"):
         VectorFlow.from_pretrained(tmp_path / "model")
     shutil.copy(GOLDEN / "store_v1.h5", tmp_path / "s.h5")
     with h5py.File(tmp_path / "s.h5", "r+") as file:

@@ -1,10 +1,11 @@
-"""Imports go one way: domains import data and core, data the ground floor of core, and core's storeys go downwards."""
+"""Imports go one way: domains import data and core, data only core.runtime, and core's storeys go downwards."""
 
 import ast
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,12 @@ PACKAGES = {name for name in MAY_IMPORT if "." not in name}
 
 
 def inside(name: str, package: str) -> bool:
-    """Whether a dotted name is that of a package or of something in it."""
+    """True if a dotted name is a package or something in it."""
     return name == package or name.startswith(f"{package}.")
 
 
 def may_import(module: str, name: str) -> bool:
-    """Whether a module of arflows may import a name of arflows, both without the leading ``arflows.``."""
+    """True if a module of arflows may import a name of arflows, both without the leading ``arflows.``."""
     rule = MAY_IMPORT[max((package for package in MAY_IMPORT if inside(module, package)), key=len)]
     allowed = any(inside(name, package) for package in rule if not package.startswith("-"))
     return allowed and not any(inside(name, package[1:]) for package in rule if package.startswith("-"))
@@ -70,8 +71,35 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def graph(root: Path) -> dict[str, set[str]]:
+    """The modules of arflows under ``root``, each with those that it imports anywhere, also for types alone."""
+    files = {
+        ".".join(["arflows", *path.relative_to(root).with_suffix("").parts]): path
+        for package in sorted(PACKAGES)
+        for path in sorted((root / package).rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+    return {
+        module: {each for _, name in imported(path, module) for each in (name, name.rpartition(".")[0])}
+        & files.keys() - {module}
+        for module, path in files.items()
+    }
+
+
 def test_imports_go_one_way():
     assert violations(ROOT) == []
+
+
+def test_no_modules_import_each_other():
+    TopologicalSorter(graph(ROOT)).prepare()
+
+
+def test_modules_that_import_each_other_are_found(tmp_path):
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text("if TYPE_CHECKING:\n    from arflows.core.b import B")
+    (tmp_path / "core" / "b.py").write_text("def f():\n    from arflows.core import a")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(tmp_path)).prepare()
 
 
 def test_only_the_mathematics_lies_at_the_root_of_core():

@@ -1,4 +1,4 @@
-"""The tests pass wherever they are started, also where signals are ignored, as under ``nohup``."""
+"""Tests under ignored signals, as with ``nohup``."""
 
 import signal
 import subprocess

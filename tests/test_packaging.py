@@ -1,4 +1,4 @@
-"""What is installed: all of the package, and nothing beside it."""
+"""Installed files: all of the package and nothing else."""
 
 import ast
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The page of results is made of whatever was measured, of any domain."""
+"""The page of results, from measurements of any domain."""
 
 import importlib.util
 import json

@@ -41,7 +41,7 @@ class ImageDataset(StoreDataset):
             split: Which of its splits.
             labels: Give the labels as context, where the store has them.
             flip: Mirror each image left to right with probability 1/2, anew in each epoch.
-            limit: Keep at most so many images, chosen at random.
+            limit: Maximum number of images, chosen at random.
             seed: Decides which, and which are mirrored.
             classes: Names of a model's classes: labels become the numbers of these names. None for the store's own.
 
@@ -129,7 +129,7 @@ class ImageDataModule(StoreDataModule):
             batch_size: Images in a training batch, on each device.
             eval_batch_size: Images in a validation or test batch, on each device.
             flip: Mirror training images left to right with probability 1/2.
-            **options: Those of `StoreDataModule`: workers, limit and seed.
+            **options: Options of `StoreDataModule`: workers, limit and seed.
 
         Raises:
             UserError: The file is no store of images or of another version, or a setting is out of range.

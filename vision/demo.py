@@ -69,7 +69,7 @@ def chapter(out: Path, seed: int = 0) -> Chapter:
     return Chapter(
         "Images",
         "A multiscale RealNVP learns two small sets of images by exact maximum likelihood of their dequantised pixels. "
-        "Below: what it was given, what it draws, how training went, and how it tells images apart.",
+        "Below: training images, samples, the course of training, and scores of other images.",
         blocks,
     )
 

@@ -42,7 +42,7 @@ def evaluate(
     too, in nats, which is what the MAF paper reports, with its sign turned.
 
     Writes a JSON file with the figures and all that is needed to repeat them: options, model, data, software, hardware.
-    A model trained by `arflows vision train` holds the moving average of its weights; which is measured.
+    A model trained by `arflows vision train` holds the moving average of its weights, which is measured.
 
     Args:
         model: Folder of a model or of a training run, or a model's name on the Hugging Face Hub.

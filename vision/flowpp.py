@@ -131,7 +131,7 @@ class FlowPlusPlus(ImageFlow):
 
 
 class _ColumnPairs(nn.Module):
-    """Every two columns as channels of one, so that an image has the places of the halves of a `ColumnMask`."""
+    """Every two columns as channels of one, so that an image has the shape of one half of a `ColumnMask`."""
 
     def forward(
         self, pixels: Float[Tensor, "batch channels height width"]

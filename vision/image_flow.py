@@ -1,4 +1,4 @@
-"""Base class of flows for images: pixels of whole numbers, padding to sizes that can be halved, classes."""
+"""Base class of flows for images: integer pixels, padding to sizes that can be halved, classes."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from arflows.vision.representation import ImageSpec
 
 
 class ImageFlow(BijectiveFlow, Pretrained):
-    """A flow over images of whole numbers, padded where its scales need a larger size.
+    """Flow over images of integers, padded where its scales need a larger size.
 
     Pixels are dequantised, so `log_prob` is a lower bound of the log-probability of the discrete image. An image
     smaller than ``padded_size`` is padded with zeros on all sides; the probability of image and padding together is a
@@ -157,7 +157,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Integer[Tensor, "count channels height width"], Float[Tensor, " count"]]:
-        """Draws images and gives what `log_prob` says of each; see `sample`."""
+        """Draw images and return `log_prob` of each; see `sample`."""
         labels = self.labels_for(count, labels, generator)
         return super().sample_with_log_prob(count, labels, temperature=temperature, generator=generator, solver=solver)
 
@@ -194,7 +194,7 @@ class FramedDequantizer(Dequantizer):
     def __init__(self, dequantizer: Dequantizer, spec: ImageSpec, padded_size: tuple[int, int]) -> None:
         super().__init__(dequantizer.levels)
         self.inner = dequantizer
-        self.protocol = dequantizer.protocol
+        self.noise = dequantizer.noise
         self.likelihood = dequantizer.likelihood
         rows, columns = padded_size[0] - spec.height, padded_size[1] - spec.width
         self.top, self.left = rows // 2, columns // 2

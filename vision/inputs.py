@@ -104,7 +104,7 @@ class ImageInput:
 
         Args:
             batch_size: Images in a batch, at most 256.
-            limit: Stop after so many images.
+            limit: Maximum number of images.
             progress: Title of the progress bar; None for no bar.
         """
         self._stats, self.names = ReadStats(), []

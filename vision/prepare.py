@@ -58,7 +58,7 @@ def prepare(
         channels: 1 for grey, 3 for colour; without it as the images are.
         white: Value of white in 16-bit grey images; 4095 for 12 bits in files of 16.
         val_fraction: The part of the training images set aside for validation, if the source sets none aside.
-        limit: Use at most so many images of each split of the source, chosen at random.
+        limit: Maximum number of images from each split of the source, chosen at random.
         root: Where the downloadable sets are kept; ~/.cache/arflows if not given.
         download: Fetch a downloadable set that is not there.
         seed: Decides which images are set aside or chosen.

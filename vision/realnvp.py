@@ -100,7 +100,7 @@ class RealNVP(ImageFlow):
 def _diagonals_first(channels: int) -> Int[Tensor, " channels"]:
     """Order of squeezed channels in which each half holds one diagonal of the 2×2 blocks of every channel.
 
-    What stays after factoring out the second half is then spread evenly over the image.
+    The pixels that remain after factoring out the second half are then spread evenly over the image.
     """
     offsets = torch.tensor([0, 3, 1, 2])
     return (offsets[:, None] + 4 * torch.arange(channels // 4)).flatten()

@@ -42,8 +42,8 @@ def grid(
 def save_png(image: Integer[Tensor, "channels height width"], path: Path, bits: int = 8) -> None:
     """Writes an image, grey or colour; the file is written whole or not at all.
 
-    Grey images of more than 8 bits are written as they are, in 16 bits. Pillow writes colour in 8 bits alone, to which
-    it is scaled, as are images of fewer bits.
+    Grey images of more than 8 bits are written as they are, in 16 bits. Pillow writes colour in 8 bits only, so
+    colour images are scaled to 8 bits, like images of fewer bits.
 
     Args:
         image: The image.

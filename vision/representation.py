@@ -61,7 +61,7 @@ class ImageSpec(Spec):
         Pixels are uint8; of more than 8 bits they are integers of any wider type.
 
         Raises:
-            UserError: It does not; the sentence names what differs and how to mend it.
+            UserError: It does not; the sentence names what differs and the remedy.
         """
         import torch
 
@@ -111,7 +111,7 @@ def _wrong_type(images: Tensor, bits: int) -> str:
         return f"the images are {images.dtype}, the model takes {bits} bits: give torch.int32 in 0…{(1 << bits) - 1}."
     if values.is_floating_point():
         if bad := int((~torch.isfinite(values)).sum()):
-            return f"{bad:,} of {values.numel():,} pixels are NaN or infinite: mend or leave out these images."
+            return f"{bad:,} of {values.numel():,} pixels are NaN or infinite: correct or leave out these images."
         if values.numel() and values.min() >= 0 and values.max() <= 1:
             return f"the images are {images.dtype} in 0…1: give whole numbers, (255 * images).round().to(torch.uint8)."
     if values.is_complex() or not values.numel():

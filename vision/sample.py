@@ -75,7 +75,7 @@ def sample(
         raise UserError("give either --interpolate_from and --interpolate_to, or --reconstruct, not both.")
     options = {name: value for name, value in {"guidance": guidance, "denoise": denoise}.items() if value}
     if options and (interpolate_from is not None or reconstruct is not None):
-        raise UserError(f"--{' and --'.join(options)} of images that are not drawn: leave out.")
+        raise UserError(f"--reconstruct and --interpolate_from draw no images: leave out --{' and --'.join(options)}.")
     with new_folder(out) as folder, use_solver(SOLVERS[solver]()):
         flow = load_model(ImageFlow, model, device)
         if options and not isinstance(flow, TarFlow):

@@ -1,4 +1,4 @@
-"""Rank images by how a trained flow sees them: ``arflows vision score``."""
+"""Rank images by their likelihood under a trained flow: ``arflows vision score``."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ class ImageFlowTraining(FlowTraining):
 
     Args:
         flow: The flow, such as arflows.vision.RealNVP or arflows.vision.Glow, and its arguments.
-        **options: Those of `FlowTraining`.
+        **options: Options of `FlowTraining`.
     """
 
     def __init__(self, flow: ImageFlow, **options: Any) -> None:
@@ -39,7 +39,7 @@ class ImageFlowTraining(FlowTraining):
 class SampleGrid(Callback):
     """Writes a grid of samples at each validation: samples/<step>.png in the run's folder, and to TensorBoard.
 
-    The latents are the same every time, so that one sees the same images develop.
+    The latents are the same every time, so that grids of different steps can be compared.
 
     Args:
         count: Images in the grid.
@@ -83,7 +83,7 @@ class ImageExperiment(Experiment):
         """Makes sure that the flow fits the size, channels, bits and classes of the images.
 
         Raises:
-            UserError: If it is not.
+            UserError: If it does not.
         """
         flow, data = self.model.flow, self.datamodule
         assert isinstance(flow, ImageFlow)

@@ -198,7 +198,7 @@ class _ImplicitAdjoint(torch.autograd.Function):
 
 
 class _NoThirdDerivative(torch.autograd.Function):
-    """The identity, whose derivative is an error: unlike `once_differentiable` also if the gradient is a constant."""
+    """Identity that raises an error when differentiated, unlike `once_differentiable` also for a constant gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
@@ -219,8 +219,8 @@ def _solve_triangular(
 ) -> Float[Tensor, "batch sites *site"]:
     """Solve A v = target for the Jacobian of an autoregressive map, or its transpose.
 
-    Fixed-point sweeps over the strictly triangular part, which is nilpotent: they are exact after at most as many as
-    there are sites, and mostly after a few. They end when every example is solved to the precision of its own target.
+    Fixed-point sweeps over the strictly triangular part, which is nilpotent: they are exact after at most one sweep for
+    each site, and usually after a few. They end when every example is solved to the precision of its own target.
 
     Args:
         multiply: The product of A and a vector.

@@ -12,7 +12,7 @@ HEAVIEST = 0.8
 LIGHTEST = 0.02
 """Smallest tail parameter δ, for which the density is practically normal."""
 LINEAR_FROM = 12.0
-"""Absolute argument from which on the hyperbolic sine goes on as a straight line, so that it does not overflow."""
+"""Absolute argument beyond which the hyperbolic sine is continued as a straight line, so that it does not overflow."""
 MOST_SKEWED = 1.0
 """Largest absolute skewness parameter γ."""
 
@@ -24,7 +24,7 @@ class JohnsonSU(Elementwise):
     with location and scale chosen so that z = 0 and dz/du = 1 at x = μ. With a standard normal latent the density of x
     has tails that are heavier than normal the larger δ is, and leans to one side for γ ≠ 0; for δ → 0 and γ = 0 it is
     `LocationScale`. Latents of smaller standard deviation shorten the tails. Beyond |asinh s| = 12, more than 13
-    standard deviations away, the hyperbolic sine goes on as a straight line.
+    standard deviations away, the hyperbolic sine is continued as a straight line.
 
     Parameters: (μ, raw α, raw δ, raw γ), of which α is bounded as in `Affine`, δ lies between 0.02 and 0.8 (0.41 for a
     raw parameter of zero) and γ within (−1, 1). All-zero parameters are not the identity: their tails are somewhat

@@ -116,7 +116,7 @@ class Standardize(InitializedFromData, Bijection):
         self.register_buffer("scale", torch.ones(channels))
 
     def _set_from(self, x: Float[Tensor, "batch channels *space"]) -> None:
-        """Set mean and scale to those of ``x``; a channel without spread keeps its scale."""
+        """Set mean and scale from ``x``; a constant channel keeps its scale."""
         x = double(x)  # means far larger than spreads are common in data
         mean, variance = channel_statistics(x)
         over = [0, *range(2, x.ndim)]

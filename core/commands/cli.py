@@ -20,7 +20,7 @@ from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, TypeVar
 
 from arflows.core.commands.domains import all_domains, domain_names, find_domain
-from arflows.core.commands.exit_codes import MENDABLE, guarded
+from arflows.core.commands.exit_codes import USER_ERROR, guarded
 from arflows.core.commands.recipes import recipes_of
 from arflows.core.runtime.errors import UserError, unknown_name
 from arflows.core.runtime.options import ShortErrors, renamed_options
@@ -45,7 +45,7 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``arflows`` with the words ``args``, by default those of the process.
+    """Run ``arflows`` with the words ``args``, by default the words of the process.
 
     Raises:
         SystemExit: With code 2 and one sentence on standard error for a user error.
@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
         match words:
             case []:
                 print(_overview(), file=sys.stderr)
-                raise SystemExit(MENDABLE)
+                raise SystemExit(USER_ERROR)
             case ["help", name, *rest] if name in COMMANDS or name in domain_names():
                 main([name, *rest, "--help"])
             case ["-h" | "--help" | "help", *_]:
@@ -76,7 +76,7 @@ def _run_verb(name: str, words: list[str]) -> None:
     match words:
         case []:
             print(_verbs(name), file=sys.stderr)
-            raise SystemExit(MENDABLE)
+            raise SystemExit(USER_ERROR)
         case ["-h" | "--help" | "help", *_]:
             print(_verbs(name))
         case [verb, *rest] if verb in domain.verbs:
@@ -144,7 +144,7 @@ def run(
 
     Args:
         function: The function; its parameters are annotated and described under ``Args:``.
-        args: The words of the command line, by default those of the process.
+        args: The words of the command line, by default the words of the process.
         prog: The words that the user typed to get here, for messages; by default the function's name.
         positional: Take parameters without a default that are not keyword-only as words without ``--name``.
 

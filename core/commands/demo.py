@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from arflows.core.commands.domains import Domain, all_domains
-from arflows.core.commands.exit_codes import FAULT, explain
+from arflows.core.commands.exit_codes import BUG, explain
 from arflows.core.commands.report import Chapter, Failure, write_report
 from arflows.core.runtime.errors import UserError
 
@@ -50,7 +50,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
     print(f"{report.resolve()} is the report; the demo took {took}")
     if failed:
         print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
-        raise SystemExit(FAULT)
+        raise SystemExit(BUG)
 
 
 def _has_demo(domain: Domain) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NoReturn
 
-FAULT, MENDABLE = 1, 2
+BUG, USER_ERROR = 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells report a signal
 
 _debug: ContextVar[bool | None] = ContextVar("debug", default=None)
@@ -30,7 +30,7 @@ def guarded(args: Sequence[str] | None = None) -> Iterator[list[str]]:
     Guards may be nested, so that a command can call another: the outermost one handles the errors.
 
     Args:
-        args: Words of the command line; by default those of the process.
+        args: Words of the command line; by default the words of the process.
 
     Yields:
         The words without ``--debug``.
@@ -74,9 +74,9 @@ def explain(error: Exception) -> tuple[int, str]:
         traceback.print_exception(error)
     sentence = _user_facing_sentence(error)
     if sentence is not None:
-        return MENDABLE, sentence
+        return USER_ERROR, sentence
     advice = "" if _debug.get() else "; --debug shows the traceback"
-    return FAULT, f"{type(error).__name__}: {error} (a fault of the program, not of your input{advice})"
+    return BUG, f"{type(error).__name__}: {error} (a fault of the program, not of your input{advice})"
 
 
 def _end(code: int, line: str) -> NoReturn:

@@ -54,10 +54,10 @@ def reproduce(
     if not data.exists():
         raise UserError(f"the store {data} of {result} does not exist: prepare it again, or give its path by --store.")
     trained = Path(model_folder(str(model or options["model"])))
-    anew = retrain or not (trained / CONFIG_FILE).is_file()
-    if anew:
+    retrain = retrain or not (trained / CONFIG_FILE).is_file()
+    if retrain:
         if model is not None:
-            raise UserError(f"there is no model {model}: check the path, or leave out --model to train anew.")
+            raise UserError(f"there is no model {model}: check the path, or leave out --model to train again.")
         trained = _train(domain, then, data, out / "run", result)
     now_file = out / "result.json"
     module = importlib.import_module(f"{find_domain(domain).module}.evaluate")
@@ -69,7 +69,7 @@ def reproduce(
     ]
     main([domain, "evaluate", *words, "--out", str(now_file)])
     now = _read(now_file)
-    rows = list(_compared(then, now, tolerance, anew))
+    rows = list(_compared(then, now, tolerance, retrain))
     _report(result, then, now, rows)
     if not all(same for *_, same in rows):
         raise UserError(f"{result} was not reproduced: see the table above, and {now_file}.")
@@ -93,7 +93,7 @@ def _train(domain: str, then: dict[str, Any], store: Path, run: Path, result: Pa
 
 
 def _compared(
-    then: dict[str, Any], now: dict[str, Any], tolerance: float, anew: bool
+    then: dict[str, Any], now: dict[str, Any], tolerance: float, retrain: bool
 ) -> Iterator[tuple[str, float, float, bool]]:
     """Yield the name of each figure, both values, and True if they agree."""
     for name, figure in then.items():
@@ -101,9 +101,9 @@ def _compared(
             continue
         before, after = figure["value"], now.get(name, {}).get("value", math.nan)
         allowed = tolerance * max(1.0, abs(before))
-        if anew and "standard_error" in figure:
+        if retrain and "standard_error" in figure:
             allowed = max(allowed, 4 * figure["standard_error"])
-        if name == "round_trip_error":  # of the size of rounding: the same order will do
+        if name == "round_trip_error":  # a rounding error: only its order of magnitude is compared
             allowed = max(allowed, 10 * before)
         yield name, before, after, abs(after - before) <= allowed
 

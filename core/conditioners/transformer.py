@@ -141,7 +141,7 @@ class CausalTransformer(AutoregressiveConditioner):
             previous: the token before each.
             shift: the projected context, (batch, 1, width); None for no context.
             start: position of the first token.
-            cache: keys and values, of which those of earlier tokens are read and those of these tokens written.
+            cache: keys and values; reads those of earlier tokens and writes those of these tokens.
         """
         stop = start + previous.shape[1]
         hidden = self.input_proj(previous) + self.positions[start:stop]
@@ -270,7 +270,7 @@ class TransformerStream(Stream):
 
         network = self.transformer
         _, layers, batch, heads, sites, head = self.cache.shape
-        places = -(-sites // LANES) * LANES
+        padded = -(-sites // LANES) * LANES
         shift = self.shift[:, 0] if self.shift is not None else network.positions.new_zeros(1, heads * head)
         blocks = [layer[:8] for layer in self.layers]
         outer, outer_bias, project, out_proj, inner, inner_bias, fc1, fc2 = zip(*blocks, strict=True)
@@ -287,7 +287,7 @@ class TransformerStream(Stream):
             network.output_proj.weight.t(),
             network.output_proj.bias,
         )
-        keys = _on_large_pages(self.cache, (layers, batch, heads, head, places))
+        keys = _on_large_pages(self.cache, (layers, batch, heads, head, padded))
         return TokenLoops(weights, keys, self.cache[1])
 
     def _leave_loops(self) -> None:

@@ -63,7 +63,7 @@ class TokenLoops:
     def __init__(
         self,
         weights: Sequence[Tensor | Sequence[Tensor]],
-        keys: Float[Tensor, "layers batch heads head places"],
+        keys: Float[Tensor, "layers batch heads head padded_sites"],
         values: Float[Tensor, "layers batch heads sites head"],
     ) -> None:
         # Copied by NumPy: PyTorch's threads spin for milliseconds after work, on the processors needed here.

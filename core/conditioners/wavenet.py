@@ -15,7 +15,7 @@ from arflows.core.conditioners.wavenet_stream import WaveNetStream
 from arflows.core.conditioners.weight_norm import WeightNormConv1d, WeightNormConv2d
 
 PARAMETERS = 2
-"""Number of parameters of a sample: those of an affine map."""
+"""Number of parameters of a sample, for an affine map."""
 
 
 class WaveNet(AutoregressiveConditioner):

@@ -140,10 +140,10 @@ def _gate_backward(
     for example in range(gates.shape[0]):
         for row in range(gates.shape[1]):
             for column in range(start, stop):
-                of_example, of_row = example if each_example else 0, row if each_row else 0
-                own, more = gates[example, row, column], added[of_example, of_row, column]
+                added_example, added_row = example if each_example else 0, row if each_row else 0
+                own, more = gates[example, row, column], added[added_example, added_row, column]
                 given, out = grad_passed[example, row, column], passed[example, row, column]
-                into, total = grad_gates[example, row, column], grad_added[of_example, of_row, column]
+                into, total = grad_gates[example, row, column], grad_added[added_example, added_row, column]
                 x, y = grad_summed[example, row, column, 0], grad_summed[example, row, column, 1]
                 for channel in range(channels):
                     signal = wide(own[channel]) + wide(more[channel])

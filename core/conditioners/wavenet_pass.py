@@ -32,7 +32,7 @@ _NUMBERS = 5
 
 
 def product_type(like: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products: that of autocast, or that of the tensor."""
+    """Return the dtype of matrix products: autocast's if it is enabled, otherwise the tensor's."""
     kind = like.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 

@@ -103,7 +103,7 @@ class VectorFlow(BijectiveFlow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "*count features"], Float[Tensor, "*count"]]:
-        """Draw examples and return their log-densities at temperature 1; arguments are those of `sample`."""
+        """Draw examples and return their log-densities at temperature 1; arguments as for `sample`."""
         options: dict[str, Any] = {
             "per_context": per_context,
             "temperature": temperature,
@@ -115,7 +115,7 @@ class VectorFlow(BijectiveFlow, Pretrained):
     def rsample(
         self, count: int | Sequence[int], context: Float[Tensor, "*rows context"] | None = None, **options: Any
     ) -> Float[Tensor, "*count features"]:
-        """Draw examples with gradients of parameters and context; arguments are those of `sample`.
+        """Draw examples with gradients of parameters and context; arguments as for `sample`.
 
         The examples are a deterministic function of parameters, context and noise (the reparametrisation trick).
         """
@@ -131,7 +131,7 @@ class VectorFlow(BijectiveFlow, Pretrained):
         generator: torch.Generator | None = None,
         solver: Solver | None = None,
     ) -> tuple[Float[Tensor, "*count features"], Float[Tensor, "*count"]]:
-        """Draw examples and return their log-densities, both with gradients; arguments are those of `sample`."""
+        """Draw examples and return their log-densities, both with gradients; arguments as for `sample`."""
         shape = (count,) if isinstance(count, int) else tuple(count)
         if not shape or min(shape) < 1:
             raise UserError(f"the number of samples must be at least 1, got {count}")

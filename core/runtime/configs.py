@@ -7,7 +7,7 @@ import yaml
 from arflows.core.runtime.errors import UserError
 
 LARGEST = 1 << 20
-"""Bytes of a config; those of arflows have some thousand."""
+"""Largest size of a config in bytes; those of arflows have a few thousand."""
 
 MOST_VALUES = 100_000
 """Values in a config, with all references followed."""
@@ -17,7 +17,7 @@ def check_config(path: Path) -> None:
     """Makes sure that a YAML file is small and holds plain values alone, without building any.
 
     Raises:
-        UserError: If it is no YAML, constructs objects, or its references expand to too many values.
+        UserError: If it is not YAML, constructs objects, or its references expand to too many values.
     """
     if not path.is_file():
         return  # a pipe, which can be read only once, or missing
@@ -43,7 +43,7 @@ def check_config(path: Path) -> None:
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values that a node stands for; `MOST_VALUES` + 1 if it contains itself."""
+    """Number of values in a node after its references are expanded; `MOST_VALUES` + 1 if it contains itself."""
     if id(node) not in known:
         known[id(node)] = MOST_VALUES + 1  # while it is counted
         parts = node.value if isinstance(node, yaml.CollectionNode) else []

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exception for problems that the user can solve."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that nothing has, with the closest of those that exist.
 
     Args:
-        kind: what it should have been the name of, such as ``"recipe"``.
+        kind: kind of thing that was named, such as ``"recipe"``.
         name: what the user wrote.
         known: the names that exist.
     """
@@ -50,8 +50,8 @@ def match_names(kind: str, names: Iterable[str], known: Sequence[str], where: ob
     names, numbers = list(names), {name: number for number, name in enumerate(known)}
     for name in names:
         if name not in numbers:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
             listed = ", ".join([*known[:20], *(["…"] if len(known) > 20 else [])])
-            raise UserError(f"{where}: the model knows no {kind} {name!r}.{hint} It knows {listed}.")
+            raise UserError(
+                f"{where}: the model knows no {kind} {name!r}.{did_you_mean(name, known)} It knows {listed}."
+            )
     return [numbers[name] for name in names]

@@ -10,7 +10,7 @@ from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.processes import is_main, wait
 
 FILE_SUFFIXES = {".png", ".jpg", ".jpeg", ".svg", ".npz", ".npy", ".csv", ".json", ".h5", ".wav", ".flac"}
-"""Endings of what is written into folders: a folder of such a name is a mistake."""
+"""File name suffixes that an output folder must not have, because such a name is meant as a file."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Private API of jsonargparse, and of argparse below it, in one place.
 
-Its messages are taken apart in `arflows.core.runtime.options`; the tests of both hold what is assumed here.
+`arflows.core.runtime.options` parses its messages; the tests of both modules check these assumptions.
 """
 
 from __future__ import annotations
@@ -25,5 +25,5 @@ def let_switches_stand_alone(parser: ArgumentParser) -> None:
 
 
 def parse_unchecked(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse a command line of which required options may be missing: they are None."""
+    """Parse a command line that may lack required options, which are then None."""
     return parser.parse_args(list(words), _skip_validation=True)

@@ -39,7 +39,7 @@ LONGEST_SHAPE = 16
 """Longest list that is taken for a shape, not for data, among the arguments of a tensor function."""
 
 SECONDS, SECONDS_PER_GIGABYTE = 3.0, 30.0
-"""Computing time for building a model, and for each gigabyte of its weights more."""
+"""Computing time allowed for building a model, and in addition for each gigabyte of its weights."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class _Allowance(TorchFunctionMode):
 
 
 def _largest_result(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> int:
-    """Number of values that the result of a function has at most, by the sizes of what it is given."""
+    """Upper bound of the number of values in the result of a function, from the sizes of its arguments."""
     if function.__name__.endswith("_"):  # in place, or an attribute
         return 0
     most = math.prod(_sizes(args)) * math.prod(_sizes(list(kwargs.values())))
@@ -279,7 +279,7 @@ def _sizes(values: Sequence[Any]) -> Iterator[int]:
 
 
 def _measured(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    """Result of a function on the meta device; nothing where it has no result there."""
+    """Result of a function on the meta device; None if it fails there."""
 
     def on_meta(value: Any) -> Any:
         return value.to("meta") if isinstance(value, Tensor) else value
@@ -289,5 +289,5 @@ def _measured(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -
     try:
         with torch.no_grad(), torch.device("meta"):
             return function(*tree_map(on_meta, args), **tree_map(on_meta, kwargs))
-    except Exception:  # a function of values, or one that will fail on the values too
+    except Exception:  # it depends on values, or will fail on the real tensors too
         return None

@@ -1,7 +1,7 @@
 """Random numbers that are functions of a seed, the name of a stream and an index.
 
-A `Noise` is an endless sequence of random numbers, of which any stretch can be computed by itself: what an example gets
-depends neither on the size of its batch, nor on the number of processes, nor on what was drawn before::
+A `Noise` is an endless sequence of random numbers. Any part of it can be computed separately: the numbers of an example
+depend neither on the size of its batch, nor on the number of processes, nor on what was drawn before::
 
     noise = Noise(seed=0, stream="latents")
     noise.normal(1000, 16, (3, 32, 32))   # latents of examples 1000 … 1015

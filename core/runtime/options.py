@@ -30,7 +30,7 @@ RANGES = {
 
 
 def renamed(**names: str) -> Callable[[Function], Function]:
-    """Mark a verb whose options had other names; an error for an old name tells the new one.
+    """Mark a verb whose options had other names; the error for an old name gives the new one.
 
     >>> @renamed(n="count")
     ... def sample(count: int) -> None: ...
@@ -80,7 +80,7 @@ class ShortErrors(ArgumentParser):
         raise UserError(_option_error(message, parser.prog, option_names(parser), self.renamed)) from ex
 
     def parse_path(self, cfg_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
-        """Reads a config file; an error in it is told with the file's name."""
+        """Reads a config file; errors in it name the file."""
         from arflows.core.runtime.configs import check_config
 
         check_config(Path(str(cfg_path)))

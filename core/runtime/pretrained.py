@@ -59,6 +59,9 @@ RENAMED = {
     "expand": "fc1",
     "contract": "fc2",
     "row_leave": "row_output_proj",
+    "of_type": "type_head",
+    "of_bond": "bond_head",
+    "place_embedding": "position_embedding",
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
@@ -218,7 +221,7 @@ def verify(path: Path) -> str | None:
     """Reads every byte of a model folder, or of the one in a run's folder, and compares it with its checksum.
 
     Returns:
-        What was found sound; None if the path is no model folder.
+        Description of the verified data; None if the path is not a model folder.
 
     Raises:
         UserError: If something differs or is missing; the sentence names each damaged file.
@@ -320,7 +323,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}): copy the model folder again") from error
     expected = {"format_version": int, "class": str, "arguments": dict}
     if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in expected.items()):
-        raise UserError(f"{path} is no arflows config: it needs {', '.join(expected)}")
+        raise UserError(f"{path} is not an arflows config: it needs {', '.join(expected)}")
     if config["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {config['format_version']}, this arflows reads up to {FORMAT_VERSION}: "
@@ -328,7 +331,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     version = config["format_version"]
     if version < 1:
-        raise UserError(f"{path} has format version {version}, which no arflows has written: copy the model again")
+        raise UserError(f"{path} has format version {version}, which never existed: copy the model again")
     for older in range(version, FORMAT_VERSION):
         config = MIGRATIONS.get(older, dict)(config)
     return config

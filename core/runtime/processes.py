@@ -5,7 +5,7 @@ Training is distributed by Lightning. Every other verb becomes distributed by st
     torchrun --nproc-per-node 4 --no-python arflows vision sample --model runs/glow --out samples --count 50000
 
 Each process takes batches in turn (`distributed_map`), results come back to all in order, and the main process alone
-writes (`core.runtime.files` asks `is_main`). What is random follows from the seed and the index of an example or batch
+writes (`core.runtime.files` asks `is_main`). Random numbers follow from the seed and the index of an example or batch
 (`core.runtime.noise`), so that the number of processes changes nothing but the time.
 """
 
@@ -68,7 +68,7 @@ def wait() -> None:
 
 
 def local_rank() -> int | None:
-    """The number of this process among those of its machine, which selects its GPU; None if it works alone."""
+    """Number of this process on its machine, which selects its GPU; None if it works alone."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _groups.command.count > 1 else None
 
 
@@ -147,7 +147,7 @@ def distributed_imap(items: Iterable[Item], work: Callable[[Iterator[Item]], Ite
         distributed.all_gather_object(gathered, list(islice(results, 1)))
         for result in gathered:
             yield from result
-    next(results, None)  # reads the rest of the items, of which there are fewer than processes
+    next(results, None)  # reads the remaining items, fewer than there are processes
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def map_parts(
         The results for the whole batch, usable in autograd.
     """
     threads, count = torch.get_num_threads(), max(1, -(-len(x) // size))
-    if count > 1:  # as many parts for each thread
+    if count > 1:  # an equal number of parts for each thread
         count += -count % min(threads, count)
     parts = x.tensor_split(count)
     contexts: list[Tensor | None] = [context] * count

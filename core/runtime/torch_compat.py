@@ -1,6 +1,6 @@
 """Private and undocumented API of PyTorch, in one place.
 
-``pyproject.toml`` admits those versions of PyTorch alone of which this is known to hold; a test looks at each
+``pyproject.toml`` admits only the versions of PyTorch for which this is known to be true; a test checks each
 assumption (``tests/core/runtime/test_torch_compat.py``).
 """
 

@@ -66,15 +66,15 @@ class NonFiniteGuard(Callback):
                 buffer.copy_(before)
         self.skipped_in_a_row += 1
         self.skipped_in_all += 1
-        place = f"batch {batch_of_epoch(trainer)} of epoch {trainer.current_epoch}"
+        position = f"batch {batch_of_epoch(trainer)} of epoch {trainer.current_epoch}"
         rank_zero_info(
-            f"{place}: the loss or its gradient is not finite; step skipped ({self.skipped_in_all} in all). "
+            f"{position}: the loss or its gradient is not finite; step skipped ({self.skipped_in_all} in all). "
             f"{_parameter_norms(pl_module)}"
         )
         if self.skipped_in_a_row >= self.patience:
             raise UserError(
-                f"training stopped at {place}: {self.skipped_in_a_row} steps in a row had a loss or gradient that is "
-                "not finite; lower model.learning_rate or set trainer.gradient_clip_val. "
+                f"training stopped at {position}: {self.skipped_in_a_row} steps in a row had a loss or gradient that "
+                "is not finite; lower model.learning_rate or set trainer.gradient_clip_val. "
                 f"{_last_checkpoint(trainer)}"
             )
 
@@ -97,8 +97,8 @@ def _parameter_norms(module: LightningModule, largest: int = 3) -> str:
     """Describe the norms of the parameters, the largest first: parameters mostly grow before they overflow."""
     norms = {name: float(parameter.detach().norm()) for name, parameter in module.named_parameters()}
     most = sorted(norms, key=lambda name: -norms[name])[:largest]
-    told = ", ".join(f"{name} {norms[name]:.3g}" for name in most)
-    return f"Norm of the parameters: {math.hypot(*norms.values()):.3g}; the largest: {told}."
+    listed = ", ".join(f"{name} {norms[name]:.3g}" for name in most)
+    return f"Norm of the parameters: {math.hypot(*norms.values()):.3g}; the largest: {listed}."
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
@@ -184,7 +184,7 @@ class DriftMonitor(Callback):
         pl_module.log("val/round_trip_error", self.error, batch_size=1)
         if self.exceeds(flow):
             rank_zero_warn(
-                f"after step {trainer.global_step} the model no longer inverts what it does (round-trip error "
+                f"after step {trainer.global_step} the model no longer inverts its own output (round-trip error "
                 f"{self.error:.2g}): its samples differ from its density; lower model.learning_rate, set "
                 "trainer.gradient_clip_val, or train in --trainer.precision 32.",
                 category=RuntimeWarning,

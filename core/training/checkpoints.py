@@ -18,7 +18,7 @@ from arflows.core.training.lightning_compat import FixedNameCheckpoint, before_b
 
 LAST = "last.ckpt"
 NEEDED = frozenset({"epoch", "global_step", "state_dict", "loops", "optimizer_states", "callbacks"})
-"""What the state of a run holds at least."""
+"""Keys that every state of a run has."""
 
 
 class DamagedCheckpoint(UserError):
@@ -52,7 +52,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
         raise DamagedCheckpoint(
             f"{path} is damaged, or holds more than tensors and plain values ({reason}): go on from an older one, or "
-            "train anew."
+            "train again."
         ) from error
     if not isinstance(state, dict) or not state.keys() >= NEEDED:
         raise DamagedCheckpoint(f"{path} is not the state of a run: give the folder of one to --out.")
@@ -82,7 +82,7 @@ def newest_sound(folder: Path, warn: Callable[[str], None]) -> Path:
             warn(str(error))
         else:
             return path
-    raise UserError(f"{folder} holds no state that is sound: start the run anew, in another --out.")
+    raise UserError(f"{folder} holds no undamaged state: start a new run in another --out.")
 
 
 def verify(path: Path) -> str | None:
@@ -125,7 +125,7 @@ class RunCheckpoint(FixedNameCheckpoint):
         folder: Folder of the checkpoint.
         name: Its name, without ``.ckpt``.
         keep: Number of states that are kept: this one, and older ones as ``<name>-1.ckpt``, ``<name>-2.ckpt``, …
-        every: Save after so many optimizer steps too; None for after validation alone.
+        every: Save after so many optimizer steps too; None for only after validation.
         **options: Of `ModelCheckpoint`.
     """
 
@@ -165,7 +165,7 @@ class RunCheckpoint(FixedNameCheckpoint):
                 self.save_now(trainer)
 
     def write_state(self, trainer: Trainer, path: str, target: str | None = None) -> None:
-        """Write the logs to disk first, so that none are missing before the place where a run goes on."""
+        """Write the logs to disk first, so that none are missing before the step at which a run resumes."""
         for logger in trainer.loggers:
             logger.save()
         filepath = Path(path)

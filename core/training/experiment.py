@@ -114,14 +114,14 @@ class Experiment(SeededCLI):
             default=None,
             help="Start from this trained model, whose architecture, standardisation and names are kept.",
         )
-        parser.add_argument("--resume", type=bool, default=False, help="Go on with the run in --out where it stopped.")
+        parser.add_argument("--resume", type=bool, default=False, help="Resume the run in --out from its last state.")
         parser.add_argument(
             "--save_every",
             type=PositiveInt | None,
             default=None,
-            help="Save the state to resume from after so many steps too, not after validation alone.",
+            help="Also save the state to resume from after every so many steps, not only after validation.",
         )
-        parser.add_argument("--keep", type=PositiveInt, default=2, help="How many of the newest states are kept.")
+        parser.add_argument("--keep", type=PositiveInt, default=2, help="Number of newest states that are kept.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links the seed of the data to that of the run."""
@@ -299,7 +299,7 @@ class Experiment(SeededCLI):
             UserError: If training cannot go on, or the Trainer's options do not fit together.
         """
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._software = software()  # that of the code that trains, which may have been updated when training ends
+        self._software = software()  # recorded now: the installation may be updated before training ends
         if self.trainer.is_global_zero:
             self._save_options()
             print(

@@ -1,6 +1,6 @@
 """Private API of Lightning, in one place.
 
-``pyproject.toml`` admits those versions of Lightning alone of which this is known to hold; a test looks at each
+``pyproject.toml`` admits only the versions of Lightning for which this is known to be true; a test checks each
 assumption (``tests/core/training/test_lightning_compat.py``). The state of `arflows.data.batches.StoreDataModule` reads
 `batches_done` by its own means, because that package imports nothing of training.
 """
@@ -54,11 +54,11 @@ def before_batch(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def epoch_goes_on(trainer: Trainer) -> Iterator[None]:
-    """Let states that are saved in the block, in ``on_train_epoch_end``, be those of an epoch that is not at its end.
+    """Save states of the block, in ``on_train_epoch_end``, as states of an unfinished epoch.
 
     By then Lightning has counted the epoch as processed, also where the Trainer's limit of steps ends it early.
     """
-    progress: Any = trainer.fit_loop.epoch_progress  # its counters are of a type that the annotation does not tell
+    progress: Any = trainer.fit_loop.epoch_progress  # the annotation does not name the type of its counters
     progress.total.processed -= 1
     progress.current.processed -= 1
     try:
@@ -81,7 +81,7 @@ class FixedNameCheckpoint(ModelCheckpoint):
 
     @property
     def has_saved(self) -> bool:
-        """True if a state was saved, by this process or by the one that it goes on from."""
+        """True if a state was saved, by this process or by the run that it resumes."""
         return bool(self._last_checkpoint_saved)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:

@@ -36,7 +36,7 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": t
 class FlowTraining(LightningModule):
     """Minimises the negative log-likelihood of a flow, in bits per dimension or nats.
 
-    Batches hold "x", the examples, and what they are conditioned on (`call_with`). The datamodule may offer
+    Batches hold "x", the examples, and their conditions (see `call_with`). The datamodule may offer
     ``initialization_batch() -> Batch``, by which layers such as ActNorm are initialised once, before the first step.
 
     Logged: ``train/bits_per_dim`` and ``val/bits_per_dim`` (or in another unit), ``train/gradient_norm`` (before
@@ -214,7 +214,7 @@ class FlowTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _decays(self, name: str) -> bool:
-        """Whether weight decay applies: with `decay_only_scales` to weight normalisation alone, ours or PyTorch's."""
+        """True if weight decay applies: with `decay_only_scales` to weight normalisation alone, ours or PyTorch's."""
         return not self.decay_only_scales or name.endswith((".weight_g", "parametrizations.weight.original0"))
 
     def _learning_rate_factor(self, step: int) -> float:

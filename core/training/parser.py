@@ -28,7 +28,7 @@ ALLOWED_CLASSES = (
     strategies.DDPStrategy,
     strategies.FSDPStrategy,
 )
-"""What a config may name beside the classes of arflows and of other installed domains: it may come from a stranger."""
+"""Classes of Lightning and torch that a config may name; a config may come from an untrusted source."""
 
 
 class TrainingParser(ShortErrors, LightningArgumentParser):

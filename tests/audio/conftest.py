@@ -1,4 +1,4 @@
-"""A small store of built-in speech and small trained models, made once for all tests of the verbs."""
+"""A small store of built-in speech and small trained models, shared by all tests of the verbs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Segments are those of their utterances, and their mel frames those of the whole utterance."""
+"""Training segments of utterances, with mel frames of the whole utterance."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The figures of training and of scoring are one quantity, and columns of one name too."""
+"""Equality of the figures of training and scoring, and of columns with the same name."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What stands in a gap: draws from the density given what surrounds it, as exact as the chain is long."""
+"""Inpainting: draws from the density of a gap given its surroundings."""
 
 import pytest
 import torch

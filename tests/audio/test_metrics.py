@@ -1,4 +1,4 @@
-"""Measures of speech move as they should, and by as much as can be worked out by hand."""
+"""Metrics of speech, with values computed by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What becomes of recordings on their way into a store, and of those that cannot be used."""
+"""Preparation of recordings, and reasons for refusing them."""
 
 import numpy as np
 import pytest

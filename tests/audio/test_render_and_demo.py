@@ -1,4 +1,4 @@
-"""Pictures show what they say, and the demo's chapter is whole."""
+"""Plots of speech, and the demo's chapter."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Synthesis of frames that arrive in chunks: the same whatever the chunks, and what the whole spectrogram gives."""
+"""Streaming synthesis: independent of the chunks, equal to synthesis of the whole spectrogram."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training leaves a run folder with a model, and refuses what does not fit."""
+"""Training: the run folder with its model, and refused settings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What score, sample and evaluate write, and what they say to input that cannot be used."""
+"""Output of score, sample and evaluate, and their errors for unusable input."""
 
 import csv
 import json
@@ -331,7 +331,7 @@ class TestEvaluate:
         assert "prepare the speech with --mel.hop 256" in told
 
     def test_long_enough_to_round_trip(self, folder, flow):
-        """What a file says is what the model sees: 16 bits, whole frames."""
+        """Samples of a file reach the model unchanged: 16 bits, whole frames."""
         given = SpeechInput(folder / "0.wav", flow)
         (utterance,) = given.utterances()
         samples, _ = soundfile.read(folder / "0.wav", dtype="int16")

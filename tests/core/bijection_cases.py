@@ -1,4 +1,4 @@
-"""Cases of every bijection of the core: a new one is tested by being added to `CASES`.
+"""Cases of every bijection of the core: add a new one to `CASES`.
 
 A case covers every class that it contains: couplings cover masks, elementwise maps and conditioners. The domains' own
 bijections have cases in tests/<domain>/bijection_cases.py.
@@ -55,7 +55,7 @@ from arflows.core.conditioners import (
 
 @dataclass(frozen=True)
 class Case:
-    """How to build a bijection, and what is promised of it.
+    """Construction of a bijection, and its guaranteed properties.
 
     Attributes:
         build: makes a new, untrained bijection.

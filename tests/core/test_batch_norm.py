@@ -1,4 +1,4 @@
-"""Batch normalisation over two processes is that over one."""
+"""Batch normalisation over two processes, equal to one."""
 
 import pytest
 import torch

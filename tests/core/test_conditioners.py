@@ -1,4 +1,4 @@
-"""What convolutional conditioners promise beside producing parameters."""
+"""Properties of convolutional conditioners."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def network(**options) -> GatedResidualCNN:
 
 
 def sensitivity(conditioner: torch.nn.Module, size: int = 8) -> torch.Tensor:
-    """How much the parameters of the first pixel change with each pixel of the input."""
+    """Change of the parameters of the first pixel with each pixel of the input."""
     x = torch.randn(1, 2, size, size, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(conditioner(x)[0, :, 0, 0].sum(), x)
     return gradient[0].abs().sum(0)

@@ -1,4 +1,4 @@
-"""Solvers of autoregressive bijections: what they agree on, what they report, what they refuse."""
+"""Solvers of autoregressive bijections: agreement, reports and refusals."""
 
 import contextvars
 import math
@@ -64,7 +64,7 @@ def examples(bijection: Autoregressive, batch: int = 5):
 
 
 def inverse_by(solver: Solver, bijection: Autoregressive, z, context=None):
-    """What a solver finds, and its report."""
+    """Solution of a solver, and its report."""
     with torch.no_grad(), use_solver(solver) as reports:
         x, log_det = bijection.inverse(z, context)
     (report,) = reports

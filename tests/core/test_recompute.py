@@ -143,7 +143,7 @@ def test_half_precision_recomputes_in_half_precision():
 
 
 def saved_bytes(flow, x):
-    """What autograd keeps for the backward pass, each storage once, parameters aside."""
+    """Storages that autograd keeps for the backward pass, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in flow.parameters()}
     kept = {}
 

@@ -1,4 +1,4 @@
-"""The causal transformer: what a token's parameters see, and the stream that generates a token at a time."""
+"""The causal transformer: causality, and the stream that generates a token at a time."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The WaveNet over rows: what a row's parameters see, and the stream that generates a row at a time."""
+"""The WaveNet over rows: causality, and the stream that generates a row at a time."""
 
 from itertools import product
 
@@ -182,7 +182,7 @@ def test_a_changed_future_never_changes_the_past(stack, causal):
 
 
 def test_columns_after_a_signals_end_do_not_exist():
-    """What stands there, in samples or context, is never seen; parameters there are zero."""
+    """Samples and context beyond the lengths have no effect; parameters there are zero."""
     net = network(ordered=True)
     x, context = signal(counted=True)
     ended = context[:, -1] == 0

@@ -1,4 +1,4 @@
-"""What the stores of these tests hold."""
+"""Content of the stores of these tests."""
 
 import numpy as np
 

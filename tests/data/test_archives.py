@@ -1,4 +1,4 @@
-"""Packed files, some of them made to do harm."""
+"""Compressed files, some of them malicious."""
 
 import gzip
 import io

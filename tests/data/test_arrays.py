@@ -1,4 +1,4 @@
-"""Files of arrays that were made to do harm."""
+"""Malicious files of arrays."""
 
 import pickle
 import zipfile
@@ -113,7 +113,7 @@ class TestHDF5:
         with h5py.File(tmp_path / "b.h5", "w") as file:
             file.create_virtual_dataset("train", layout)
         for name in "ab":
-            with pytest.raises(UserError, match="lies in other files, which is refused"):
+            with pytest.raises(UserError, match="refers to other files, which are not opened"):
                 read_table(tmp_path / f"{name}.h5")
 
     def test_filters_that_would_load_a_plug_in_are_refused(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine that behaves as servers do."""
+"""Downloads from a local server with realistic faults."""
 
 import hashlib
 import http.server

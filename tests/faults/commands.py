@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which faults may befall."""
+"""Commands in separate processes, into which faults are injected."""
 
 import os
 import resource

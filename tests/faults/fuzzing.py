@@ -1,4 +1,4 @@
-"""Made-up input: how much of it, and files with some bytes changed."""
+"""Random input: number of cases, and files with changed bytes."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

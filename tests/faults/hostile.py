@@ -1,4 +1,4 @@
-"""Files that were made to do harm."""
+"""Malicious files."""
 
 import io
 import pickle

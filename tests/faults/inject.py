@@ -1,4 +1,4 @@
-"""All faults, injected into a domain one after the other."""
+"""Injection of all faults into a domain."""
 
 from tests.faults.of_files import FaultsOfFiles
 from tests.faults.of_runs import FaultsOfRuns

@@ -1,4 +1,4 @@
-"""Faults of files: hostile and damaged ones, full disks, and stores that several write or one does not finish."""
+"""Faults of files: malicious and damaged ones, full disks, concurrent and unfinished writes of stores."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.faults.trial import Trial, flip_byte
 
 
 class FaultsOfFiles(Trial):
-    """What was there before stays as it is, nothing of a stranger runs, and damage is named."""
+    """Existing files stay unchanged, foreign code never runs, and damage is named."""
 
     def fill_disk(self) -> None:
         """The disk is full while a store is written, and while scores are."""

@@ -1,4 +1,4 @@
-"""Faults that befall a run: it is killed, stopped, its states are damaged, its losses are none, its disk is full."""
+"""Faults of a run: kills, interrupts, damaged states, NaN losses, a full disk."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Injects faults into every domain that offers a small run, and counts what is lost: ``python -m tests.faults.run``.
+"""Inject faults into every domain that offers a small run, and count the losses: ``python -m tests.faults.run``.
 
 Everything goes through the entry points: ``arflows <domain> prepare`` and ``train``, and `arflows verify`. A fault is
 survived if the command ends as a user would want it to (going on as though nothing had happened; or one sentence and

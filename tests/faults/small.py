@@ -1,4 +1,4 @@
-"""What a domain offers for faults to be injected into: in ``tests/<domain>/faults.py``, a function ``small``."""
+"""Small run of a domain into which faults are injected: in ``tests/<domain>/faults.py``, a function ``small``."""
 
 from dataclasses import dataclass
 from pathlib import Path

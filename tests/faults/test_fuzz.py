@@ -1,4 +1,4 @@
-"""Made-up input: whatever it is, a sentence or a result, never a traceback, a hang or half an output.
+"""Random input: an error message or a result, never a traceback, a hang or a partial output.
 
 In the default suite 200 cases of each, with ``-m nightly`` 10,000.
 """
@@ -250,7 +250,7 @@ attributes = st.dictionaries(
 
 @st.composite
 def hdf5(draw):
-    """What an HDF5 file holds: attributes, and datasets of any shape and type by path."""
+    """Content of an HDF5 file: attributes, and datasets of any shape and type by path."""
     return draw(attributes), draw(
         st.dictionaries(
             st.sampled_from(["train", "train/x", "val/x", "test/images", "train/x/y", "x"]),

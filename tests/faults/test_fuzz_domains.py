@@ -1,4 +1,4 @@
-"""Made-up molecules and sound: a molecule, a recording, or a reason; never a traceback, a hang or a crash."""
+"""Random molecules and sound: a result or a reason, never a traceback, a hang or a crash."""
 
 import io
 import struct
@@ -16,8 +16,8 @@ from arflows.audio.representation import MelSpec
 from arflows.data.audio_files import SkippedAudio, read_audio
 from arflows.data.molecule_files import Entry, read_molecules
 from arflows.data.speech_sources import read_speech
+from arflows.molecules.chemistry import smiles_of
 from arflows.molecules.inputs import Example, represent
-from arflows.molecules.representation import smiles_of
 from tests.faults.fuzzing import REFUSALS, damaged, fuzzed
 from tests.faults.hostile import npy_header
 

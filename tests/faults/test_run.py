@@ -1,4 +1,4 @@
-"""The script of faults itself, with few kills: nothing is lost, in any domain."""
+"""The fault injection script with few kills: no losses in any domain."""
 
 import pytest
 import torch

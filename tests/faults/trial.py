@@ -1,4 +1,4 @@
-"""A domain's small run under trial: its commands, what faults are counted as, and what may not differ."""
+"""A domain's small run under faults: commands, classification of faults, and comparison of results."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ class Count:
 
 
 class Trial:
-    """What the faults of one domain share.
+    """Shared state of the faults of one domain.
 
     Args:
         small: Its small run.
@@ -105,7 +105,7 @@ class Trial:
         return self.whole
 
     def facts(self, out: Path) -> dict[str, Any]:
-        """What is known of a finished run."""
+        """Record of a finished run."""
         return json.loads((out / "model" / "training.json").read_text())
 
     def compare(self, out: Path) -> None:
@@ -126,7 +126,7 @@ class Trial:
 
 
 def losses(out: Path) -> dict[tuple[str, str], str]:
-    """What a run logged of training and validation, whatever number of parts it was done in: (name, step) → value."""
+    """Logged values of training and validation, over all parts of a run: (name, step) → value."""
     found = {}
     for path in sorted((out / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
         with path.open(newline="") as file:

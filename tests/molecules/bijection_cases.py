@@ -7,9 +7,10 @@ from torch import Tensor
 
 from arflows.core.bijections import Bijection
 from arflows.molecules.bijection import DecisionCDFs
+from arflows.molecules.chemistry import graph_of
 from arflows.molecules.conditioner import GraphTransformer
 from arflows.molecules.decisions import pack
-from arflows.molecules.representation import encode, graph_of
+from arflows.molecules.representation import encode
 from tests.core.bijection_cases import Case
 from tests.molecules.small_flows import DRUGS
 

@@ -1,4 +1,4 @@
-"""A small store and a small trained model, made once for all tests of the verbs."""
+"""A small store and a small trained model, shared by all tests of the verbs."""
 
 from pathlib import Path
 

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from arflows.molecules.chemistry import graph_of
 from arflows.molecules.decisions import FAR, decisions, pack, prefix_distances, unpack
 from arflows.molecules.graph import reorder
-from arflows.molecules.representation import encode, graph_of
+from arflows.molecules.representation import encode
 from tests.molecules.small_flows import DRUGS
 
 SMILES = ["C", "CCO", "c1ccc2ccccc2c1", "CC(=O)Nc1ccc(O)cc1", "C1CC2CCC1CC2", "N#CC1CC1", "C[N+](=O)[O-]"]

@@ -5,11 +5,11 @@ import pytest
 
 from arflows.data.store import Store
 from arflows.molecules import MoleculeFlow, evaluate, train
+from arflows.molecules.chemistry import canonical_smiles, graph_of
 from arflows.molecules.evaluate import stored_smiles
 from arflows.molecules.graph import Graph
 from arflows.molecules.metrics import MEASURES
 from arflows.molecules.postprocess import validities
-from arflows.molecules.representation import canonical_smiles, graph_of
 from arflows.molecules.workers import Workers
 from tests.launch import command
 

@@ -8,11 +8,11 @@ import torch
 
 from arflows.core.runtime.errors import UserError
 from arflows.molecules import evaluate, sample, train
+from arflows.molecules.chemistry import graph_of
 from arflows.molecules.decisions import packed
 from arflows.molecules.graphaf import GraphAF, RelationalConvolutions, Steps, _dense
 from arflows.molecules.model import GraphFlow
 from arflows.molecules.prepare import prepare
-from arflows.molecules.representation import graph_of
 from tests.launch import command
 from tests.molecules.small_flows import DRUGS
 
@@ -46,6 +46,17 @@ def test_convolutions_are_those_of_the_equation():
         hidden = total
     np.testing.assert_allclose(network(types, orders)[0].detach().numpy(), hidden, atol=1e-12)
     assert (hidden[3] == 0).all()
+
+
+def test_weights_of_older_versions_are_loaded(flow):
+    older = {
+        name.replace("type_head", "of_type").replace("bond_head", "of_bond"): weight
+        for name, weight in flow.state_dict().items()
+    }
+    assert older.keys() != flow.state_dict().keys()
+    loaded = GraphAF(SPEC.as_dict(), width=8, layers=2, look_back=6)
+    loaded.load_state_dict(older)
+    assert all(torch.equal(weight, flow.state_dict()[name]) for name, weight in loaded.state_dict().items())
 
 
 def test_each_step_sees_the_graph_so_far_and_no_more(flow):

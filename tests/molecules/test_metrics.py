@@ -1,4 +1,4 @@
-"""The metrics, on cases that can be done by hand."""
+"""Metrics on cases that can be computed by hand."""
 
 import math
 

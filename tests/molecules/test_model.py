@@ -11,11 +11,11 @@ from rdkit import Chem
 
 from arflows.core.runtime.errors import UserError
 from arflows.molecules import marginal
+from arflows.molecules.chemistry import graph_of
 from arflows.molecules.decisions import packed
 from arflows.molecules.generation import FromLatents, Known, grow, latent_shape
 from arflows.molecules.graph import Graph, permuted
 from arflows.molecules.model import MoleculeFlow
-from arflows.molecules.representation import graph_of
 from tests.molecules.small_flows import DRUGS, TINY, noisy
 
 SMILES = ["CCO", "c1ccc2ccccc2c1", "CC(=O)Nc1ccc(O)cc1", "C1CC2CCC1CC2", "N#CC1CC1", "C[N+](=O)[O-]", "O"]

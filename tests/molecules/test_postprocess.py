@@ -1,8 +1,8 @@
 import pytest
 
+from arflows.molecules.chemistry import graph_of, mol_of
 from arflows.molecules.graph import Graph
 from arflows.molecules.postprocess import repaired
-from arflows.molecules.representation import graph_of, mol_of
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from rdkit import Chem
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
+from arflows.molecules.chemistry import canonical_smiles, flat_smiles, mol_of
 from arflows.molecules.datamodule import MoleculeDataModule
 from arflows.molecules.prepare import prepare
 from arflows.molecules.properties import PROPERTIES, properties_of
-from arflows.molecules.representation import MoleculeSpec, canonical_smiles, decode, flat_smiles, mol_of
+from arflows.molecules.representation import MoleculeSpec, decode
 
 CHAINS = ["C" * length for length in range(1, 21)]
 

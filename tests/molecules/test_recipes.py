@@ -1,4 +1,4 @@
-"""Every recipe builds a model of its data, and says what it is for."""
+"""Recipes: each builds a model of its data and states its target."""
 
 from pathlib import Path
 
@@ -22,4 +22,4 @@ def test_recipe_fits_its_data(recipe, store, tmp_path):
 def test_head_names_the_recipe_itself(recipe):
     text = recipe.read_text()
     assert f"arflows molecules train --config {recipe.stem}" in text
-    assert "No published" in text or "Held against" in text
+    assert "No published" in text or "Target:" in text

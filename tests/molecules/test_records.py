@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
+from arflows.molecules.chemistry import canonical_smiles, mol_of
 from arflows.molecules.fragments import fragment_of
 from arflows.molecules.graph import permuted
 from arflows.molecules.model import MoleculeFlow
 from arflows.molecules.records import targets_from
-from arflows.molecules.representation import canonical_smiles, mol_of
 from arflows.molecules.train import train
 from arflows.molecules.workers import Workers
 from tests.molecules.small_flows import DRUGS, noisy

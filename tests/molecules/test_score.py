@@ -8,10 +8,11 @@ import torch
 from rdkit import Chem
 
 from arflows.molecules import MoleculeFlow, score
+from arflows.molecules.chemistry import graph_of
 from arflows.molecules.decisions import pack
 from arflows.molecules.graph import random_orders
 from arflows.molecules.inputs import Example
-from arflows.molecules.representation import encode, graph_of
+from arflows.molecules.representation import encode
 from tests.launch import command
 
 

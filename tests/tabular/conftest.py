@@ -1,4 +1,4 @@
-"""Small stores and small trained models, made once for all tests of the verbs."""
+"""Small stores and small trained models, shared by all tests of the verbs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every recipe builds the model that its data need, and can take a step."""
+"""Recipes: each builds the model for its data, which can take a step."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_recipe_fits_its_data(recipe, store, tmp_path):
 def test_head_names_the_recipe_itself(recipe):
     text = recipe.read_text()
     assert f"arflows tabular train --config {recipe.stem}" in text
-    assert "No published" in text or "Held against" in text
+    assert "No published" in text or "Target:" in text
 
 
 def test_training_stops_where_it_no_longer_improves(store, tmp_path, ends):

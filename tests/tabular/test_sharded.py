@@ -1,4 +1,4 @@
-"""FSDP: two processes that hold a part of the weights each do what one does.
+"""FSDP: two processes with a part of the weights each, equal to one process.
 
 On the CPU, with gloo: Lightning asks for GPUs, and PyTorch for the name of the device; the script sees to both.
 """

@@ -1,4 +1,4 @@
-"""The models of images, what holds for all and what for each."""
+"""The models of images: shared and individual properties."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""TarFlow: patches as tokens, noise and what it does to the likelihood, guidance, denoising."""
+"""TarFlow: patches as tokens, noise and its effect on the likelihood, guidance, denoising."""
 
 import copy
 

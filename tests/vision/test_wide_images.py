@@ -1,4 +1,4 @@
-"""Images that are no squares, and images of more than 8 bits: trained, sampled and scored from a store."""
+"""Images that are not square, and images of more than 8 bits: trained, sampled and scored from a store."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""How errors end a command: `arflows.core.commands.exit_codes.guarded` and `ShortErrors`."""
+"""Errors that end a command: `arflows.core.commands.exit_codes.guarded` and `ShortErrors`."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""``arflows reproduce``: the same figures, or a word about which are not."""
+"""``arflows reproduce``: equal figures, or a report of the different ones."""
 
 import json
 import shutil

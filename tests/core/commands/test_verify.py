@@ -1,4 +1,4 @@
-"""``arflows verify``: what is damaged is found and named."""
+"""``arflows verify``: damaged files are found and named."""
 
 import subprocess
 import zipfile

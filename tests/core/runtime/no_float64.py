@@ -1,4 +1,4 @@
-"""A stand-in for devices without float64, such as Apple's mps: tensors that say they are on one and refuse the type."""
+"""Fake device without float64, such as Apple's mps: its tensors refuse the type."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""When a loop is captured again, and that threads share no buffers; the capture itself is replaced by a count."""
+"""Repeated captures of a loop, and buffers of threads; a counter replaces the capture itself."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""What is assumed of jsonargparse's private API; its messages are held by tests/core/commands/test_cli.py."""
+"""Assumptions about jsonargparse's private API; tests/core/commands/test_cli.py checks its messages."""
 
 from jsonargparse import ArgumentParser
 

@@ -1,4 +1,4 @@
-"""Configs of model folders that come from a stranger: they take neither memory nor time, and are told by name."""
+"""Untrusted configs of model folders: limited memory and time, and errors that name the argument."""
 
 import contextlib
 import json

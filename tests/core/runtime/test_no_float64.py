@@ -1,4 +1,4 @@
-"""Nothing asks a device for float64 that has none."""
+"""Flows on a device without float64."""
 
 import pytest
 import torch

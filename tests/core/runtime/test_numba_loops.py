@@ -1,4 +1,4 @@
-"""What is compiled: kept on disk by several processes at once."""
+"""Compiled code on disk, shared by several processes."""
 
 import multiprocessing
 
@@ -10,7 +10,7 @@ KEYS = [f"types {number}" for number in range(12)]
 
 
 def save_and_load(folder, order, start, wrong):
-    """What a process does that compiles for the types in some order; it puts what it got into a queue."""
+    """Compile for the types in the given order, and put the results into a queue; runs in a process."""
     start.wait(60)
     for number in range(20):
         cache = IndexDataCacheFile(str(folder), f"function{number}", "stamp")

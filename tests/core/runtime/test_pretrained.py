@@ -1,4 +1,4 @@
-"""Model folders: what comes back, and what is refused."""
+"""Model folders: saving, loading and refusing."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def edit_config(**changes):
         (lambda folder: (folder / "config.json").unlink(), "is not a model folder"),
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "no arflows config"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not an arflows config"),
         (edit_config(format_version=99), "format version 99, this arflows reads up to 2: install a newer"),
         (edit_config(**{"class": "Popen"}), "class 'Popen', not OtherToy or Toy"),
         (edit_config(arguments={"depth": 3}), "arguments do not fit Toy"),

@@ -1,4 +1,4 @@
-"""What is assumed of PyTorch's private and undocumented API."""
+"""Assumptions about PyTorch's private and undocumented API."""
 
 import pytest
 import torch

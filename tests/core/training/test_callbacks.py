@@ -262,7 +262,7 @@ def test_what_is_saved_is_logged_and_between_optimizer_steps(number, kind, tmp_p
 
 
 class Drifting(ActNorm):
-    """Whose inverse is off by so much."""
+    """Flow whose inverse has a given error."""
 
     error = 0.0
 

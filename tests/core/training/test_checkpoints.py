@@ -1,4 +1,4 @@
-"""States of runs: damaged ones, hostile ones, and which is taken up."""
+"""States of runs: damaged and malicious ones, and the choice of the one to resume."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""Configs that name what they should not: refused before anything is imported, let alone called."""
+"""Malicious configs, refused before anything is imported or called."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What is assumed of Lightning's private API."""
+"""Assumptions about Lightning's private API."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -11,7 +11,7 @@ from .training_runs import Data, small_flow, trainer
 
 
 class Watch(Callback):
-    """What the functions say at each hook of a run of two epochs of three batches."""
+    """Results of the functions at each hook of a run of two epochs of three batches."""
 
     def __init__(self):
         self.seen = []

@@ -22,7 +22,7 @@ from tests.core.training.training_runs import Data, InitializingData, assert_sam
 
 
 class Scripted(FlowTraining):
-    """Whose validation loss is told beforehand."""
+    """Module with given validation losses."""
 
     losses = (2.0, 0.5, -1.0, -0.5, -3.0, 1.0)
 
@@ -264,7 +264,7 @@ def test_compiled_training_is_training(tmp_path):
 
 
 def test_running_out_of_disk_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
-    """What fills the disk here is a device that is always full, in the place of the file's temporary name."""
+    """A device that is always full, under the file's temporary name, stands for a full disk."""
     import errno
 
     import fsspec.implementations.local as local

@@ -1,4 +1,4 @@
-"""What the tests of training and of its callbacks share: a small flow, data, a quiet Trainer, states to compare."""
+"""Shared parts of the tests of training: a small flow, data, a quiet Trainer, and states to compare."""
 
 import copy
 

@@ -37,8 +37,8 @@ class KnownProperties(InitializedFromData):
 
     def _set_from(self, properties: Float[Tensor, "batch properties"]) -> None:
         """Keep rows of training data, and their extremes if those of all training data are not known."""
-        places = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
-        self.rows.copy_(properties[places])
+        repeated = torch.arange(KNOWN_ROWS, device=properties.device) % len(properties)
+        self.rows.copy_(properties[repeated])
         self.set_extremes(properties.amin(0), properties.amax(0))
 
     @torch.no_grad()
