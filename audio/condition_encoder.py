@@ -77,7 +77,7 @@ class ConditionEncoder(nn.Module):
         fraction = (position - 2 * self.spec.hop * left).to(features.dtype)[:, None] / (2 * self.spec.hop)
         if frames is None:
             return torch.lerp(features[:, :, left[0]], features[:, :, right[0]], fraction)
-        features = features.expand(len(frames), -1, -1)
+        features = features.expand(frames.shape[0], -1, -1)
         width = features.shape[1]
         before, after = (features.gather(2, index[:, None].expand(-1, width, -1)) for index in (left, right))
         return torch.lerp(before, after, fraction)

@@ -64,7 +64,7 @@ class Folded(Bijection):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map latents to waveforms with the active solver."""
         rows = self.fold(z)
-        log_det = rows.new_zeros(len(z))
+        log_det = rows.new_zeros(z.shape[0])
         for flow in reversed(self.flows):
             rows, term = flow.inverse(rows, context)
             log_det = log_det + term

@@ -333,7 +333,7 @@ class SpeechFlow(Flow, Pretrained):
         Raises:
             UserError: if a condition is missing, superfluous, or does not fit the waveform.
         """
-        self.check(condition, len(waveform), waveform.shape[1], lengths)
+        self.check(condition, waveform.shape[0], waveform.shape[1], lengths)
         return self._context(waveform, condition, None if lengths is None else lengths.to(waveform.device))
 
     def check(self, condition: Condition, batch: int, samples: int, lengths: Tensor | None = None) -> None:
@@ -366,8 +366,8 @@ class SpeechFlow(Flow, Pretrained):
             if (part is not None) != wanted:
                 relation = "is conditional on" if wanted else "was trained without"
                 raise UserError(f"this model {relation} {name}: {'give it' if wanted else 'leave it out'}")
-            if part is not None and len(part) not in (1, batch):
-                raise UserError(f"expected {name} of each of {batch} waveforms, got {len(part)}")
+            if part is not None and part.shape[0] not in (1, batch):
+                raise UserError(f"expected {name} of each of {batch} waveforms, got {part.shape[0]}")
         fitting = self.spec.frames(samples), self.spec.frames(samples) + 2 * self.surroundings
         if mel is not None and (mel.shape[1] != self.spec.bands or mel.shape[-1] not in fitting):
             raise UserError(
@@ -395,4 +395,4 @@ def _log_normal(z: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch sampl
 
 
 def _repeated(part: Tensor | None, count: int) -> Tensor | None:
-    return part if part is None or len(part) != 1 else part.expand(count, *part.shape[1:])
+    return part if part is None or part.shape[0] != 1 else part.expand(count, *part.shape[1:])

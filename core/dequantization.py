@@ -58,7 +58,7 @@ class Dequantizer(nn.Module, ABC):
 
     def _log_cell(self, x: Tensor) -> float:
         """Return the log-volume of the cell of an example."""
-        return -x[0].numel() * math.log(self.levels) if len(x) else 0.0
+        return -x[0].numel() * math.log(self.levels) if x.shape[0] else 0.0
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""

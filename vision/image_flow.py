@@ -109,7 +109,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
             UserError: if the images' size, channels or type are not the model's, or labels are missing or superfluous.
         """
         self.spec.check(images)
-        self._check_labels(labels, len(images))
+        self._check_labels(labels, images.shape[0])
         return super().log_prob(images, labels)
 
     def encode(
@@ -117,14 +117,14 @@ class ImageFlow(BijectiveFlow, Pretrained):
     ) -> Float[Tensor, "batch latent"]:
         """Images → latent vectors, from the middles of the pixels' cells."""
         self.spec.check(images)
-        self._check_labels(labels, len(images))
+        self._check_labels(labels, images.shape[0])
         return super().encode(images, labels)
 
     def decode(
         self, z: Float[Tensor, "batch latent"], labels: Int[Tensor, " batch"] | None = None
     ) -> Integer[Tensor, "batch channels height width"]:
         """Latent vectors → images."""
-        self._check_labels(labels, len(z))
+        self._check_labels(labels, z.shape[0])
         return super().decode(z, labels)
 
     def sample(

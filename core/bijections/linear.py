@@ -245,4 +245,4 @@ def _mix_channels(
     pixels = values.flatten(2)
     if bias is None:
         return torch.matmul(matrix, pixels).view(values.shape)
-    return torch.baddbmm(bias[:, None], matrix.expand(len(pixels), -1, -1), pixels).view(values.shape)
+    return torch.baddbmm(bias[:, None], matrix.expand(pixels.shape[0], -1, -1), pixels).view(values.shape)

@@ -206,7 +206,7 @@ class MaskedMLP(AutoregressiveConditioner):
     def stream(self, like: Tensor, context: Tensor | None = None) -> "MaskedMLPStream":
         """Start a generation, one variable at a time."""
         check_context(context, self.context_features)
-        return MaskedMLPStream(self, len(like), context)
+        return MaskedMLPStream(self, like.shape[0], context)
 
 
 class MaskedMLPStream(Stream):

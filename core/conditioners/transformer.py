@@ -99,7 +99,7 @@ class CausalTransformer(AutoregressiveConditioner):
         self._check(like)
         if torch.is_autocast_enabled(like.device.type):
             return super().stream(like, context)  # in half precision only whole passes round equally
-        return TransformerStream(self, len(like), self._context_shift(context))
+        return TransformerStream(self, like.shape[0], self._context_shift(context))
 
     def examples_at_once(self, like: Float[Tensor, "batch sites channels"]) -> int:
         """Return `examples_near`, or the whole batch if these are too few for a matrix product."""
@@ -309,7 +309,7 @@ class TransformerStream(Stream):
         for scale, bias, project, out_proj, scale_inner, bias_inner, fc1, fc2, keys, values in self.layers:
             joint = torch.mm(F.layer_norm(hidden, shape[1:], scale, bias), project)
             query, keys[:, :, here], values[:, :, here] = joint.view(
-                len(hidden), 3, network.heads, 1, shape[1] // network.heads
+                hidden.shape[0], 3, network.heads, 1, shape[1] // network.heads
             ).unbind(1)
             looked_up = F.scaled_dot_product_attention(query, keys[:, :, :seen], values[:, :, :seen])
             hidden.addmm_(looked_up.view(shape), out_proj)

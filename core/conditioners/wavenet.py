@@ -197,7 +197,7 @@ class WaveNet(AutoregressiveConditioner):
             return folded.bias[:, :, None, None].expand(-1, 1, 1, like.shape[2], -1).contiguous()
         features = features[:, :, None] if features.ndim == 3 else self._rows_of(features, position, like.shape[1])
         features = features.movedim(1, -1).to(folded.bias.dtype)
-        flat = features.flatten(0, 2).expand(len(folded.bias), -1, -1)
+        flat = features.flatten(0, 2).expand(folded.bias.shape[0], -1, -1)
         return torch.baddbmm(folded.bias, flat, folded.from_context).unflatten(1, features.shape[:3])
 
     def split_context(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

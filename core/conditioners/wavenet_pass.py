@@ -226,7 +226,7 @@ def _room(numbers: list[int], entry: Tensor, width: int) -> Tensor:
 
 
 def _mask(entry: Tensor, valid: Tensor | None) -> Tensor:
-    return entry.new_ones(len(entry), 1, entry.shape[2], 1) if valid is None else valid.contiguous()
+    return entry.new_ones(entry.shape[0], 1, entry.shape[2], 1) if valid is None else valid.contiguous()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -160,8 +160,9 @@ def noise_rows(draw: Callable[..., Tensor], shape: tuple[int, ...], **options: A
     Args:
         draw: `torch.rand` or `torch.randn`.
         shape: The shape of this process's batch, (batch, …).
-        **options: More arguments of ``draw``.
+        **options: More arguments of ``draw``; those that are None are left out, which `torch.export` requires.
     """
+    options = {name: value for name, value in options.items() if value is not None}
     shard = batch_rank()
     if shard.count == 1:
         return draw(shape, **options)
