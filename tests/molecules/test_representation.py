@@ -6,7 +6,18 @@ from arflows.core.runtime.errors import UserError
 from arflows.molecules.chemistry import graph_of
 from arflows.molecules.representation import MoleculeSpec, decode, encode
 
-SMILES = ["CC(=O)Oc1ccccc1", "O=[N+]([O-])c1ccc(S(N)(=O)=O)cc1", "FC(F)(F)c1nn[n-]n1", "CP(=O)(O)OC", "C"]
+SMILES = [
+    "CC(=O)Oc1ccccc1C(=O)O",
+    "Cn1cnc2c1c(=O)n(C)c(=O)n2C",
+    "c1ccc2[nH]ccc2c1",
+    "O=[N+]([O-])c1ccc(S(N)(=O)=O)cc1",
+    "C[N+](C)(C)CC(=O)[O-]",
+    "N#Cc1ccccc1C#C",
+    "FC(F)(F)c1nn[n-]n1",
+    "C1CC2CCC1CC2",
+    "CP(=O)(O)OC[Si](C)(C)C",
+    "C",
+]
 
 
 def test_the_spec_is_measured():
