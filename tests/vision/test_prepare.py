@@ -209,6 +209,7 @@ class TestBadInput:
         Image.new("RGB", (9, 12)).save(tmp_path / "mixed" / "b.png")
         self.refused(out, "8×8 to 12×9, not of one size: add --image_size", tmp_path / "mixed")
 
+    @pytest.mark.report
     def test_a_class_without_training_images(self, npz, tmp_path, out):
         np.savez(tmp_path / "train.npz", images=PIXELS, labels=np.arange(40) % 3)
         np.savez(tmp_path / "test.npz", images=PIXELS, labels=np.arange(40) % 2)
@@ -240,6 +241,7 @@ class TestBadInput:
     def test_set_that_is_not_there(self, tmp_path, out):
         self.refused(out, "cifar10 is not.*--download", "cifar10", UserError, root=tmp_path / "cache")
 
+    @pytest.mark.report
     def test_source_is_not_overwritten(self, npz):
         before = npz.read_bytes()
         with pytest.raises(UserError, match=r"images\.npz"):
@@ -254,6 +256,7 @@ class TestBadInput:
         assert out.read_bytes() == before
 
 
+@pytest.mark.report
 def test_images_that_are_no_squares(tmp_path, out):
     np.savez(tmp_path / "a.npz", images=np.arange(5 * 8 * 10, dtype=np.uint8).reshape(5, 8, 10))
     prepare(str(tmp_path / "a.npz"), out, val_fraction=0)
@@ -265,6 +268,7 @@ def test_images_that_are_no_squares(tmp_path, out):
     assert Store(out).provenance["splits"]["train"]["converted"] == {"cropped to its central part": 1, "reduced": 1}
 
 
+@pytest.mark.report
 def test_twelve_bits_in_files_of_sixteen(tmp_path, out):
     (tmp_path / "files").mkdir()
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "files" / "white.png")
@@ -273,6 +277,7 @@ def test_twelve_bits_in_files_of_sixteen(tmp_path, out):
     assert sorted(Store(out).array("train", "images")[:, 0, 0, 0]) == [128, 255]
 
 
+@pytest.mark.report
 def test_a_stray_file_keeps_the_labels_and_numbers_sort_by_value(tmp_path, out, capsys):
     for index, name in enumerate(("10", "9", "b")):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -287,6 +292,7 @@ def test_a_stray_file_keeps_the_labels_and_numbers_sort_by_value(tmp_path, out, 
     assert "class 9: train 3\n  class 10: train 2" in capsys.readouterr().out
 
 
+@pytest.mark.report
 def test_labels_from_one_keep_their_names(tmp_path, out, capsys):
     np.savez(tmp_path / "a.npz", images=PIXELS, labels=1 + np.arange(40) % 2)
     prepare(str(tmp_path / "a.npz"), out)

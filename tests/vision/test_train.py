@@ -176,6 +176,7 @@ def test_a_finished_run_is_not_overwritten(recipe, run_folder, capsys):
     assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
 
 
+@pytest.mark.report
 def test_resuming_with_other_settings_names_them(recipe, run_folder, capsys):
     code, message = trains(
         capsys, "--config", recipe, "--out", run_folder, "--resume", "--model.flow.init_args.width", 8

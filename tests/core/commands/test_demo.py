@@ -74,6 +74,7 @@ def test_domain_without_a_chapter_is_a_failure(install, tmp_path, monkeypatch):
     assert "no attribute" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.report
 def test_interrupt_ends_the_demo(install, tmp_path):
     install(bad_spare=interrupted, good_spare=works)
     with pytest.raises(SystemExit, match="130"):

@@ -48,6 +48,7 @@ def test_comes_back_the_same(folder):
     assert sorted(os.listdir(folder)) == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
+@pytest.mark.report
 def test_hub_names_go_to_the_hub(folder, monkeypatch):
     monkeypatch.setattr(pretrained, "snapshot_download", lambda name, **_: {"owner/toy": folder}[name])
     assert isinstance(Toy.from_pretrained("owner/toy"), Toy)
