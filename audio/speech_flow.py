@@ -6,69 +6,23 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from arflows.audio.parts import Continuation, SampleBijection, Window
 from arflows.audio.representation import Condition, MelSpec
-from arflows.core.flow import Flow, evaluating
+from arflows.audio.training_mels import TrainingMels
+from arflows.core.flow import Flow, evaluating, require_tensor
 from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.core.runtime.torch_compat import is_transformed
 
 Temperature: TypeAlias = float | tuple[float, float]
 """Factor of the latents' standard deviation; or that of voiced and that of unvoiced speech."""
-
-
-class SampleBijection(Protocol):
-    """A bijection between waveforms and latents, (batch, samples) both, with a triangular Jacobian."""
-
-    def transform(
-        self, x: Float[Tensor, "batch samples"], context: Any = None
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Waveform → latents, and the log-derivative of each sample's map."""
-
-    def inverse(
-        self, z: Float[Tensor, "batch samples"], context: Any = None
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Latents → waveform, and the log-determinant of this direction."""
-
-
-class Window(NamedTuple):
-    """A part of a waveform that a flow can be applied to by itself.
-
-    Attributes:
-        first: First sample.
-        last: The sample after the last.
-        context: Context of these samples, as the bijection takes it.
-    """
-
-    first: int
-    last: int
-    context: Any
-
-
-class Continuation(Protocol):
-    """Synthesis of a waveform part by part; each part goes on exactly where the one before ended."""
-
-    def known(self, frames: int, ended: bool) -> int:
-        """Number of samples that the first so many mel frames determine, all of them if none follow."""
-
-    def needed(self, sample: int) -> int:
-        """The first mel frame that samples from this one on depend on."""
-
-    def extend(
-        self, z: Float[Tensor, "batch samples"], condition: Condition, first: int
-    ) -> Float[Tensor, "batch samples"]:
-        """Synthesises the samples that follow.
-
-        Args:
-            z: their latents.
-            condition: the speaker, and the mel frames from frame ``first`` on.
-            first: a multiple of `SpeechFlow.frame_step`.
-        """
 
 
 class SpeechFlow(Flow, Pretrained):
@@ -103,6 +57,7 @@ class SpeechFlow(Flow, Pretrained):
         self.spec = spec
         self.conditional = conditional
         self.speakers = speakers
+        self.training_mels = TrainingMels(spec) if conditional else None
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> Self:
@@ -148,6 +103,12 @@ class SpeechFlow(Flow, Pretrained):
     def continuation(self) -> Continuation | None:
         """Exact synthesis part by part; None for a flow whose samples depend on all frames to come."""
         return None
+
+    def initialize(self, x: Float[Tensor, "batch samples"], /, *conditions: Any, **options: Any) -> None:
+        """Keep statistics of the mel spectrograms, and initialise the layers that start from data."""
+        if self.training_mels is not None and "mel" in options:
+            self.training_mels.initialize_from(options["mel"])
+        super().initialize(x, *conditions, **options)
 
     # ------------------------------------------------------------------------------------------------- densities
 
@@ -336,16 +297,22 @@ class SpeechFlow(Flow, Pretrained):
         Raises:
             UserError: for a condition that is missing, superfluous, or does not fit the waveform.
         """
+        require_tensor("waveform", waveform)
         self.check(condition, len(waveform), waveform.shape[1], lengths)
         return self._context(waveform, condition, None if lengths is None else lengths.to(waveform.device))
 
     def check(self, condition: Condition, batch: int, samples: int, lengths: Tensor | None = None) -> None:
         """Refuses conditions that do not fit ``batch`` waveforms of ``samples`` samples, or the model.
 
+        A model that was trained also refuses mel spectrograms of other settings, see `TrainingMels`.
+
         Raises:
             UserError: if they do not fit.
         """
         mel, speaker = condition.mel, condition.speaker
+        for name, given in (("mel", mel), ("speaker", speaker), ("lengths", lengths)):
+            if given is not None:
+                require_tensor(name, given)
         if not samples:
             raise UserError("a waveform without samples has no density: leave it out")
         if lengths is not None and lengths.shape != (batch,):
@@ -371,6 +338,10 @@ class SpeechFlow(Flow, Pretrained):
                 f"the mel spectrogram of {samples} samples has {self.spec.bands} bands and {self.spec.frames(samples)} "
                 f"frames, got {mel.shape[1]} and {mel.shape[-1]}: compute it with the model's settings"
             )
+        # Data of a training step were checked by the settings of their store.
+        traced = self.training or torch.compiler.is_compiling() or is_transformed()
+        if mel is not None and self.training_mels is not None and not traced:
+            self.training_mels.check(mel)
 
 
 def temperature_pair(temperature: float, unvoiced: float | None) -> Temperature:

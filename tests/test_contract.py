@@ -61,7 +61,7 @@ def speech(name: str, conditional: bool = True, speakers: int = 0, **options: An
     spec = {"n_fft": 32, "hop": 16, "window": 32, "bands": 5}
 
     def batch() -> dict[str, Tensor]:
-        mel = {"mel": 3 * torch.randn(COUNT, 5, 5) - 6} if conditional else {}
+        mel = {"mel": (3 * torch.randn(COUNT, 5, 5) - 6).clamp(-11.5, 3.4)} if conditional else {}
         return {"x": torch.randn(COUNT, 80), **mel, **({"speaker": torch.arange(COUNT)} if speakers else {})}
 
     build = lambda: getattr(audio, name)(spec, conditional, speakers, channels=4, **options)  # noqa: E731
