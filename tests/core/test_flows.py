@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
@@ -335,6 +336,16 @@ def test_temperature_narrows_the_samples_not_the_score():
 def test_input_that_does_not_fit(call, message):
     with pytest.raises(UserError, match=message):
         call(make("MAF", context=3, dtype=torch.float32))
+
+
+@pytest.mark.report
+@pytest.mark.parametrize("values", [np.zeros((2, 6)), [[0.0] * 6]])
+def test_other_things_than_tensors_are_refused_by_name(values):
+    kind = type(values).__name__
+    with pytest.raises(UserError, match=rf"x is a {kind}: give a tensor, as by torch\.as_tensor\(x\)"):
+        make("MAF").log_prob(values)
+    with pytest.raises(UserError, match=f"context is a {kind}: give a tensor"):
+        make("MAF", context=6).sample(2, values)
 
 
 def test_context_where_there_is_none():
