@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arflows.audio.linear_prediction import Envelope, predict
+from arflows.audio.parts import Window
 from arflows.audio.pitch import correlations, lags, track
 from arflows.audio.predictive_conditions import (
     REACH,
@@ -24,7 +25,7 @@ from arflows.audio.predictive_network import PERIOD_TAPS, RECENT, FrameEncoder, 
 from arflows.audio.predictive_synthesis import SampleBySample, mixed_temperature
 from arflows.audio.presets import PREDICTIVE_PRESETS
 from arflows.audio.representation import Condition, MelSpec, log_mel
-from arflows.audio.speech_flow import SpeechFlow, Temperature, Window, within
+from arflows.audio.speech_flow import SpeechFlow, Temperature, within
 from arflows.core.bijections.elementwise import Elementwise, LocationScale
 from arflows.core.bijections.johnson import JohnsonSU
 from arflows.core.runtime.errors import UserError
@@ -207,6 +208,8 @@ class PredictiveFlow(SpeechFlow):
 
         It consists of the levels above the highest mel band, the scales of the networks' inputs, and the mean spectrum.
         """
+        if self.training_mels is not None and "mel" in options:
+            self.training_mels.initialize_from(options["mel"])
         if self.envelope.initialized:
             return
         self.envelope.initialize_from(x)

@@ -117,6 +117,8 @@ class _Source:
         for path in tqdm(self._mels, "synthesising", unit=" files", disable=None):
             try:
                 mel = read_mel(path, self._flow.spec)
+                if self._flow.training_mels is not None:
+                    self._flow.training_mels.check(mel, str(path))
             except UserError as error:
                 if len(self._mels) == 1:
                     raise

@@ -6,69 +6,23 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from arflows.audio.parts import Continuation, SampleBijection, Window
 from arflows.audio.representation import Condition, MelSpec
-from arflows.core.flow import Flow, evaluating
+from arflows.audio.training_mels import TrainingMels
+from arflows.core.flow import Flow, evaluating, require_tensor
 from arflows.core.inversion import Solver, use_solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
+from arflows.core.runtime.torch_compat import is_transformed
 
 Temperature: TypeAlias = float | tuple[float, float]
 """Factor of the latents' standard deviation, or a pair of factors for voiced and unvoiced speech."""
-
-
-class SampleBijection(Protocol):
-    """Bijection between waveforms and latents, both (batch, samples), with a triangular Jacobian."""
-
-    def transform(
-        self, x: Float[Tensor, "batch samples"], context: Any = None
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, "batch samples"]]:
-        """Map waveforms to latents, and return the log-derivative of each sample's map."""
-
-    def inverse(
-        self, z: Float[Tensor, "batch samples"], context: Any = None
-    ) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, " batch"]]:
-        """Map latents to waveforms, and return the log-determinant of this direction."""
-
-
-class Window(NamedTuple):
-    """Part of a waveform that a flow can be applied to separately.
-
-    Attributes:
-        first: First sample.
-        last: Sample after the last.
-        context: Context of these samples for the bijection.
-    """
-
-    first: int
-    last: int
-    context: Any
-
-
-class Continuation(Protocol):
-    """Incremental exact synthesis of a waveform; each part continues the one before."""
-
-    def known(self, frames: int, ended: bool) -> int:
-        """Return the number of samples that the first ``frames`` mel frames determine; all if ``ended``."""
-
-    def needed(self, sample: int) -> int:
-        """Return the first mel frame that this sample and later ones depend on."""
-
-    def extend(
-        self, z: Float[Tensor, "batch samples"], condition: Condition, first: int
-    ) -> Float[Tensor, "batch samples"]:
-        """Synthesise the next samples.
-
-        Args:
-            z: latents of the samples.
-            condition: speaker, and mel frames from frame ``first`` on.
-            first: index of the first mel frame, a multiple of `SpeechFlow.frame_step`.
-        """
 
 
 class SpeechFlow(Flow, Pretrained):
@@ -103,6 +57,7 @@ class SpeechFlow(Flow, Pretrained):
         self.spec = spec
         self.conditional = conditional
         self.speakers = speakers
+        self.training_mels = TrainingMels(spec) if conditional else None
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> Self:
@@ -148,6 +103,12 @@ class SpeechFlow(Flow, Pretrained):
     def continuation(self) -> Continuation | None:
         """Return exact incremental synthesis, or None if samples depend on all future frames."""
         return None
+
+    def initialize(self, x: Float[Tensor, "batch samples"], /, *conditions: Any, **options: Any) -> None:
+        """Keep statistics of the mel spectrograms, and initialise the layers that start from data."""
+        if self.training_mels is not None and "mel" in options:
+            self.training_mels.initialize_from(options["mel"])
+        super().initialize(x, *conditions, **options)
 
     # ------------------------------------------------------------------------------------------------- densities
 
@@ -333,6 +294,7 @@ class SpeechFlow(Flow, Pretrained):
         Raises:
             UserError: if a condition is missing, superfluous, or does not fit the waveform.
         """
+        require_tensor("waveform", waveform)
         self.check(condition, waveform.shape[0], waveform.shape[1], lengths)
         return self._context(waveform, condition, None if lengths is None else lengths.to(waveform.device))
 
@@ -345,10 +307,15 @@ class SpeechFlow(Flow, Pretrained):
             samples: samples of the padded waveforms.
             lengths: samples of each waveform; None if all are full.
 
+        A model that was trained also refuses mel spectrograms of other settings, see `TrainingMels`.
+
         Raises:
             UserError: if they do not fit.
         """
         mel, speaker = condition.mel, condition.speaker
+        for name, given in (("mel", mel), ("speaker", speaker), ("lengths", lengths)):
+            if given is not None:
+                require_tensor(name, given)
         if not samples:
             raise UserError("a waveform without samples has no density: leave it out")
         if lengths is not None and lengths.shape != (batch,):
@@ -374,6 +341,10 @@ class SpeechFlow(Flow, Pretrained):
                 f"the mel spectrogram of {samples} samples has {self.spec.bands} bands and {self.spec.frames(samples)} "
                 f"frames, got {mel.shape[1]} and {mel.shape[-1]}: compute it with the model's settings"
             )
+        # Data of a training step were checked by the settings of their store.
+        traced = self.training or torch.compiler.is_compiling() or is_transformed()
+        if mel is not None and self.training_mels is not None and not traced:
+            self.training_mels.check(mel)
 
 
 def temperature_pair(temperature: float, unvoiced: float | None) -> Temperature:

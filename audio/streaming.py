@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from arflows.audio.parts import Continuation
 from arflows.audio.representation import Condition
-from arflows.audio.speech_flow import Continuation, SpeechFlow
+from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.flow import evaluating
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.noise import Noise
@@ -113,6 +114,8 @@ class _Synthesis(ABC):
                 f"a chunk of the mel spectrogram must be (batch, {self.flow.spec.bands}, frames), got "
                 f"{tuple(chunk.shape)}: compute it with the model's settings"
             )
+        if self.flow.training_mels is not None:
+            self.flow.training_mels.check(chunk, "a chunk of the mel spectrogram")
         if self.mel is not None and len(chunk) != len(self.mel):
             raise UserError(
                 f"chunks of {len(self.mel)} mel spectrograms are followed by one of {len(chunk)}: keep the batch size"

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from arflows.audio.condition_encoder import ConditionEncoder
 from arflows.audio.folding import Folded, rows_reversed
+from arflows.audio.parts import Continuation, Window
 from arflows.audio.presets import PRESETS, height_dilations
 from arflows.audio.representation import Condition, MelSpec
-from arflows.audio.speech_flow import Continuation, SpeechFlow, Window
+from arflows.audio.speech_flow import SpeechFlow
 from arflows.core.bijections import Affine, Autoregressive
 from arflows.core.conditioners.wavenet import WaveNet
 from arflows.core.runtime.errors import UserError

@@ -311,6 +311,12 @@ class BijectiveFlow(Flow):
         return self.context_encoder(context)
 
 
+def require_tensor(name: str, values: object) -> None:
+    """Raise `UserError` unless ``values`` is a tensor, such as for a NumPy array or a list."""
+    if not isinstance(values, Tensor):
+        raise UserError(f"{name} is a {type(values).__name__}: give a tensor, as by torch.as_tensor({name})")
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards each module is in the mode that it was in before.

@@ -98,7 +98,7 @@ def test_newer_files_are_refused_with_what_is_needed(newer, tmp_path):
     shutil.copytree(GOLDEN / "model_v1", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "format_version": version}))
-    with pytest.raises(UserError, match=f"format version {version}, this arflows reads up to {known}: upgrade"):
+    with pytest.raises(UserError, match=f"format version {version}, this arflows reads up to {known}: install a newer"):
         VectorFlow.from_pretrained(tmp_path / "model")
     known, version = store_module.FORMAT_VERSION, store_module.FORMAT_VERSION + newer
     shutil.copy(GOLDEN / "store_v1.h5", tmp_path / "s.h5")

@@ -189,6 +189,7 @@ LIGHT = [
 HEAVY = ["torch", "numpy", "lightning", "jsonargparse", "h5py", "matplotlib", "jinja2", "yaml", "PIL"]
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("command", [f"import arflows.{module}" for module in LIGHT])
 def test_light_modules_import_nothing_heavy(command):
     check = f"{command}; import sys; print(*[name for name in {HEAVY} if name in sys.modules])"
@@ -196,6 +197,7 @@ def test_light_modules_import_nothing_heavy(command):
     assert done.stdout.split() == []
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["vision", "--help"], ["nonsense"]])
 def test_the_command_line_answers_without_importing_anything_heavy(words):
     check = f"""

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.report
+
 TESTS = [
     "core/commands/test_exit_codes.py::test_ctrl_c_ends_us_with_130",
     "core/training/test_callbacks.py::test_signals_act_at_once_after_a_training_that_failed",

@@ -89,6 +89,7 @@ def test_installed_version_is_that_of_the_project():
     assert importlib.metadata.version("arflows") == PYPROJECT["project"]["version"]
 
 
+@pytest.mark.report
 def test_every_import_is_a_declared_dependency():
     declared = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["project"]["dependencies"]}
     owners = importlib.metadata.packages_distributions()

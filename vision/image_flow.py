@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from arflows.core.bases import Base
 from arflows.core.bijections import Bijection
 from arflows.core.dequantization import Dequantizer, UniformDequantizer
-from arflows.core.flow import BijectiveFlow
+from arflows.core.flow import BijectiveFlow, require_tensor
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError, match_names
 from arflows.core.runtime.pretrained import Pretrained
@@ -108,6 +108,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
         Raises:
             UserError: if the images' size, channels or type are not the model's, or labels are missing or superfluous.
         """
+        require_tensor("images", images)
         self.spec.check(images)
         self._check_labels(labels, images.shape[0])
         return super().log_prob(images, labels)
@@ -116,6 +117,7 @@ class ImageFlow(BijectiveFlow, Pretrained):
         self, images: Integer[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch latent"]:
         """Images → latent vectors, from the middles of the pixels' cells."""
+        require_tensor("images", images)
         self.spec.check(images)
         self._check_labels(labels, images.shape[0])
         return super().encode(images, labels)
@@ -179,6 +181,8 @@ class ImageFlow(BijectiveFlow, Pretrained):
             raise UserError(f"this model is conditional on {self.classes} classes: give a label for each image")
         if labels is not None and not self.classes:
             raise UserError("this model was trained without classes: leave the labels out")
+        if labels is not None:
+            require_tensor("labels", labels)
         if labels is not None and labels.shape != (count,):
             raise UserError(f"expected one label for each of {count} images, got shape {tuple(labels.shape)}")
         if labels is None or not count or torch.compiler.is_compiling():

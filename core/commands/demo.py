@@ -23,6 +23,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
     Raises:
         UserError: If no domain is installed, or the report cannot be written there.
         SystemExit: With code 1 if a domain failed; the report has the reason and the chapters of the others.
+        KeyboardInterrupt: After Ctrl-C, once the report of the chapters so far is written, if there are any.
     """
     began = time.monotonic()
     domains = [domain for domain in all_domains() if _has_demo(domain)]
@@ -34,20 +35,28 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, report: Path = Path("repo
         raise UserError(f"{report} is a folder: name a file with --report.")
     report.parent.mkdir(parents=True, exist_ok=True)  # fail before the trainings rather than after them
     chapters, failed = [], []
+    interrupted = False
     for number, domain in enumerate(domains, start=1):
         print(f"[{number}/{len(domains)}] {domain.name} — {domain.summary}", flush=True)
         started = time.monotonic()
         try:
             chapters.append(_chapter(domain, out / domain.name, seed))
             print(f"{domain.name} took {_duration(time.monotonic() - started)}", flush=True)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
         except Exception as error:  # the other domains continue
             failed.append(domain.name)
             _, reason = explain(error)
             print(f"error: {domain.name}: {reason}", file=sys.stderr)
             chapters.append(Chapter(domain.name, "This chapter could not be made.", [Failure(reason)]))
+    if interrupted and not chapters:
+        raise KeyboardInterrupt
     took = _duration(time.monotonic() - began)
     write_report(report, chapters, {**_machine(), "seed": seed, "took": took}, title="arflows demo")
     print(f"{report.resolve()} is the report; the demo took {took}")
+    if interrupted:
+        raise KeyboardInterrupt
     if failed:
         print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(BUG)

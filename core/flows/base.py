@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arflows.core.bases import StandardNormal
 from arflows.core.bijections import Bijection, Chain, Standardize
-from arflows.core.flow import BijectiveFlow, evaluating
+from arflows.core.flow import BijectiveFlow, evaluating, require_tensor
 from arflows.core.inversion import Solver
 from arflows.core.runtime.errors import UserError
 from arflows.core.runtime.pretrained import Pretrained
@@ -161,11 +161,13 @@ class VectorFlow(BijectiveFlow, Pretrained):
             return None
         if context is None:
             raise UserError(f"this flow needs a context of {self.context_features} features for each example")
+        require_tensor("context", context)
         context = context[None] if context.ndim == 1 else context
         self._check("context", context, self.context_features)
         return context
 
     def _check(self, name: str, values: Tensor, features: int) -> None:
+        require_tensor(name, values)
         if values.ndim < 2 or values.shape[-1] != features:
             raise UserError(f"{name} must have shape (batch, {features}), got {tuple(values.shape)}")
         if values.dtype != self.dtype or values.device != self.device:

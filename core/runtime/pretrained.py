@@ -137,7 +137,7 @@ class Pretrained(nn.Module):
         """Reads a model from a folder, or from the Hugging Face Hub by its name there; returned in evaluation mode.
 
         Args:
-            source: folder written by `save_pretrained`, or ``owner/name`` on the Hub.
+            source: folder written by `save_pretrained`, folder of a training run, or ``owner/name`` on the Hub.
             revision: branch, tag or commit on the Hub.
 
         Raises:
@@ -262,7 +262,7 @@ def load_model(kind: type[Model], model: str, device: str = "auto") -> Model:
     Raises:
         UserError: If there is no such model or device, or the model's files are damaged.
     """
-    return kind.from_pretrained(model_folder(model)).to(pick_device(device)).eval()
+    return kind.from_pretrained(model).to(pick_device(device)).eval()
 
 
 def model_folder(model: str) -> str:
@@ -280,7 +280,7 @@ def training_facts(model: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: If the file is damaged.
     """
-    path = Path(model_folder(str(model))) / FACTS_FILE
+    path = _local_folder(model, None) / FACTS_FILE
     if not path.is_file():
         return None
     try:
@@ -295,7 +295,7 @@ def training_facts(model: str | Path) -> dict[str, Any] | None:
 def _local_folder(source: str | Path, revision: str | None) -> Path:
     folder = Path(source)
     if folder.is_dir():
-        return folder
+        return Path(model_folder(str(folder)))
     if folder.exists():
         raise UserError(f"{folder} is a file: give the model folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     looks_like_hub_name = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
@@ -303,7 +303,9 @@ def _local_folder(source: str | Path, revision: str | None) -> Path:
         raise UserError(f"no model folder {folder}: check the path, or train one first")
     try:
         return Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SUMS_FILE])
+            snapshot_download(
+                str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SUMS_FILE, FACTS_FILE]
+            )
         )
     except (OSError, HFValidationError) as error:
         raise UserError(

@@ -74,9 +74,9 @@ def local_rank() -> int | None:
 
 def cores() -> int:
     """Number of processor cores for this process: those it is bound to, divided among its machine's at the task."""
-    return max(
-        1, len(os.sched_getaffinity(0)) // (int(os.environ["LOCAL_WORLD_SIZE"]) if _groups.command.count > 1 else 1)
-    )
+    # macOS and Windows bind no process to cores that it could ask for.
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, bound // (int(os.environ["LOCAL_WORLD_SIZE"]) if _groups.command.count > 1 else 1))
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from arflows.audio import sample, score
 from arflows.data.audio_files import write_wav
 from tests.launch import command
 
+pytestmark = pytest.mark.report
+
 
 def test_the_figures_of_train_and_score_agree(speech, run_folder, tmp_path, capsys):
     words = ["--model", run_folder, "--speech", speech, "--split", "val", "--out", tmp_path / "s.csv"]

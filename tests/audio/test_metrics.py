@@ -164,6 +164,7 @@ class TestPerception:
         pytest.importorskip("pesq")
         assert math.isnan(metrics.pesq_wideband(np.zeros(RATE, np.float32), np.zeros(RATE, np.float32), RATE))
 
+    @pytest.mark.report
     def test_what_is_missing_is_named(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "pesq", None)
         with pytest.raises(UserError, match="pesq is not installed: `pip install pesq`"):

@@ -126,6 +126,7 @@ def test_a_part_of_an_utterance_has_the_density_that_it_has_within_it():
     torch.testing.assert_close(part[:, before * hop :], whole[:, first * hop : last * hop], rtol=0, atol=1e-6)
 
 
+@pytest.mark.report
 def test_windows_of_a_long_waveform_give_what_the_whole_gives(monkeypatch):
     flow, (waveform, mel) = model(), speech(60)
     with torch.no_grad():
@@ -263,6 +264,7 @@ def test_refuses_sizes_that_do_not_fit(options, message):
         model(**options)
 
 
+@pytest.mark.report
 def test_refuses_a_mel_spectrogram_with_a_frame_that_is_no_number():
     flow, (waveform, mel) = model(), speech()
     mel[0, 3, 5] = math.nan

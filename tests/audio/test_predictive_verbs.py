@@ -67,6 +67,7 @@ def test_score_curves_are_those_of_the_density(run, speech, tmp_path):
     assert float(row["log_likelihood"]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.report
 def test_figures_and_temperatures(run, speech, tmp_path):
     words = ["--model", run, "--store", speech, "--limit", 1, "--perceptual", "false", "--temperature", 0.7]
     words += ["--temperature_unvoiced", 0.9, "--out", tmp_path / "e.json"]

@@ -1,5 +1,7 @@
 """Plots of speech, and the demo's chapter."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,7 @@ def test_likelihood_over_time():
     assert list(usual.get_ydata()) == [4.0, 4.0]
 
 
+@pytest.mark.report
 def test_the_chapter(monkeypatch, tmp_path):
     train, prepare = demo.train, demo.prepare
     shorter = [
@@ -59,6 +62,7 @@ def test_the_chapter(monkeypatch, tmp_path):
     chapter = demo.chapter(tmp_path / "demo", seed=3)
     kinds = [Sounds, Picture, Picture, Paragraph, Picture, Picture, Table, Setup]
     assert [type(block) for block in chapter.blocks] == kinds
+    assert re.match(r"Two mel spectrograms that differ by [\d.]+ on average", chapter.blocks[1].alt)
     figures = dict(chapter.blocks[-2].rows)
     assert float(figures["times real time"]) > 0
     assert chapter.blocks[-1].facts["seed"] == 3

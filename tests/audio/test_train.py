@@ -78,6 +78,7 @@ def test_what_does_not_fit_is_refused(capsys, tmp_path, recipe, words, sentence)
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.report
 def test_other_mels_are_refused_by_the_name_of_the_setting(capsys, tmp_path, recipe):
     prepare("espeak", tmp_path / "s.h5", mel=MelSpec(fmax=11_025.0, bands=64), limit=4)
     code, told = fails(capsys, "--config", recipe, "--out", tmp_path / "run", "--data.store", tmp_path / "s.h5")

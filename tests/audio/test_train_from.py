@@ -13,6 +13,8 @@ from arflows.core.runtime.errors import UserError
 from tests.launch import command
 from tests.train_from import starts_where_it_ended
 
+pytestmark = pytest.mark.report
+
 
 def test_training_on_starts_from_the_density_of_the_model(recipe, run_folder, tmp_path):
     starts_where_it_ended(train, recipe, run_folder, tmp_path / "on")

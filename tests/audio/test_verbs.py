@@ -187,6 +187,7 @@ class TestMels:
     spec = MelSpec()
     good = log_mel(0.1 * torch.randn(1, 4096, generator=torch.Generator().manual_seed(0)), spec)[0].numpy()
 
+    @pytest.mark.report
     @pytest.mark.parametrize(
         ("change", "sentence"),
         [
@@ -205,6 +206,7 @@ class TestMels:
         with pytest.raises(UserError, match=rf"x\.npy.*{sentence}"):
             read_mel(tmp_path / "x.npy", self.spec)
 
+    @pytest.mark.report
     def test_settings_in_a_file_are_compared(self, tmp_path):
         with h5py.File(tmp_path / "x.h5", "w") as file:
             file["mel"] = self.good
@@ -322,6 +324,7 @@ class TestEvaluate:
         assert sum(figures["log_likelihood"]["count"] for figures in result["speakers"].values()) == 4
         assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json"]
 
+    @pytest.mark.report
     def test_other_mels_are_refused(self, capsys, tmp_path, run_folder):
         prepare("espeak", tmp_path / "s.h5", mel=MelSpec(hop=128), limit=2)
         told = fails(

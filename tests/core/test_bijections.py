@@ -203,6 +203,7 @@ def test_compiles_to_one_graph(case: Case):
     torch.testing.assert_close(back, x, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.report
 @including_discrete
 def test_pickles_and_copies(case: Case):
     bijection, x, context = case.randomized(torch.float32), case.data(3, torch.float32), case.context(3, torch.float32)
@@ -215,6 +216,7 @@ def test_pickles_and_copies(case: Case):
         assert all(map(torch.equal, restored(x, context), expected))
 
 
+@pytest.mark.report
 @every_case
 def test_half_precision_parameters_are_refused(case: Case):
     bijection = case.build()
@@ -224,6 +226,7 @@ def test_half_precision_parameters_are_refused(case: Case):
     assert all(parameter.dtype == torch.float32 for parameter in bijection.parameters())
 
 
+@pytest.mark.report
 @every_case
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_transforms_of_torch_func(case: Case, direction: str):

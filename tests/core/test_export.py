@@ -8,6 +8,8 @@ from arflows.audio import WaveFlow
 from arflows.vision import MADE, MAF, FlowPlusPlus, Glow, RealNVP, TarFlow
 from tests.core.test_flows import AUTOREGRESSIVE, COUPLINGS, make
 
+pytestmark = pytest.mark.report
+
 IMAGES = {
     "RealNVP": lambda: RealNVP(8, 1, scales=1, blocks=1, width=4),
     "Glow": lambda: Glow(8, 1, levels=2, steps=1, width=4),

@@ -7,6 +7,8 @@ from arflows.core import flows
 from arflows.core.runtime.errors import UserError
 from tests.core.test_flows import every_flow, make
 
+pytestmark = pytest.mark.report
+
 
 @every_flow
 def test_batches_of_several_dimensions(name):

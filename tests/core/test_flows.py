@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
@@ -169,6 +170,7 @@ class LogProb(torch.nn.Module):
         return self.flow.log_prob(x, context)
 
 
+@pytest.mark.report
 @every_flow
 def test_per_sample_gradients(name):
     module = LogProb(make(name, 3, context=2))
@@ -188,6 +190,7 @@ def test_per_sample_gradients(name):
             torch.testing.assert_close(found[key][index], value, atol=1e-8, rtol=1e-7)
 
 
+@pytest.mark.report
 @every_flow
 def test_ensembles_by_vmap(name):
     """One batch under several flows of one shape."""
@@ -198,6 +201,7 @@ def test_ensembles_by_vmap(name):
     torch.testing.assert_close(found, torch.stack([flow(x) for flow in several]), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.report
 @every_flow
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_derivatives_by_torch_func(name, direction):
@@ -211,6 +215,7 @@ def test_derivatives_by_torch_func(name, direction):
     torch.testing.assert_close(along, expected[0] @ x[1], atol=1e-9, rtol=1e-8)
 
 
+@pytest.mark.report
 @every_flow
 def test_hessian_of_log_prob(name):
     flow = make(name, 3)
@@ -222,6 +227,7 @@ def test_hessian_of_log_prob(name):
         torch.testing.assert_close(found[:, column], difference, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.report
 @every_flow
 @pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
 def test_pickles_and_copies(name, activation):
@@ -245,6 +251,7 @@ def test_the_config_holds_every_argument(name):
     getattr(flows, name)(**arguments)
 
 
+@pytest.mark.report
 @every_flow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_parameters_are_refused_by_name(name, dtype):
@@ -255,11 +262,13 @@ def test_half_precision_parameters_are_refused_by_name(name, dtype):
     flow.log_prob(torch.zeros(2, 3))
 
 
+@pytest.mark.report
 @every_flow
 def test_no_batch_normalisation_unless_asked_for(name):
     assert not any(isinstance(module, BatchNorm) for module in getattr(flows, name)(3).modules())
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("name", ["MAF", "MAFMoG", "RealNVP"])
 def test_batch_normalisation_is_moved_by_training_steps_alone(name):
     flow = make(name, 3, batch_norm=True)
@@ -276,6 +285,7 @@ def test_batch_normalisation_is_moved_by_training_steps_alone(name):
     assert not all(torch.equal(value, state[key]) for key, value in flow.state_dict().items())
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("name", ["MADE", "MAF", "IAF", "RealNVP"])
 def test_the_bound_of_log_scales_can_be_set(name):
     """Data on a line need a narrow conditional; the bound says how narrow a layer can make it."""
@@ -306,6 +316,7 @@ def test_temperature_narrows_the_samples_not_the_score():
     torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-9, rtol=0)
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -325,6 +336,16 @@ def test_temperature_narrows_the_samples_not_the_score():
 def test_input_that_does_not_fit(call, message):
     with pytest.raises(UserError, match=message):
         call(make("MAF", context=3, dtype=torch.float32))
+
+
+@pytest.mark.report
+@pytest.mark.parametrize("values", [np.zeros((2, 6)), [[0.0] * 6]])
+def test_other_things_than_tensors_are_refused_by_name(values):
+    kind = type(values).__name__
+    with pytest.raises(UserError, match=rf"x is a {kind}: give a tensor, as by torch\.as_tensor\(x\)"):
+        make("MAF").log_prob(values)
+    with pytest.raises(UserError, match=f"context is a {kind}: give a tensor"):
+        make("MAF", context=6).sample(2, values)
 
 
 def test_context_where_there_is_none():

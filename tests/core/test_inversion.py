@@ -184,6 +184,7 @@ def test_maps_without_a_compiled_loop_are_left_to_steps(elementwise, count, monk
     assert len(steps) == count
 
 
+@pytest.mark.report
 def test_reports_say_what_was_done():
     bijection = layer(40)
     _, _, z, _ = examples(bijection)
@@ -199,6 +200,7 @@ def test_reports_say_what_was_done():
     assert all(report.converged and not report.fell_back for report in (sequential, jacobi, blocks))
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("make", [Jacobi, GaussSeidelJacobi])
 def test_no_solution_goes_uncertified(make):
     """Too few sweeps end in the exact solution by another way, or in an error; never in what the last sweep left."""
@@ -226,6 +228,7 @@ def test_guesses_may_overflow_on_the_way():
     assert ((mapped - z).abs() / z.abs().clamp_min(1)).max() <= 1e-3
 
 
+@pytest.mark.report
 def test_a_solution_that_is_not_finite_is_an_error():
     bijection = layer(5)
     z = torch.zeros(2, 5, dtype=torch.float64)
@@ -260,6 +263,7 @@ def test_gradients_through_the_inverse_are_those_of_the_unrolled_loop(make, elem
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("weight", [0.0, 1.0, 1e5, 1e7])
 def test_the_gradient_of_an_example_does_not_depend_on_the_others(weight):
     bijection = layer(6, (32,), 0.5, ordered=False, activation="tanh")
@@ -273,6 +277,7 @@ def test_the_gradient_of_an_example_does_not_depend_on_the_others(weight):
     assert (found[0] - truth[0]).norm() / truth[0].norm() < 1e-6
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("elementwise", [Affine, lambda: RationalQuadraticSpline(4)], ids=["affine", "spline"])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_second_derivatives_through_the_inverse_are_those_of_the_unrolled_loop(elementwise, ordered):
@@ -301,6 +306,7 @@ def test_second_derivatives_through_the_inverse_are_those_of_the_unrolled_loop(e
     assert any(each.abs().max() > 1e-3 for each in unrolled[len(inputs) :])
 
 
+@pytest.mark.report
 def test_third_derivatives_through_the_inverse_are_refused():
     bijection = layer(3, (8,), activation="tanh")
     z = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
@@ -332,6 +338,7 @@ def test_gradients_through_the_inverse_follow_functional_parameters():
 STEEP = {"spline": (lambda: RationalQuadraticSpline(8, 3.0), 0.6), "affine": (Affine, 0.6)}
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("fallback", [True, False])
 @pytest.mark.parametrize(("elementwise", "scale"), STEEP.values(), ids=STEEP)
 @pytest.mark.parametrize(
@@ -369,6 +376,7 @@ def test_the_residual_that_is_reported_is_that_of_the_solution(solver, elementwi
         assert report.converged == (not report.fell_back)
 
 
+@pytest.mark.report
 def test_a_thread_has_the_solver_of_its_context():
     bijection = layer(5)
     _, _, z, _ = examples(bijection)

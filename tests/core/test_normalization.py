@@ -70,6 +70,7 @@ def test_standardising_takes_mean_and_spread_of_the_data():
     assert not list(layer.parameters())
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("make", [ActNorm, Standardize, NormalizedConv1x1])
 def test_state_set_from_data_is_set_once(make):
     """It stays when data come again, also after saving and loading, and where it came out as the identity."""
@@ -87,6 +88,7 @@ def test_state_set_from_data_is_set_once(make):
                 assert torch.equal(value, state[name]), name
 
 
+@pytest.mark.report
 def test_state_of_older_files_counts_as_set():
     for make in (ActNorm, Standardize, NormalizedConv1x1):
         older = {name: value for name, value in make(3).state_dict().items() if not name.endswith("initialized")}
@@ -154,6 +156,7 @@ def test_compiles_in_training_mode():
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
 
 
+@pytest.mark.report
 def test_batch_norm_of_networks_is_moved_by_training_steps_alone():
     from arflows.core.conditioners.batch_norm import BatchNorm2d
 
@@ -165,6 +168,7 @@ def test_batch_norm_of_networks_is_moved_by_training_steps_alone():
     assert torch.equal(norm.running_mean, mean)
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("layer", [InvertibleConv1x1, NormalizedConv1x1])
 def test_a_nearly_singular_convolution_is_not_inverted(layer):
     """In float32 the round trip would be wrong by as much as the values; in float64 it is right."""
@@ -181,6 +185,7 @@ def test_a_nearly_singular_convolution_is_not_inverted(layer):
     torch.testing.assert_close(back, x.double(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.report
 def test_convolutions_of_trained_models_are_inverted():
     """Up to a condition of some ten thousand, as far as the round trip is better than a hundredth."""
     torch.manual_seed(0)

@@ -10,6 +10,8 @@ from arflows.core.conditioners.batch_norm import BatchNorm2d
 from arflows.core.flow import BijectiveFlow
 from tests.core.bijection_cases import vector_coupling
 
+pytestmark = pytest.mark.report
+
 
 def noisy(module: torch.nn.Module, scale: float = 0.5) -> torch.nn.Module:
     """The module in float64, with noise on its parameters."""

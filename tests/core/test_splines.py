@@ -16,6 +16,7 @@ def error(size: float, **options) -> float:
     return float((spline.inverse(z, parameters)[0] - x).abs().max())
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(("size", "most"), [(1, 1e-4), (3, 7.5e-3), (10, 0.15)])
 def test_round_trips_of_large_parameters(size, most):
     """zuko 1.6.0 reaches 6.3e-5, 1.2e-2 and no number on the same draws."""

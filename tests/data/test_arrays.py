@@ -133,3 +133,10 @@ class TestHDF5:
         assert (tmp_path / "a.h5").stat().st_size < 10_000
         with pytest.raises(UserError, match="unfolds to"):
             read_table(tmp_path / "a.h5")
+
+
+@pytest.mark.report
+def test_arrays_are_read_where_memory_is_not_told(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.sysconf")  # as on Windows
+    np.savez(tmp_path / "x.npz", x=np.arange(6))
+    np.testing.assert_array_equal(read_npz(tmp_path / "x.npz")["x"], np.arange(6))

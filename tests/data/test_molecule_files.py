@@ -135,6 +135,7 @@ def test_a_truncated_gzip_is_one_sentence(tmp_path, name):
         list(read_molecules(tmp_path / name))
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -148,17 +149,20 @@ def test_tables_with_any_delimiter(tmp_path, name, text, expected):
     assert [entry.text for entry in read_molecules(written(tmp_path, name, text))] == expected
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig"])
 def test_names_in_any_encoding(tmp_path, encoding):
     (tmp_path / "a.smi").write_bytes("CCO µ\nCCN\n".encode(encoding))
     assert [entry.text for entry in read_molecules(tmp_path / "a.smi")] == ["CCO", "CCN"]
 
 
+@pytest.mark.report
 def test_a_table_without_smiles_asks_for_the_column(tmp_path):
     with pytest.raises(UserError, match=r"say with --column which of price, area holds SMILES"):
         read_molecules(written(tmp_path, "a.csv", "price,area\n1,2\n"))
 
 
+@pytest.mark.report
 def test_a_misspelt_field_of_an_sd_file(tmp_path):
     path = written(tmp_path, "a.sdf", BLOCK + ">  <logP>\n1.5\n\n$$$$\n")
     with pytest.raises(UserError, match=r"no field 'logp'\. Did you mean logP\? Its fields are: logP"):

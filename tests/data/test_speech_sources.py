@@ -227,6 +227,7 @@ def metadata(tmp_path, lines, files):
     return tmp_path
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("id_", ["u.1", "u.1.wav", "wavs/u.1.wav"])
 def test_an_id_is_the_whole_name_of_its_file(tmp_path, id_):
     folder = metadata(tmp_path, [f"{id_}|text"], ["wavs/u.0.wav", "wavs/u.1.wav", "wavs_old/u.1.wav"])
@@ -235,6 +236,7 @@ def test_an_id_is_the_whole_name_of_its_file(tmp_path, id_):
     assert source.notes["files not in metadata.csv"] == 2
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("lines", "files", "sentence"),
     [
@@ -249,6 +251,7 @@ def test_ids_that_are_not_unique_are_refused(tmp_path, lines, files, sentence):
         read_speech(metadata(tmp_path, lines, files))
 
 
+@pytest.mark.report
 def test_audio_is_known_by_its_content_and_other_files_are_counted(tmp_path):
     soundfile.write(tmp_path / "a.ogg", np.zeros(9600), 48_000, format="OGG", subtype="OPUS")
     (tmp_path / "a.ogg").rename(tmp_path / "a.webm")

@@ -77,6 +77,7 @@ def cut(tmp_path):
     return path
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -124,6 +125,7 @@ def test_too_few_rows_to_divide():
 NUMBERS = "0.5,1.5,3\n2.5,3.5,4\n"
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("content", "columns", "first"),
     [
@@ -148,12 +150,14 @@ def test_the_format_of_a_csv_file_is_found_out(tmp_path, content, columns, first
     assert len(table.splits[WHOLE]) == 2
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le"])
 def test_names_in_any_encoding(tmp_path, encoding):
     (tmp_path / "x.csv").write_bytes("Größe,b\n1,2\n3,4.5\n".encode(encoding))
     assert read_table(tmp_path / "x.csv").columns == ("Größe", "b")
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("spelling", ["", "NA", "NaN", "null", "?", "n/a"])
 @pytest.mark.parametrize("header", ["", "a,b,c\n"])
 def test_a_missing_number_is_named_by_line_and_column(tmp_path, spelling, header):
@@ -163,6 +167,7 @@ def test_a_missing_number_is_named_by_line_and_column(tmp_path, spelling, header
         read_table(tmp_path / "x.csv")
 
 
+@pytest.mark.report
 def test_a_line_of_numbers_that_may_be_names_is_asked_about(tmp_path):
     (tmp_path / "x.csv").write_text("0,1,2\n3,4,5\n5,6,8\n")
     with pytest.raises(UserError, match="say --header true or --header false"):
@@ -171,6 +176,7 @@ def test_a_line_of_numbers_that_may_be_names_is_asked_about(tmp_path):
     assert read_table(tmp_path / "x.csv", CsvFormat(header=True)).columns == ("0", "1", "2")
 
 
+@pytest.mark.report
 def test_parquet(tmp_path):
     columns = {"a": [1, 2], "b": [1.5, 2.5], "c": ["x", "y"]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")

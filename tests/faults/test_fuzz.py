@@ -110,6 +110,7 @@ def test_text_as_a_config(folder, content):
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml"]
 
 
+@pytest.mark.report
 @fuzzed(
     st.dictionaries(st.sampled_from(["features", "context", "transforms", "bins", "bound", "hidden_features"]), values)
 )
@@ -289,6 +290,7 @@ def test_hdf5_structures(folder, content):
     readers_refuse_or_read(path, Store, read_table)
 
 
+@pytest.mark.report
 @fuzzed(st.lists(st.lists(st.one_of(st.floats(), st.text(max_size=5), st.just("")), max_size=4), max_size=6),
         st.sampled_from([",", ";", "\t"]), st.sampled_from(["utf-8", "utf-16", "latin-1"]))  # fmt: skip
 def test_csv_tables(folder, rows, delimiter, encoding):

@@ -74,6 +74,7 @@ def test_mol_blocks(folder, content):
         assert found
 
 
+@pytest.mark.report
 @fuzzed(
     st.one_of(st.binary(max_size=200), damaged(["\n".join(["smiles,logP", *SMILES]).encode(), b"\n".join(BLOCKS[:2])])),
     st.sampled_from(["a.smi", "a.csv", "a.tsv", "a.sdf", "a.smi.gz", "a.sdf.gz"]),
@@ -176,6 +177,7 @@ def mel_contents():
     return [stream.getvalue() for stream in streams]
 
 
+@pytest.mark.report
 @fuzzed(
     st.one_of(damaged(mel_contents()), st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)).map(npy_header)),
     st.sampled_from(["a.npy", "a.pt", "a.h5"]),

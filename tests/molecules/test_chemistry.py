@@ -201,6 +201,7 @@ def test_real_sets_come_back(data_folder, name):
     assert reasons.total() <= 0.001 * len(entries), reasons
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(("smiles", "flat"), [("[H]/N=C(\\C)N", "CC(=N)N"), ("[H]/N=C(/c1ccccc1)N", "N=C(N)c1ccccc1")])
 def test_a_hydrogen_that_only_marks_the_geometry_of_an_imine_is_dropped(smiles, flat):
     assert graph_and_smiles(smiles)[1] == flat

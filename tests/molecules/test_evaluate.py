@@ -50,6 +50,7 @@ def test_validity_by_hand():
     assert found["postprocessed"]["mended"] == 2
 
 
+@pytest.mark.report
 def test_metrics_agree_with_what_the_model_draws(result, run, store):
     flow = MoleculeFlow.from_pretrained(run / "model")
     smiles = [each.smiles for each in flow.sample(SAMPLES, seed=0)]
@@ -132,6 +133,7 @@ def test_a_conditional_model_is_held_to_what_it_is_asked(recipe, store, tmp_path
     assert control["MW"]["correlation"] > 0.5
 
 
+@pytest.mark.report
 def test_several_sets_of_test_molecules(run, store, tmp_path, ends):
     (tmp_path / "Test.smi").write_text("CCO\nCc1ccccc1\nC[Sn]C\nCCN\nCC(=O)O\n")
     (tmp_path / "TestSF.csv").write_text("id,SMILES\n1,CCCl\n2,c1ccncc1\n3,CCCO\n")

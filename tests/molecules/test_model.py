@@ -114,6 +114,7 @@ def test_samples_are_scored_as_they_were_drawn(flow, masks):
     assert any(exceeding) != masks
 
 
+@pytest.mark.report
 def test_a_single_molecule_is_not_taken_for_a_list(flow):
     for one in ("CCO", graph_of("CCO", "dfs"), flow.sample(1)[0]):
         with pytest.raises(UserError, match="give a list"):
@@ -193,6 +194,7 @@ def every_sequence(graph):
     return [each for each in found if {i for i, _, _ in each.bonds} == set(range(1, len(graph.atoms)))]
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("order", ["dfs", "bfs"])
 @pytest.mark.parametrize("smiles", ["C", "CC(C)O", "C1CC1N", "CC(C)(C)CN", "c1ccccc1O", "C1C2CC1CN2", "FC(F)(F)CO"])
 def test_order_marginal_agrees_with_full_enumeration(smiles, order):
@@ -204,6 +206,7 @@ def test_order_marginal_agrees_with_full_enumeration(smiles, order):
     assert error.item() == 0
 
 
+@pytest.mark.report
 def test_order_marginal_of_larger_molecules_is_unbiased_and_sums_all_orders_if_they_are_kept(flow, monkeypatch):
     monkeypatch.setattr(marginal, "ENUMERATED_ATOMS", 0)
     sequences = every_sequence(graph_of("c1ccccc1O", "dfs"))
@@ -216,6 +219,7 @@ def test_order_marginal_of_larger_molecules_is_unbiased_and_sums_all_orders_if_t
     assert ratios.std() > 0.01
 
 
+@pytest.mark.report
 def test_order_marginal_is_no_lower_than_the_orders_that_were_found_and_gives_no_error_it_cannot_support(flow):
     smiles = "CC(=O)Nc1ccc(O)cc1"
     (found,) = flow.order_estimates([smiles], orders=4)
@@ -286,6 +290,7 @@ def test_what_cannot_be_represented_is_refused_with_its_reason(flow):
             flow.log_prob([smiles])
 
 
+@pytest.mark.report
 def test_molecules_in_every_form(flow):
     ethanol = Chem.MolFromSmiles("CCO")
     forms = ["OCC", ethanol, Chem.AddHs(ethanol), graph_of("CCO", "dfs")]
@@ -302,12 +307,14 @@ def test_molecules_in_every_form(flow):
         flow.log_prob([3])
 
 
+@pytest.mark.report
 def test_no_molecules_have_no_scores(flow):
     assert flow.log_prob([]).shape == (0,)
     assert flow.encode([]).shape == (0, *latent_shape(flow.spec))
     assert [each.shape for each in flow.order_marginal([])] == [(0,), (0,)]
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("masks", [False, True])
 def test_a_model_scores_its_own_samples(flow, masks):
     drawn = flow.sample(64, masks=masks, seed=5)
@@ -315,6 +322,7 @@ def test_a_model_scores_its_own_samples(flow, masks):
     torch.testing.assert_close(flow.log_prob(drawn).detach(), wanted, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.report
 def test_each_call_draws_other_molecules_unless_a_seed_is_given(flow):
     def smiles(**options):
         return [each.smiles for each in flow.sample(8, **options)]

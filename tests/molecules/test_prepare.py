@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
+from arflows.core.commands.cli import run
 from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
 from arflows.molecules.chemistry import canonical_smiles, flat_smiles, mol_of
@@ -52,6 +53,7 @@ def test_the_same_seed_divides_alike(smi, tmp_path):
     assert parts[0] == parts[1] != parts[2]
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("header", [[], ["smiles"]])
 def test_bad_lines_are_listed_by_reason_and_the_rest_goes_on(smi, tmp_path, capfd, end, header):
@@ -108,6 +110,7 @@ def test_test_molecules_are_not_trained_on(smi, tmp_path):
     ]
 
 
+@pytest.mark.report
 def test_properties_and_columns_are_kept(tmp_path, capsys):
     path, out = tmp_path / "table.csv", tmp_path / "out.h5"
     path.write_text("id,mol_smiles,activity\n1,CCO,5\n2,CCN,-0.5\n3,CCF,\n")
@@ -184,6 +187,7 @@ def test_files_without_use_end_with_code_2_and_leave_nothing(smi, tmp_path, fail
     assert sorted(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.report
 def test_limit_chooses_at_random(smi, tmp_path):
     out = tmp_path / "out.h5"
     prepare(str(smi(CHAINS)), out, limit=10, test_fraction=0, workers=1)
@@ -192,6 +196,7 @@ def test_limit_chooses_at_random(smi, tmp_path):
     assert any(len(smiles) > 10 for split in store.splits for smiles in smiles_in(store, split))
 
 
+@pytest.mark.report
 def test_the_largest_part_of_a_salt_is_kept_on_request(smi, tmp_path):
     lines = ["[Na+].CCC(=O)[O-]", "[Cl-].[H+].CCN", "CC.O", *CHAINS]
     prepare(str(smi(lines)), tmp_path / "s.h5", salts="keep_largest", val_fraction=0, test_fraction=0, workers=1)

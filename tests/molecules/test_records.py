@@ -90,6 +90,7 @@ def test_a_fragment_stays_as_it_is_but_for_its_attachment_points(flow, smiles):
         assert sum(added) > 0
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize(
     "smiles", ["*N(*)S(C)(=O)=O", "*N(*)c1ccccc1", "*C(*)(*)c1ccccc1", "*=C(*)C", "*#CC", "*C(*)=C(*)*"]
@@ -107,6 +108,7 @@ def test_each_attachment_point_takes_one_bond_of_its_order(flow, smiles, fill):
                 assert sum(added.values()) == len(points)
 
 
+@pytest.mark.report
 def test_attachment_points_keep_to_limits_of_size(flow):
     for low in (13, 14):
         for each in flow.sample(64, seed=1, fragment="*=C(*)C", min_atoms=low, fill_attachments=True):
@@ -114,6 +116,7 @@ def test_attachment_points_keep_to_limits_of_size(flow):
             assert each.valid_raw
 
 
+@pytest.mark.report
 def test_attachment_points_that_cannot_be_filled(flow):
     with pytest.raises(UserError, match="mark them by"):
         flow.sample(1, fragment="CC", fill_attachments=True)
@@ -200,6 +203,7 @@ def test_wishes_that_cannot_be_met(conditional, wanted, reason):
         conditional.sample(1, wanted)
 
 
+@pytest.mark.report
 def test_wanted_values_may_lie_anywhere_between_the_extremes_of_all_training_molecules():
     rows = torch.linspace(-1, 3, 1024)[:, None]
     extremes = torch.tensor([[-4.0], [6.1]])
@@ -212,6 +216,7 @@ def test_wanted_values_may_lie_anywhere_between_the_extremes_of_all_training_mol
         targets_from(rows, ["logP"], {"logP": 6.0}, 0, 0, 5, torch.full_like(extremes, torch.nan))
 
 
+@pytest.mark.report
 def test_extremes_are_those_of_all_training_molecules(recipe, store, tmp_path):
     out = tmp_path / "conditional"
     words = ["--config", recipe, "--out", out, "--model.flow.init_args.properties", "[logP, MW]"]
@@ -222,6 +227,7 @@ def test_extremes_are_those_of_all_training_molecules(recipe, store, tmp_path):
     torch.testing.assert_close(kept, torch.tensor(np.stack([values.min(0), values.max(0)])).float())
 
 
+@pytest.mark.report
 def test_models_saved_without_extremes_load_and_say_so(conditional, tmp_path):
     conditional.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -63,6 +63,7 @@ def test_a_million_would_go_on_after_an_interruption(run, tmp_path, monkeypatch)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.csv", "whole.csv"]
 
 
+@pytest.mark.report
 def test_a_run_of_another_model_is_not_resumed(run, tmp_path, monkeypatch):
     """The path is no proof: another model may have taken its place, and a copy elsewhere is the same model."""
     model, copy, out = tmp_path / "model", tmp_path / "copy", tmp_path / "a.csv"

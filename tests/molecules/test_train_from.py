@@ -1,5 +1,6 @@
 """Training on from a trained model: ``--from``."""
 
+import pytest
 import torch
 
 from arflows.data.store import Store
@@ -10,6 +11,8 @@ from arflows.molecules.prepare import prepare
 from arflows.molecules.representation import MoleculeSpec
 from tests.launch import command
 from tests.train_from import starts_where_it_ended
+
+pytestmark = pytest.mark.report
 
 SMALL = ["C", "CC", "CCC", "CCCC", "CO", "CCO", "CCCO", "OCCO", "CCCCO", "COC", "CCOC", "OCC(O)C"]
 

@@ -68,6 +68,7 @@ def saved(array):
     return make
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("make", "words", "sentence"),
     [
@@ -110,6 +111,7 @@ def test_a_constant_context_is_allowed(tmp_path):
     assert Store(tmp_path / "out.h5").spec == {"features": 4, "context": 1}
 
 
+@pytest.mark.report
 def test_times_in_seconds_keep_their_fractions(tmp_path, ends):
     generator = np.random.default_rng(0)
     times = 1.7e9 + generator.uniform(0, 3600, 4000)
@@ -124,6 +126,7 @@ def test_times_in_seconds_keep_their_fractions(tmp_path, ends):
     assert len(np.unique(stored)) == len(np.unique(np.round(times, 3)))
 
 
+@pytest.mark.report
 def test_columns_are_chosen_and_printed(tmp_path, ends):
     path = tmp_path / "s.csv"
     path.write_text(
@@ -135,5 +138,5 @@ def test_columns_are_chosen_and_printed(tmp_path, ends):
     assert code == 0
     assert "columns: a, b, n\n  context: y" in printed
     assert "warning: 'n' holds whole numbers only" in printed
-    assert ends(command(preparing), *words[:4], "--columns", "a,b")[0] == 0
+    assert ends(command(preparing), *words[:4], "--columns", "a,b", "--overwrite", "true")[0] == 0
     assert Store(tmp_path / "s.h5").provenance["columns"] == {"x": ["a", "b"]}

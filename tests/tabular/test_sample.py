@@ -74,6 +74,7 @@ def test_rows_of_more_columns_have_no_picture(tmp_path, ends):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"samples.csv", "samples.npz"}
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

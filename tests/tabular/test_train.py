@@ -106,6 +106,7 @@ def test_a_store_of_another_domain_is_refused(moons_recipe, tmp_path, ends):
     assert "'audio', not 'tabular'" in message
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("data", [{}, {"limit": 200}])
 def test_a_run_that_ends_before_a_validation_leaves_a_model_and_can_go_on(data, moons, tmp_path, ends):
     """Also within an epoch: the rest of it is trained on after the resumption."""
@@ -125,12 +126,14 @@ def test_a_run_that_ends_before_a_validation_leaves_a_model_and_can_go_on(data, 
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+@pytest.mark.report
 def test_a_trial_run_says_that_it_writes_no_model(moons_recipe, tmp_path, ends):
     words = ["--config", moons_recipe, "--out", tmp_path / "run", "--trainer.fast_dev_run", "true"]
     assert ends(command(train), *words) == (0, "", ANY)
     assert not (tmp_path / "run/model").exists()
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(("given", "context"), [({}, 1), ({"features": 2, "context": 0}, 0), ({"features": 2}, 0)])
 def test_a_flow_without_features_takes_them_and_the_context_from_the_store(houses, tmp_path, ends, given, context):
     settings = recipe(houses, 2)
@@ -153,6 +156,7 @@ def test_without_features_a_missing_store_is_named(tmp_path, ends):
     assert "arflows tabular prepare --source … --out missing.h5" in message
 
 
+@pytest.mark.report
 def test_a_log_has_neither_bars_nor_advertisements(moons_recipe, tmp_path):
     settings = yaml.safe_load(moons_recipe.read_text())
     settings["trainer"].pop("enable_progress_bar")

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 import yaml
 
@@ -11,6 +12,8 @@ from arflows.tabular import train
 from arflows.tabular.prepare import prepare
 from tests.launch import command
 from tests.train_from import starts_where_it_ended
+
+pytestmark = pytest.mark.report
 
 
 def test_training_on_starts_from_the_density_of_the_model(moons_recipe, moons_run, tmp_path):

@@ -18,6 +18,8 @@ from tests.launch import command
 from tests.train_from import starts_where_it_ended
 from tests.vision.conftest import RECIPE
 
+pytestmark = pytest.mark.report
+
 GREYS = {"a": 30, "b": 120, "c": 220}
 
 

@@ -7,6 +7,8 @@ from arflows.core.runtime.errors import UserError
 from arflows.vision import TarFlow
 from arflows.vision.sample import draw_classes
 
+pytestmark = pytest.mark.report
+
 
 @pytest.fixture
 def flow():

@@ -97,7 +97,7 @@ def test_fid_comes_with_its_protocol(run_folder, digits, tmp_path, capsys, monke
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (ModuleNotFoundError("torch-fidelity"), r"pip install arflows\[metrics\]"),
+        (ModuleNotFoundError("torch-fidelity"), r"pip install torch-fidelity"),
         (URLError("no network"), r"weights .*\.pth in .*checkpoints.*no network.*copy the file there"),
     ],
 )

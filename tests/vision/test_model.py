@@ -230,7 +230,7 @@ def test_classes_change_the_density():
         (lambda: trained_like("glow").log_prob(torch.zeros(1, 3, 8, 8)), "uint8"),
         (lambda: trained_like("glow").log_prob(torch.full((1, 3, 8, 8), torch.nan)), "NaN"),
         (lambda: trained_like("glow").sample(2, labels=0), "without classes"),
-        (lambda: trained_like("glow_conditional").sample(2, labels=3), "between 0 and 2"),
+        (lambda: trained_like("glow_conditional").sample(2, labels=3), "class numbers from 0 to 2"),
         (lambda: trained_like("glow_conditional").sample(2, labels=torch.tensor([0])), "one label for each of 2"),
         (lambda: trained_like("glow_conditional").log_prob(torch.zeros(1, 1, 6, 8, dtype=torch.uint8)), "give a label"),
     ],

@@ -11,7 +11,9 @@ from PIL import Image
 
 from arflows.core.runtime.errors import UserError
 from arflows.data.store import Store
+from arflows.vision import prepare as preparing
 from arflows.vision.prepare import prepare
+from tests.launch import command
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 
@@ -65,7 +67,7 @@ def test_npz_with_validation_set_aside(npz, out):
 
 def test_seed_decides_what_is_set_aside(npz, out):
     def validation(seed):
-        prepare(str(npz), out, seed=seed, val_fraction=0.25)
+        prepare(str(npz), out, seed=seed, val_fraction=0.25, overwrite=True)
         return rows(Store(out), "val")
 
     assert validation(0) == validation(0)
@@ -164,7 +166,9 @@ def test_interrupt_leaves_nothing(tmp_path, out):
     command = [
         sys.executable,
         "-m",
-        "arflows.vision.prepare",
+        "arflows.core.commands.cli",
+        "vision",
+        "prepare",
         "--source",
         str(tmp_path / "many.npz"),
         "--out",
@@ -209,12 +213,13 @@ class TestBadInput:
         Image.new("RGB", (9, 12)).save(tmp_path / "mixed" / "b.png")
         self.refused(out, "8×8 to 12×9, not of one size: add --image_size", tmp_path / "mixed")
 
+    @pytest.mark.report
     def test_a_class_without_training_images(self, npz, tmp_path, out):
         np.savez(tmp_path / "train.npz", images=PIXELS, labels=np.arange(40) % 3)
         np.savez(tmp_path / "test.npz", images=PIXELS, labels=np.arange(40) % 2)
         prepare(str(tmp_path / "train.npz"), out, test=tmp_path / "test.npz")
         with pytest.raises(UserError, match="has the class '3', which the split 'train' has not"):
-            prepare(str(tmp_path / "train.npz"), out, test=npz)
+            prepare(str(tmp_path / "train.npz"), out, test=npz, overwrite=True)
 
     @pytest.mark.parametrize("size", ["0", "8,0", "8,9,10", "wide"])
     def test_sizes_that_are_none(self, npz, out, size):
@@ -226,10 +231,14 @@ class TestBadInput:
         self.refused(out, "NaN or infinite|outside 0…1", tmp_path / "a.npz", UserError)
 
     @pytest.mark.parametrize(
-        "options", [{"val_fraction": 1.0}, {"val_fraction": -0.1}, {"image_size": 0}, {"limit": 0}], ids=str
+        ("option", "value"), [("val_fraction", 1.0), ("val_fraction", -0.1), ("image_size", 0), ("limit", 0)]
     )
-    def test_settings_out_of_range(self, npz, out, options):
-        self.refused(out, f"{next(iter(options))} is .*: give a number", npz, **options)
+    def test_settings_out_of_range(self, npz, out, fails, option, value):
+        words = ["--source", str(npz), "--out", str(out), f"--{option}", str(value)]
+        message = fails(2, command(preparing), words)
+        assert option in message
+        assert str(value) in message
+        assert not out.exists()
 
     def test_one_image_cannot_be_split(self, npz, out):
         self.refused(out, "only 1 training image", npz, limit=1)
@@ -240,6 +249,7 @@ class TestBadInput:
     def test_set_that_is_not_there(self, tmp_path, out):
         self.refused(out, "cifar10 is not.*--download", "cifar10", UserError, root=tmp_path / "cache")
 
+    @pytest.mark.report
     def test_source_is_not_overwritten(self, npz):
         before = npz.read_bytes()
         with pytest.raises(UserError, match=r"images\.npz"):
@@ -250,21 +260,23 @@ class TestBadInput:
         prepare(str(npz), out)
         before = out.read_bytes()
         with pytest.raises(UserError, match="none of the images"):
-            prepare(str(npz), out, image_size=16)
+            prepare(str(npz), out, image_size=16, overwrite=True)
         assert out.read_bytes() == before
 
 
+@pytest.mark.report
 def test_images_that_are_no_squares(tmp_path, out):
     np.savez(tmp_path / "a.npz", images=np.arange(5 * 8 * 10, dtype=np.uint8).reshape(5, 8, 10))
     prepare(str(tmp_path / "a.npz"), out, val_fraction=0)
     assert Store(out).spec == {"height": 8, "width": 10, "channels": 1, "bits": 8}
     (tmp_path / "files").mkdir()
     Image.fromarray(PIXELS.reshape(64, 120)[:40, :120]).save(tmp_path / "files" / "wide.png")
-    prepare(str(tmp_path / "files"), out, image_size="12,20", val_fraction=0)
+    prepare(str(tmp_path / "files"), out, image_size="12,20", val_fraction=0, overwrite=True)
     assert Store(out).spec == {"height": 12, "width": 20, "channels": 1, "bits": 8}
     assert Store(out).provenance["splits"]["train"]["converted"] == {"cropped to its central part": 1, "reduced": 1}
 
 
+@pytest.mark.report
 def test_twelve_bits_in_files_of_sixteen(tmp_path, out):
     (tmp_path / "files").mkdir()
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "files" / "white.png")
@@ -273,6 +285,7 @@ def test_twelve_bits_in_files_of_sixteen(tmp_path, out):
     assert sorted(Store(out).array("train", "images")[:, 0, 0, 0]) == [128, 255]
 
 
+@pytest.mark.report
 def test_a_stray_file_keeps_the_labels_and_numbers_sort_by_value(tmp_path, out, capsys):
     for index, name in enumerate(("10", "9", "b")):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -287,6 +300,7 @@ def test_a_stray_file_keeps_the_labels_and_numbers_sort_by_value(tmp_path, out, 
     assert "class 9: train 3\n  class 10: train 2" in capsys.readouterr().out
 
 
+@pytest.mark.report
 def test_labels_from_one_keep_their_names(tmp_path, out, capsys):
     np.savez(tmp_path / "a.npz", images=PIXELS, labels=1 + np.arange(40) % 2)
     prepare(str(tmp_path / "a.npz"), out)

@@ -19,6 +19,8 @@ from arflows.vision.representation import ImageSpec
 from tests.launch import command
 from tests.vision.conftest import RECIPE
 
+pytestmark = pytest.mark.report
+
 
 def models(bits):
     size = {"image_size": (8, 12), "channels": 1, "bits": bits}

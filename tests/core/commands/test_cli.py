@@ -70,11 +70,13 @@ class TestDispatch:
         assert "draw         draw something" in capsys.readouterr().out
         assert spare == []
 
+    @pytest.mark.report
     def test_help_of_a_domain_lists_its_recipes(self, spare, capsys, monkeypatch):
         monkeypatch.setattr(cli, "recipes_of", lambda package: {"small_spare": f"a recipe of {package}"})
         cli.main(["spare", "--help"])
         assert "recipes for --config:\n  small_spare  a recipe of spare_domain\n" in capsys.readouterr().out
 
+    @pytest.mark.report
     def test_help_may_come_first(self, spare, capsys):
         cli.main(["help", "spare"])
         assert "draw         draw something" in capsys.readouterr().out
@@ -89,6 +91,7 @@ class TestDispatch:
         assert output.out == ""
         assert output.err.startswith("usage: ")
 
+    @pytest.mark.report
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
@@ -131,6 +134,7 @@ class TestDispatch:
             "`arflows spare draw --help` lists the options.\n"
         )
 
+    @pytest.mark.report
     def test_a_command_takes_its_first_option_as_a_word(self, capsys, fails):
         with pytest.raises(SystemExit, match="0"):
             cli.main(["verify", "--help"])
@@ -181,6 +185,7 @@ class TestRun:
         assert "--data DATA where it comes from. (required, type: Path)" in output
         assert "Not a part of the help" not in output
 
+    @pytest.mark.report
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
@@ -233,6 +238,7 @@ class TestRun:
         assert found == [3, 0.0, 2]
         assert json.loads(json.dumps(found)) == pickle.loads(pickle.dumps(found)) == found
 
+    @pytest.mark.report
     @pytest.mark.parametrize("where", ["words", "config"])
     def test_an_old_option_is_told_its_new_name(self, fails, tmp_path, where):
         config = tmp_path / "draw.yaml"
@@ -314,6 +320,7 @@ def test_console_script():
     assert done.stderr.startswith("error: There is no domain or command 'visoin'. Did you mean vision?")
 
 
+@pytest.mark.report
 def test_python_m_is_the_same():
     done = subprocess.run([sys.executable, "-m", "arflows.core.commands.cli", "visoin"], capture_output=True, text=True)
     assert done.returncode == 2

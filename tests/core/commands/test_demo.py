@@ -74,11 +74,21 @@ def test_domain_without_a_chapter_is_a_failure(install, tmp_path, monkeypatch):
     assert "no attribute" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.report
 def test_interrupt_ends_the_demo(install, tmp_path):
     install(bad_spare=interrupted, good_spare=works)
     with pytest.raises(SystemExit, match="130"):
         main(["demo"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.report
+def test_interrupt_keeps_the_chapters_before_it(install, tmp_path):
+    install(good_spare=works, bad_spare=interrupted, late_spare=works)
+    with pytest.raises(SystemExit, match="130"):
+        main(["demo"])
+    assert (tmp_path / "report.html").read_text().count("It works") >= 1
+    assert not (tmp_path / "runs/demo/late_spare").exists()
 
 
 def test_no_domain_is_a_clear_error(install):

@@ -117,6 +117,7 @@ def test_what_is_no_png_is_refused(write):
         write(Picture(b"\xff\xd8\xff", "A picture.", "something"))
 
 
+@pytest.mark.report
 def test_every_picture_has_a_description(write):
     page = write(
         Picture(png(), "A picture.", "a dark square"), ImageGrid([png(), png()], ["3.4", "3.5"], "Samples.", "a sample")

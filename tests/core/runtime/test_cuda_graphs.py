@@ -14,6 +14,8 @@ from arflows.core.conditioners import CausalTransformer, Guided, MaskedMLP
 from arflows.core.runtime import cuda_graphs
 from arflows.core.runtime.cuda_graphs import replayed
 
+pytestmark = pytest.mark.report
+
 
 class FakeGraph:
     """A capture on the CPU: the attributes of the module are those at the time of the capture."""

@@ -64,6 +64,7 @@ def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
     assert (tmp_path / "samples-0.8/a").exists()
 
 
+@pytest.mark.report
 def test_a_file_is_replaced_only_on_request(tmp_path):
     path = tmp_path / "s.h5"
     refuse_existing(path, overwrite=False)

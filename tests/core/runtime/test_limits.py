@@ -15,6 +15,8 @@ from arflows.core.runtime.limits import LARGEST_SIZE
 from arflows.core.runtime.pretrained import Pretrained
 from tests.golden_models import KINDS
 
+pytestmark = pytest.mark.report
+
 MODELS = Path(__file__).parents[2] / "golden" / "models_v1"
 HUGE = [0, 1, 7, 100, 4096, 10_000, 65_536, 999_999, LARGEST_SIZE, 1_048_576, 10_000_000, 2**31, 2**63, 10**30]
 OTHER = [None, True, False, -1, -(10**9), 0.5, -2.5, 1e300, "4", "", "relu", [], {}, [1, 2], [10**6] * 8, {"a": 1}]

@@ -8,6 +8,8 @@ from arflows.core.flows import NSF
 from arflows.core.likelihood import Estimate, Reference, log_probs
 from tests.core.runtime.no_float64 import Factories, NoFloat64, on_device
 
+pytestmark = pytest.mark.report
+
 
 def test_the_stand_in_refuses_float64():
     x = on_device(torch.randn(3))

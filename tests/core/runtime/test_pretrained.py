@@ -48,6 +48,31 @@ def test_comes_back_the_same(folder):
     assert sorted(os.listdir(folder)) == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
+@pytest.mark.report
+def test_a_run_is_taken_for_its_model(folder):
+    assert Toy.from_pretrained(folder.parent).linear.weight.equal(Toy.from_pretrained(folder).linear.weight)
+
+
+@pytest.mark.report
+def test_everything_with_a_checksum_comes_from_the_hub(folder, monkeypatch, tmp_path):
+    (folder / "training.json").write_text('{"steps": 3}')
+    pretrained.write_checksums(folder)
+    fetched = tmp_path / "fetched"
+
+    def download(name, revision, allow_patterns):
+        fetched.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            if path.name in allow_patterns:
+                (fetched / path.name).write_bytes(path.read_bytes())
+        return str(fetched)
+
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    assert isinstance(Toy.from_pretrained("owner/toy"), Toy)
+    assert pretrained.verify(fetched) == f"{fetched}: a model, 3 files"
+    assert pretrained.training_facts("owner/toy") == {"steps": 3}
+
+
+@pytest.mark.report
 def test_hub_names_go_to_the_hub(folder, monkeypatch):
     monkeypatch.setattr(pretrained, "snapshot_download", lambda name, **_: {"owner/toy": folder}[name])
     assert isinstance(Toy.from_pretrained("owner/toy"), Toy)

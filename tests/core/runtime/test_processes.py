@@ -1,5 +1,8 @@
 """Shares of work; whole verbs in two processes are tested with the domains."""
 
+import os
+
+import pytest
 import torch
 
 from arflows.core.runtime import processes
@@ -23,3 +26,10 @@ def test_another_process_writes_nothing(tmp_path, monkeypatch):
     with new_folder(tmp_path / "folder") as folder:
         (folder / "file").write_text("text")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.report
+def test_cores_are_counted_where_processes_are_not_bound_to_them(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert processes.cores() == 6

@@ -6,6 +6,7 @@ import torch
 from arflows.core.runtime import torch_compat
 
 
+@pytest.mark.report
 def test_transforms_are_noticed():
     seen = []
 
@@ -22,6 +23,7 @@ def test_transforms_are_noticed():
     assert not torch_compat.is_transformed()
 
 
+@pytest.mark.report
 def test_forward_mode_differentiation_is_noticed():
     with torch.autograd.forward_ad.dual_level():
         assert torch_compat.is_transformed()

@@ -104,6 +104,17 @@ def test_yaml_that_unfolds_without_end_is_refused(tmp_path, fails):
     assert str(path) in fails(2, command(train), ["--config", str(path)])
 
 
+@pytest.mark.report
+def test_the_help_lists_only_classes_that_may_be_named(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command(train)(["--help"])
+    text = capsys.readouterr().out
+    assert "CSVLogger" in text
+    assert "EarlyStopping" in text
+    assert "WandbLogger" not in text
+    assert "StochasticWeightAveraging" not in text
+
+
 def test_known_callbacks_may_be_named(options, tmp_path):
     stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "train/nats"}}
     at(options, "trainer.callbacks", [stop, {"class_path": "LearningRateMonitor"}])

@@ -73,6 +73,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
 # ---------------------------------------------------------------------------------------------- the objective
 
 
+@pytest.mark.report
 def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path):
     x = 5 + 3 * torch.randn(64, 4)
     data = InitializingData(x)
@@ -89,6 +90,7 @@ def test_data_dependent_initialisation_comes_once_before_the_first_step(tmp_path
     assert_same(module.state_dict(), weights)
 
 
+@pytest.mark.report
 def test_fine_tuning_keeps_what_was_trained_before():
     def flow():
         return BijectiveFlow(DiagonalNormal((4,)), ActNorm(4))
@@ -101,6 +103,7 @@ def test_fine_tuning_keeps_what_was_trained_before():
     assert_same(again.state_dict(), trained.state_dict())
 
 
+@pytest.mark.report
 def test_a_standardised_flow_is_trained_on_from_the_density_it_has():
     x = torch.randn(256, 2)
     flow = MAF(2, hidden_features=(8,), batch_norm=False)
@@ -115,6 +118,7 @@ def test_a_standardised_flow_is_trained_on_from_the_density_it_has():
         torch.testing.assert_close(flow.eval().log_prob(5 + 3 * x), trained)
 
 
+@pytest.mark.report
 def test_a_flow_trained_without_initialisation_is_not_initialised_later():
     flow, x = BijectiveFlow(DiagonalNormal((4,)), Standardize(4)), torch.randn(64, 4)
     with torch.no_grad():
