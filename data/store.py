@@ -256,7 +256,7 @@ def is_store(path: Path) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
             check_heaps(path, file)
-            return file.attrs.get("format") == FORMAT
+            return bool(np.array_equal(file.attrs.get("format"), FORMAT))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError):
         return True
 

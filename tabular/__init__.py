@@ -1,5 +1,4 @@
 """Density estimation of vectors: the flows of `arflows.core.flows`, from the command line.
 
->>> from arflows.core.flows import VectorFlow
->>> flow = VectorFlow.from_pretrained("runs/power/model")
+A trained model is loaded by ``VectorFlow.from_pretrained("runs/power/model")``.
 """

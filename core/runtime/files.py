@@ -23,7 +23,9 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     files of the others are discarded.
 
     >>> with replacing("runs/figures.csv") as temporary:
-    ...     temporary.write_text("image,bits_per_dim")
+    ...     _ = temporary.write_text("image,bits_per_dim")
+    >>> Path("runs/figures.csv").read_text()
+    'image,bits_per_dim'
 
     Args:
         path: The file.

@@ -55,8 +55,15 @@ def renamed_options(function: Callable[..., Any]) -> Mapping[str, str]:
 class ShortErrors(ArgumentParser):
     """Mixed into a parser of jsonargparse, turns the usage page after a wrong option into one sentence.
 
-    >>> class Parser(ShortErrors, LightningArgumentParser): ...
-    >>> LightningCLI(Model, Data, parser_class=Parser, args=words)
+    >>> import jsonargparse
+    >>> class Parser(ShortErrors, jsonargparse.ArgumentParser):
+    ...     pass
+    >>> parser = Parser(prog="arflows")
+    >>> _ = parser.add_argument("--count", type=int)
+    >>> parser.parse_args(["--cuont", "3"])
+    Traceback (most recent call last):
+    ...
+    arflows.core.runtime.errors.UserError: There is no option '--cuont'. Did you mean --count? ...
 
     Attributes:
         renamed: New names of options by their old names.

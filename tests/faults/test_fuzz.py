@@ -95,7 +95,7 @@ def test_configs(folder, changes):
         options = parser().parse_path(str(path))
         if not any(isinstance(part, int | float) and abs(part) > 64 for part in flat(list(changes.values()))):
             parser().instantiate_classes(options)
-    except (*REFUSALS, OSError) as error:  # of an OSError the command line makes a sentence
+    except (REFUSALS, OSError) as error:  # of an OSError the command line makes a sentence
         assert str(error).strip()
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml"]
 

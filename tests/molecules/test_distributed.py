@@ -5,7 +5,9 @@ import json
 import pytest
 
 from arflows.core.commands.cli import main
+from arflows.core.runtime.pretrained import load_model
 from arflows.molecules import sample
+from arflows.molecules.model import GraphFlow
 from tests.launch import in_processes
 
 
@@ -39,8 +41,9 @@ def begin(out, whole, run):
     content = b"".join(whole.read_bytes().splitlines(keepends=True)[:21])
     part = sample.Part(out, {}, resume=False)
     part.part.write_bytes(content + b"torn")
-    options = {"model": str(run), "count": 45, "property": None, "masks": True, "fragment": None, "min_atoms": 1}
-    options |= {"max_atoms": None, "temperature": 1.0, "seed": 3}
+    model = load_model(GraphFlow, str(run), "cpu").checksum()
+    options = {"model": model, "count": 45, "property": None, "masks": True, "fragment": None, "min_atoms": 1}
+    options |= {"fill_attachments": False, "max_atoms": None, "temperature": 1.0, "seed": 3}
     part.progress.write_text(json.dumps({"options": options, "drawn": 20, "valid": 20, "bytes": len(content)}))
 
 
