@@ -51,12 +51,12 @@ def evaluate(
     flow = load_model(VectorFlow, model, device)
     data = Store(store, expect_domain="tabular")
     given = Rows.read(data, split, flow, Columns.of(model, flow))
-    device = flow.device
+    model_device = flow.device
 
     log_prob = log_probs(flow, given.batches(batch_size, progress=f"evaluating on {split}"))
     loss = Estimate.of(log_prob, None, flow.likelihood)
     some = next(given.first(ROUND_TRIP_ROWS).batches(ROUND_TRIP_ROWS))
-    x, context = some["x"].to(device), some["context"].to(device) if "context" in some else None
+    x, context = some["x"].to(model_device), some["context"].to(model_device) if "context" in some else None
     with torch.no_grad(), use_solver(SOLVERS[solver]()):
         error = relative_residual(flow.decode(flow.encode(x, context), context), x)
     row = None if context is None else context[:1]
@@ -74,7 +74,9 @@ def evaluate(
             "rows": len(x),
         },
         "samples_per_second": {
-            "value": per_second(lambda: flow.sample(batch_size, row, solver=SOLVERS[solver]()), batch_size, device),
+            "value": per_second(
+                lambda: flow.sample(batch_size, row, solver=SOLVERS[solver]()), batch_size, model_device
+            ),
             "batch_size": batch_size,
             "solver": solver,
         },
