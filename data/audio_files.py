@@ -145,7 +145,13 @@ def from_int16(samples: Int16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*sh
 
 
 def write_wav(path: Path, samples: Float32[np.ndarray, " samples"], rate: int) -> None:
-    """Write samples in [-1, 1] as a 16-bit WAV file; what lies outside is cut off."""
+    """Write samples in [-1, 1] as a 16-bit WAV file; what lies outside is cut off.
+
+    Args:
+        path: File to write.
+        samples: Samples of one channel.
+        rate: Sampling rate in Hz.
+    """
     soundfile.write(path, to_int16(samples), rate, subtype="PCM_16", format="WAV")
 
 

@@ -125,7 +125,13 @@ class GraphTransformer(nn.Module):
     def tokens(
         self, types: Int64[Tensor, "batch atoms"], bonds: Float[Tensor, "batch atoms width"], first: int = 0
     ) -> Float[Tensor, "batch atoms width"]:
-        """Atoms, from number ``first`` on, as the transformer reads them; ``bonds`` sums those to earlier atoms."""
+        """Atoms, from number ``first`` on, as the transformer reads them; ``bonds`` sums those to earlier atoms.
+
+        Args:
+            types: Types of the atoms.
+            bonds: Sums of the embeddings of each atom's bonds to earlier atoms.
+            first: Index of the first atom.
+        """
         positions = self.position_embedding.weight[first + 1 : first + 1 + types.shape[1]]
         return self.type_embedding(types) + bonds + positions
 

@@ -183,7 +183,13 @@ class HeldOut(NamedTuple):
 
 
 def stored(data: MoleculeDataModule, split: str, workers: Workers) -> HeldOut:
-    """Return the molecules of a split of a store, whose settings are those of the model."""
+    """Return the molecules of a split of a store, whose settings are those of the model.
+
+    Args:
+        data: The store, opened with the properties of the model.
+        split: The split.
+        workers: The processes that write SMILES.
+    """
     return HeldOut(split, stored_smiles(data.store, split, workers), list(data.loader(split)), {})
 
 
@@ -240,7 +246,13 @@ def asked_of(molecules: HeldOut, count: int, seed: int) -> Float[Tensor, "count 
 
 
 def stored_smiles(store: Store, split: str, workers: Workers) -> list[str]:
-    """Return the canonical SMILES of the molecules of a store."""
+    """Return the canonical SMILES of the molecules of a store.
+
+    Args:
+        store: The store.
+        split: The split.
+        workers: The processes that write SMILES.
+    """
     graphs = decode(store.array(split, "atoms"), store.array(split, "bonds"), MoleculeSpec.from_dict(store.spec))
     return [smiles for smiles in smiles_of_all(graphs, workers) if smiles is not None]
 

@@ -77,6 +77,11 @@ def walk(graph: Graph, order: Order, rng: np.random.Generator | None = None) -> 
 
     With ``rng`` the first atom is drawn uniformly, and so is each next one among those that the order allows; see
     `reorder` for the order without it.
+
+    Args:
+        graph: The graph.
+        order: Breadth or depth first.
+        rng: Source of randomness; None for the first atom and the earliest neighbours.
     """
     neighbours = graph.neighbours()
     visited: list[int] = []

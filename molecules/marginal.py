@@ -159,6 +159,13 @@ def _extend(
     stream.choose_type(rows, kinds)
 
     def decide(logits: Tensor, ids: Tensor, step: int) -> Tensor:
+        """Return the known decisions on a bond, and add their log-probabilities to ``total``.
+
+        Args:
+            logits: Of the choices, (rows, choices).
+            ids: Indices of the prefixes, (rows,).
+            step: Number of the decision on the atom, from 1 on.
+        """
         choice = choices[ids, step - 1]
         total[ids] += _log_prob(logits, choice)
         return choice

@@ -136,7 +136,13 @@ def _sa_score() -> ModuleType:
 
 
 def share(count: int, of: int, what: str) -> dict[str, Any]:
-    """Share and the counts behind it, for JSON; its value is None for a total of 0."""
+    """Share and the counts behind it, for JSON; its value is None for a total of 0.
+
+    Args:
+        count: Number of those counted.
+        of: Number of all.
+        what: Description of all, for reports.
+    """
     return {"value": count / of if of else None, "count": count, "of": of, "what": what}
 
 

@@ -272,7 +272,13 @@ class MoleculeFlow(GraphFlow):
         *,
         masks: bool = False,
     ) -> list[Graph]:
-        """Latents → molecules, by the flow without or with masks."""
+        """Latents → molecules, by the flow without or with masks.
+
+        Args:
+            z: Latents in [0, 1].
+            context: Properties of the molecules, for a conditional model.
+            masks: Decode by the flow with masks, whose bins are wider.
+        """
         with evaluating(self):
             stream = self.bijection.stream(len(z), self._encoded(context, len(z)))
             return self._decoded(grow(stream, FromLatents(z), Masks(self.spec) if masks else None))

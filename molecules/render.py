@@ -34,7 +34,13 @@ def grid_png(smiles: Sequence[str], legends: Sequence[str] | None = None, column
 
 
 def grid_svg(smiles: Sequence[str], legends: Sequence[str] | None = None, columns: int | None = None) -> str:
-    """Draw molecules as `grid_png`, and return the text of an SVG image."""
+    """Draw molecules as `grid_png`, and return the text of an SVG image.
+
+    Args:
+        smiles: SMILES that RDKit can read.
+        legends: A line below each.
+        columns: Molecules in a row; as many as make the grid about square if None.
+    """
     return _draw(rdMolDraw2D.MolDraw2DSVG, smiles, legends, columns).GetDrawingText()
 
 

@@ -144,7 +144,13 @@ def encode(
 def decode(
     atoms: UInt8[np.ndarray, "molecules atoms"], bonds: UInt8[np.ndarray, "molecules bonds 3"], spec: MoleculeSpec
 ) -> list[Graph]:
-    """Read graphs from arrays, as `encode` writes them."""
+    """Read graphs from arrays, as `encode` writes them.
+
+    Args:
+        atoms: Index of the type of each atom plus 1; 0 is padding.
+        bonds: Later atom, earlier atom and order of each bond; rows of zeros are padding.
+        spec: The settings.
+    """
     names = ("", *spec.atom_types)
     counts = (atoms > 0).sum(1).tolist()
     sizes = (bonds[:, :, 2] > 0).sum(1).tolist()

@@ -151,7 +151,13 @@ class Finished(NamedTuple):
 
 
 def finish(batch: Generated, form: str, columns: list[str]) -> Finished:
-    """Sanitise graphs, compute their properties and format them; runs in a worker process."""
+    """Sanitise graphs, compute their properties and format them; runs in a worker process.
+
+    Args:
+        batch: Drawn molecules with their log-probabilities.
+        form: Suffix of the file: .smi, .csv or .sdf.
+        columns: Names of the columns, which are the fields of a record in an .sdf file.
+    """
     lines = io.StringIO()
     table = csv.writer(lines)
     valid = 0

@@ -88,7 +88,13 @@ class MoleculeStream:
     def bind(
         self, rows: Int64[Tensor, " rows"], partner: Int64[Tensor, " rows"], order: Int64[Tensor, " rows"]
     ) -> None:
-        """Bind the next atom to an earlier one, in some of the molecules."""
+        """Bind the next atom to an earlier one, in some of the molecules.
+
+        Args:
+            rows: Rows of these molecules.
+            partner: Index of the earlier atom.
+            order: Order of the bond.
+        """
         atom = self.atom
         near = self.nearness[rows, partner]
         bond = self.conditioner.bonds(order, self.types[rows, partner], near)

@@ -244,6 +244,18 @@ def _root(
     def improve(
         left: Tensor, done: Tensor, x: Tensor, last: Tensor, low: Tensor, high: Tensor, best: Tensor, error: Tensor
     ) -> tuple[Tensor, ...]:
+        """Do one step of Newton's method or bisection for every element.
+
+        Args:
+            left: number of evaluations left.
+            done: True for elements that have converged.
+            x: points of this evaluation.
+            last: steps that led to ``x``.
+            low: lower ends of the brackets.
+            high: upper ends of the brackets.
+            best: points with the smallest residuals so far.
+            error: absolute residuals of ``best``.
+        """
         reached, log_slope = function(x)
         residual = reached - values
         better = residual.abs() < error

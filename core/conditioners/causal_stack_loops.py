@@ -22,7 +22,13 @@ def gate(
     added: Float[Tensor, "groups batch 2*channels"],
     out: Float[Tensor, "rows channels"],
 ) -> None:
-    """Write 2 tanh(a) σ(2b) with (a, b) = gates + added; rows are steps times the batch, steps first."""
+    """Write 2 tanh(a) σ(2b) with (a, b) = gates + added; rows are steps times the batch, steps first.
+
+    Args:
+        gates: Outputs of the convolution, a and b side by side.
+        added: Terms of context and biases; a group is a run of consecutive steps that share them.
+        out: Output of the gates; written.
+    """
     _in_shares(_gate, gates, added, out)
 
 
@@ -34,7 +40,16 @@ def gate_backward(
     grad_gates: Float[Tensor, "rows 2*channels"],
     grad_added: Float[Tensor, "groups batch 2*channels"],
 ) -> None:
-    """Compute the backward pass of `gate`: write its output and the gradient of its gates, add to that of ``added``."""
+    """Compute the backward pass of `gate`: write its output and the gradient of its gates, add to that of ``added``.
+
+    Args:
+        gates: Inputs of `gate`.
+        added: Inputs of `gate`.
+        grad_out: Gradient of the output of `gate`.
+        out: Output of `gate`; recomputed and written.
+        grad_gates: Gradient of ``gates``; written.
+        grad_added: Gradient of ``added``, float32 or wider; added to.
+    """
     _in_shares(_gate_backward, gates, added, grad_out, out, grad_gates, grad_added)
 
 

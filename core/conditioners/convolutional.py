@@ -37,7 +37,14 @@ class ImageConditioner(nn.Module):
         )
 
     def with_context(self, hidden: Tensor, context: Tensor | None, number: int) -> Tensor:
-        """Add a linear function of the context, that of injection ``number``, to every pixel."""
+        """Add a linear function of the context, that of injection ``number``, to every pixel.
+
+        Args:
+            hidden: hidden states, (batch, width, rows, columns).
+            context: context of shape (batch, features), or (batch, features, rows, columns) for one of each pixel; not
+                read by a network without context.
+            number: index of the injection, from 0.
+        """
         if not self.context_features:
             return hidden
         check_context(context, self.context_features)

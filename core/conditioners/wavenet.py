@@ -192,7 +192,15 @@ class WaveNet(AutoregressiveConditioner):
     def added(
         self, folded: Folded, features: Tensor | None, position: int, like: Float[Tensor, "batch rows columns"]
     ) -> Float[Tensor, "layers #batch #rows columns 2*channels"]:
-        """Return the contribution of context and biases to the gates of each layer, for rows from ``position`` on."""
+        """Return the contribution of context and biases to the gates of each layer, for rows from ``position`` on.
+
+        Args:
+            folded: folded weights.
+            features: features of each column, (batch, features, columns), or of each sample in the order of the signal,
+                (batch, features, rows, columns); None for none.
+            position: number of the first row, in the order of generation.
+            like: samples; only the shape is used.
+        """
         if features is None or folded.from_context is None:
             return folded.bias[:, :, None, None].expand(-1, 1, 1, like.shape[2], -1).contiguous()
         features = features[:, :, None] if features.ndim == 3 else self._rows_of(features, position, like.shape[1])
@@ -223,7 +231,13 @@ class WaveNet(AutoregressiveConditioner):
     def belongs(
         self, inside: Float[Tensor, "batch columns"], rows: int, position: int = 0
     ) -> Float[Tensor, "batch rows columns"]:
-        """Return ones for samples that belong to the signal, in rows of generation from ``position`` on."""
+        """Return ones for samples that belong to the signal, in rows of generation from ``position`` on.
+
+        Args:
+            inside: number of samples of each column that belong to the signal.
+            rows: number of rows.
+            position: number of the first row, in the order of generation.
+        """
         return (self._rows_of_signal(position, rows, inside.device)[:, None] < inside[:, None]).to(inside.dtype)
 
     def _rows_of_signal(self, position: int, rows: int, device: torch.device) -> Int[Tensor, " rows"]:

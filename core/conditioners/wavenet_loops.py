@@ -32,7 +32,14 @@ def gated(
     out: Float[Tensor, "batch rows columns channels"],
     least: int = _COLUMNS,
 ) -> None:
-    """Write 2 tanh(a) σ(2b) with (a, b) = gates + added, by threads of at least ``least`` columns."""
+    """Write 2 tanh(a) σ(2b) with (a, b) = gates + added, by threads of at least ``least`` columns.
+
+    Args:
+        gates: outputs of the convolution, a and b side by side.
+        added: terms of context and biases.
+        out: output of the gates; written.
+        least: smallest number of columns for a thread.
+    """
     _in_shares(_gate, gates, added, out, least=least)
 
 
@@ -73,7 +80,15 @@ def carried(
     valid: Float[Tensor, "batch 1 columns 1"],
     out: Float[Tensor, "batch above+rows left+columns channels"],
 ) -> None:
-    """Writes (hidden + mixed + bias) · valid, hidden states lying where convolutions see them; the bias is wide."""
+    """Writes (hidden + mixed + bias) · valid, hidden states lying where convolutions see them; the bias is wide.
+
+    Args:
+        seen: input of the convolution: the hidden states after margins of ``above`` rows and ``left`` columns.
+        mixed: residual path: product of the output of the gates with the weights.
+        bias: bias of the residual path; float32 or wider.
+        valid: ones where columns belong to the signal.
+        out: input of the next convolution, whose margins may differ; written except for its margins.
+    """
     _in_shares(_carry, mixed, seen, bias, valid, out)
 
 

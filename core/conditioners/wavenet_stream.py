@@ -37,15 +37,35 @@ class Network(Protocol):
         """The features of each column, and the number of its samples that belong to the signal."""
 
     def added(self, folded: Folded, features: Tensor | None, position: int, like: Tensor) -> Tensor:
-        """The terms that context and biases add to the gates."""
+        """The terms that context and biases add to the gates.
+
+        Args:
+            folded: folded weights.
+            features: features of each column or sample; None for none.
+            position: number of the first row.
+            like: samples, (batch, rows, columns); only the shape is used.
+        """
 
     def belongs(self, inside: Tensor, rows: int, position: int = 0) -> Tensor:
-        """The samples that belong to the signal."""
+        """The samples that belong to the signal.
+
+        Args:
+            inside: number of samples of each column that belong to the signal, (batch, columns).
+            rows: number of rows.
+            position: number of the first row.
+        """
 
     def rows_given(
         self, before: Tensor, context: Tensor | None, position: int = 0, past: Sequence[Tensor | None] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The parameters of rows, and the inputs of each layer."""
+        """The parameters of rows, and the inputs of each layer.
+
+        Args:
+            before: the row before each row, (batch, rows, columns).
+            context: context as for `WaveNet.forward`.
+            position: number of the first row.
+            past: inputs of each layer for the earlier rows; None for a pass over all rows.
+        """
 
 
 class WaveNetStream(Stream):
@@ -199,6 +219,13 @@ class _RowSteps:
         }
 
         def part(name: str, tile: tuple[slice, slice], width: int) -> Tensor:
+            """Return the view of a buffer for a tile, (examples, columns, width).
+
+            Args:
+                name: name of the buffer in ``rooms``.
+                tile: slices of the batch and of the columns.
+                width: number of values of a column.
+            """
             b, c = tile[0].stop - tile[0].start, tile[1].stop - tile[1].start
             return rooms[name][: b * c * width].view(b, c, width)
 

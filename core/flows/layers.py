@@ -101,7 +101,13 @@ def with_batch_norm(layers: list[Bijection], features: int) -> list[Bijection]:
 
 
 def check_sizes(features: int, context: int, transforms: int) -> None:
-    """Raise UserError if a size is too small for a flow."""
+    """Raise UserError if a size is too small for a flow.
+
+    Args:
+        features: number of features of an example; at least 1.
+        context: number of features of the context; 0 for none.
+        transforms: number of transforms; at least 1.
+    """
     if features < 1 or context < 0 or transforms < 1:
         raise UserError(
             f"features={features} and transforms={transforms} must be at least 1, context={context} at least 0"

@@ -236,7 +236,13 @@ class _Allowance(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def register(self, module: nn.Module, name: str, value: nn.Module | Tensor | None) -> None:
-        """Count a part of a module, and the memory of tensors for as long as they live."""
+        """Count a part of a module, and the memory of tensors for as long as they live.
+
+        Args:
+            module: Module that receives the part.
+            name: Name of the part in the module.
+            value: Parameter, buffer or submodule.
+        """
         if threading.get_ident() != self.thread:
             return
         self._look_at_the_clock()

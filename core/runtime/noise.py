@@ -79,7 +79,15 @@ class Noise:
     def draw(
         self, distribution: Distribution, first: int, count: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> Float[Tensor, "count *shape"]:
-        """Numbers of one of the two distributions in a given precision; uniform ones stay below 1."""
+        """Numbers of one of the two distributions in a given precision; uniform ones stay below 1.
+
+        Args:
+            distribution: Standard normal, or uniform in [0, 1).
+            first: The index of the first example.
+            count: The number of examples.
+            shape: The shape of an example.
+            dtype: The precision.
+        """
         if distribution == "normal":
             return self.normal(first, count, shape).to(dtype)
         return self.uniform(first, count, shape).to(dtype).clamp_max_(1 - torch.finfo(dtype).eps / 2)
@@ -95,12 +103,24 @@ class Noise:
 
 
 def seed_of(seed: int, stream: str, index: int = 0) -> int:
-    """The seed, of 63 bits, of a step's, batch's or example's noise: `Noise.seed` of that stream and index."""
+    """The seed, of 63 bits, of a step's, batch's or example's noise: `Noise.seed` of that stream and index.
+
+    Args:
+        seed: The seed of the whole task, any integer.
+        stream: The purpose of the numbers.
+        index: The index of the step, batch or example.
+    """
     return Noise(seed, stream).seed(index)
 
 
 def torch_generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """A generator of PyTorch on the CPU, seeded by `seed_of`."""
+    """A generator of PyTorch on the CPU, seeded by `seed_of`.
+
+    Args:
+        seed: The seed of the whole task, any integer.
+        stream: The purpose of the numbers.
+        index: The index of the step, batch or example.
+    """
     return torch.Generator().manual_seed(seed_of(seed, stream, index))
 
 

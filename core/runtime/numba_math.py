@@ -15,6 +15,15 @@ def add_products(total: Any, weights: Any, inputs: Any, first: int, last: int, l
     """Add Σ_k weights_k · inputs_kj to total_j, for k in [first, last) and j in [left, right).
 
     Eight values of k at a time, so that the totals are read and written less often.
+
+    Args:
+        total: Sums of shape (columns,); added to.
+        weights: Weights of shape (rows,).
+        inputs: Inputs of shape (rows, columns).
+        first: First row k.
+        last: End of the rows, exclusive.
+        left: First column j.
+        right: End of the columns, exclusive.
     """
     whole = last - (last - first) % 8
     for k in range(first, whole, 8):

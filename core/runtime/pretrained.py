@@ -176,7 +176,13 @@ class Pretrained(nn.Module):
         return model.eval()
 
     def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
-        """Uploads the model to the Hugging Face Hub as ``owner/name`` and returns the address of the commit."""
+        """Uploads the model to the Hugging Face Hub as ``owner/name`` and returns the address of the commit.
+
+        Args:
+            name: The repository, ``owner/name``; created if it does not exist.
+            private: Create a private repository; an existing one stays as it is.
+            token: The access token; None for that of the local login.
+        """
         api = HfApi(token=token)
         api.create_repo(name, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:

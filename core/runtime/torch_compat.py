@@ -27,7 +27,13 @@ def is_transformed() -> bool:
 
 
 def lerp_all_(tensors: list[Tensor], ends: list[Tensor], weight: float) -> None:
-    """Replace each tensor by ``tensor + weight · (end − tensor)``, all of them in one call."""
+    """Replace each tensor by ``tensor + weight · (end − tensor)``, all of them in one call.
+
+    Args:
+        tensors: Tensors to change in place.
+        ends: Tensors of the same shapes, reached at weight 1.
+        weight: Weight of the ends, in [0, 1].
+    """
     torch._foreach_lerp_(tensors, ends, weight)
 
 

@@ -242,6 +242,13 @@ class ExponentialMovingAverage(SwappingAverage):
 
     def __init__(self, decay: float, guard: NonFiniteGuard) -> None:
         def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            """Move averaged tensors of one dtype towards the current ones.
+
+            Args:
+                averaged: Averages; changed in place.
+                current: Weights or buffers of the model.
+                count: Number of updates so far.
+            """
             if averaged[0].is_floating_point():
                 lerp_all_(averaged, current, 1 - min(decay, (1 + float(count)) / (10 + float(count))))
             else:

@@ -165,7 +165,13 @@ class RunCheckpoint(FixedNameCheckpoint):
                 self.save_now(trainer)
 
     def write_state(self, trainer: Trainer, path: str, target: str | None = None) -> None:
-        """Write the logs to disk first, so that none are missing before the step at which a run resumes."""
+        """Write the logs to disk first, so that none are missing before the step at which a run resumes.
+
+        Args:
+            trainer: Trainer of the run.
+            path: File of the state.
+            target: Not used: the state is written to a new file beside ``path``, which then replaces it.
+        """
         for logger in trainer.loggers:
             logger.save()
         filepath = Path(path)
