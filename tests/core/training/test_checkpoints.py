@@ -114,7 +114,7 @@ def test_the_newest_sound_one_is_found(path, sound):
     best.write_bytes(sound)
     assert newest_sound(path.parent, warnings.append) == best
     best.unlink()
-    with pytest.raises(UserError, match="no state that is sound"):
+    with pytest.raises(UserError, match="holds no undamaged state"):
         newest_sound(path.parent, warnings.append)
 
 
