@@ -94,7 +94,7 @@ class TrainingMels(InitializedFromData):
         alike = float(torch.corrcoef(torch.stack([spectrum, self.mean.double().cpu()]))[0, 1])
         factor = math.log(10)
         near = abs(factor * level - usual) < min(abs(level - usual), usual_contrast)
-        if self.spec.log_base == "e" and alike > 0.5 and near and contrast < 0.45 * usual_contrast:
+        if self.spec.log_base == "e" and alike > 0.5 and near and contrast < 0.6 * usual_contrast:
             return "the common logarithm (log10) where the natural one is expected"
         return None
 
