@@ -65,7 +65,11 @@ def prepare(
         overwrite: Replace an existing store.
     """
     refuse_existing(out, overwrite)
-    if white > WHITE:
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}: give a number from 0 up to, not including, 1.")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}: give a number from 1 up.")
+    if not 1 <= white <= WHITE:
         raise UserError(f"white is {white}: give a number from 1 to {WHITE}.")
     images = _open(source, test, root, download)
     spec = _spec(images, None if image_size is None else _size(image_size), channels)

@@ -240,6 +240,10 @@ class TestBadInput:
         assert str(value) in message
         assert not out.exists()
 
+    @pytest.mark.parametrize("options", [{"val_fraction": 1.0}, {"val_fraction": -0.1}, {"limit": 0}], ids=str)
+    def test_settings_out_of_range_from_python(self, npz, out, options):
+        self.refused(out, f"{next(iter(options))} is .*: give a number", npz, **options)
+
     def test_one_image_cannot_be_split(self, npz, out):
         self.refused(out, "only 1 training image", npz, limit=1)
 
